@@ -1,0 +1,73 @@
+/*
+ * A checked view of one group of the configuration file.
+ *
+ * Every key is asked for by name with what is allowed; asking also makes it known. config_node_done()
+ * then refuses keys nobody asked for. Every error is reported as
+ *   FILE:LINE: pools[0].health.idle_ms: 5000000 is not allowed: a whole number from 10 to 3600000
+ * and counted; reading goes on, so that one run shows all that is wrong.
+ *
+ * Owner: lives on the stack of whoever reads the group; strings it hands out live as long as the
+ * config_t. Threads: one.
+ */
+#ifndef TG_DAEMON_CONFIG_NODE_H
+#define TG_DAEMON_CONFIG_NODE_H
+
+#include <libconfig.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct config_report {
+	const char *file;
+	unsigned errors;
+	void (*print)(void *owner, const char *line); /* one complaint, without newline; NULL: stderr */
+	void *owner;
+};
+
+#define CONFIG_NODE_KEYS 48u
+
+struct config_node {
+	config_setting_t *setting; /* NULL: the group is absent, every key has its default */
+	struct config_report *report;
+	char path[160]; /* "pools[0].health", for errors */
+	const char *asked[CONFIG_NODE_KEYS];
+	unsigned asked_count;
+};
+
+/* One of a list of words. */
+struct config_choice {
+	const char *word; /* NULL ends the list */
+	int value;
+};
+
+void config_node_init(struct config_node *node, config_setting_t *setting, struct config_report *report,
+    const char *path);
+
+/* Each returns 1 if the key was there and good (value stored), 0 if absent (value untouched), or
+ * -TG_EINVAL (reported, value untouched). */
+int config_node_int(struct config_node *node, const char *key, int64_t *value, int64_t min, int64_t max);
+int config_node_u32(struct config_node *node, const char *key, uint32_t *value, uint32_t min, uint32_t max);
+int config_node_bool(struct config_node *node, const char *key, int *value);
+/* min_len and max_len in bytes; the string stays the config's. */
+int config_node_string(struct config_node *node, const char *key, const char **value, size_t min_len,
+    size_t max_len);
+int config_node_choice(struct config_node *node, const char *key, int *value,
+    const struct config_choice *choices);
+/* key names a file whose content (one trailing newline removed, at most max bytes) becomes *value,
+ * malloced, the caller's to wipe and free (config_secret_free). */
+int config_node_secret_file(struct config_node *node, const char *key, char **value, size_t max);
+/* A child group, or list element; child is initialised in every case (absent: all defaults). */
+int config_node_group(struct config_node *node, const char *key, struct config_node *child);
+/* A list of groups or strings: its length, 0 when absent. */
+int config_node_list(struct config_node *node, const char *key, struct config_node *list);
+void config_node_element(const struct config_node *list, unsigned index, struct config_node *element);
+
+/* Reports a problem with a key (NULL: the group itself). Always returns -TG_EINVAL. */
+int config_node_error(const struct config_node *node, const char *key, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Reports every key nobody asked for, and what would have been allowed. Returns 0 or -TG_EINVAL. */
+int config_node_done(struct config_node *node);
+
+void config_secret_free(char *secret);
+
+#endif

@@ -1,0 +1,95 @@
+#include "driver.h"
+
+#include "shm/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+int
+message_header_next(const struct message *message, uint32_t *offset, struct header_view *header)
+{
+	uint16_t lens[2];
+	uint32_t left = message->headers_len - *offset;
+
+	if (left < sizeof(lens))
+		return 0;
+	const uint8_t *at = message->headers + *offset;
+	memcpy(lens, at, sizeof(lens));
+	if ((uint32_t)lens[0] + lens[1] > left - sizeof(lens))
+		return 0;
+	header->name_len = lens[0];
+	header->value_len = lens[1];
+	header->name = at + sizeof(lens);
+	header->value = header->name + lens[0];
+	*offset += (uint32_t)sizeof(lens) + lens[0] + lens[1];
+	return 1;
+}
+
+static void
+emit(struct session *session, const struct driver_event *event)
+{
+	session->events.emit(session->events.owner, event);
+}
+
+void
+driver_emit(struct session *session, enum driver_event_type type, uint64_t seq)
+{
+	emit(session, &(struct driver_event){ .type = type, .seq = seq });
+}
+
+void
+driver_ack(struct session *session, enum driver_event_type type, uint64_t seq, uint8_t outcome,
+    uint64_t reference)
+{
+	emit(session,
+	    &(struct driver_event){ .type = type, .seq = seq, .outcome = outcome, .reference = reference });
+}
+
+void
+driver_nack(struct session *session, uint64_t seq, uint32_t code, const char *text, size_t text_len)
+{
+	emit(session,
+	    &(struct driver_event){
+	        .type = EV_NACK, .seq = seq, .code = code, .text = text, .text_len = text_len });
+}
+
+int
+driver_fatal(struct session *session, enum driver_fatal kind, uint32_t code, const char *format, ...)
+{
+	char text[240];
+	va_list args;
+
+	va_start(args, format);
+	int n = vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	emit(session,
+	    &(struct driver_event){ .type = EV_FATAL,
+	        .fatal = kind,
+	        .code = code,
+	        .text = text,
+	        .text_len = n < 0                    ? 0
+	            : (size_t)n < sizeof(text) ? (size_t)n
+	                                             : sizeof(text) - 1 });
+	return -TG_EPROTOCOL;
+}
+
+#define X(name) extern const struct driver driver_##name;
+#include "drivers.def"
+#undef X
+
+const struct driver *const driver_list[] = {
+#define X(name) &driver_##name,
+#include "drivers.def"
+#undef X
+	NULL
+};
+
+const struct driver *
+driver_find(const char *name)
+{
+	for (unsigned i = 0; driver_list[i] != NULL; i++)
+		if (strcmp(driver_list[i]->name, name) == 0)
+			return driver_list[i];
+	return NULL;
+}

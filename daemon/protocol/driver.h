@@ -1,0 +1,221 @@
+/*
+ * A driver: one broker protocol as pure bytes in, bytes and events out.
+ *
+ * A driver owns no socket, timer, clock, random source or thread. link.c reads the socket and
+ * gives the bytes to input(); what the driver wants to send it appends to a struct out; what it
+ * learned it says through events. So a driver is replayed from a transcript whole, byte by byte or
+ * cut anywhere, with identical events, and the fuzzer drives the same entry.
+ *
+ * Life of a session (one per connection, made anew for each):
+ *
+ *   open ── start ── input* ──► EV_UP ── { publish | probe | input }* ── goodbye ── close
+ *                       │ EV_FATAL at any time: the link closes the connection
+ *
+ * Sequence numbers. The link numbers the messages it publishes on a session 0, 1, 2 … and knows
+ * nothing of packet ids, delivery tags or reply subjects; the driver maps between the two. Every
+ * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, or by the link itself
+ * when the connection fails, or when the last byte is written and the message was
+ * DRIVER_PUBLISHED_NO_ACK. The driver must tolerate any input: it never asserts on the broker's
+ * bytes, and an answer to a seq that is not outstanding is its own to detect (EV_FATAL or ignored,
+ * as the protocol says).
+ *
+ * Threads: everything of a session is used by the one thread of its shard. A struct
+ * driver_settings is read-only after configure().
+ */
+#ifndef TG_DAEMON_DRIVER_H
+#define TG_DAEMON_DRIVER_H
+
+#include "daemon/out.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct config_node; /* daemon/config_node.h: a checked view of a libconfig group */
+
+/* A message to frame. Topic, key and headers are the daemon's copies; the body may lie in a ring. */
+struct message {
+	uint64_t position;
+	uint64_t lane_id;
+	uint64_t published_ns; /* monotonic */
+	const uint8_t *topic;
+	const uint8_t *key;
+	const uint8_t *headers; /* packed: u16 name_len, u16 value_len, name, value; checked whole */
+	const uint8_t *body;
+	uint32_t topic_len;
+	uint32_t key_len;
+	uint32_t headers_len;
+	uint32_t body_len;
+	uint32_t expiry_ms; /* what is left until its deadline, for protocols that carry it; never 0 */
+	uint32_t attempt;   /* 1: the first time it is given to a link */
+	int retain;         /* RECORD_F_RETAIN */
+};
+
+/* Walks packed headers. Returns 1 and fills in, 0 at the end. */
+struct header_view {
+	const uint8_t *name;
+	const uint8_t *value;
+	uint16_t name_len;
+	uint16_t value_len;
+};
+int message_header_next(const struct message *message, uint32_t *offset, struct header_view *header);
+
+enum driver_event_type {
+	EV_UP,        /* handshake done; the link may probe, then publish */
+	EV_ALIVE,     /* the answer to a probe */
+	EV_ACK,       /* seq: that one has `outcome` */
+	EV_ACK_UPTO,  /* seq: that one and all before it that are outstanding have `outcome` */
+	EV_NACK,      /* seq: rejected; code, text */
+	EV_AGAIN,     /* seq: not taken, and certainly not kept: send it again, here or elsewhere */
+	EV_BLOCKED,   /* the broker asks for silence: unwritable, alive; text */
+	EV_UNBLOCKED, /* … and takes it back */
+	EV_WINDOW,    /* seq: the most unanswered messages the broker allows from now on (> 0) */
+	EV_MAX_BODY,  /* seq: the most bytes of body the broker allows */
+	EV_ENDPOINT,  /* text: "host:port" of another broker of this cluster */
+	EV_LEAVING,   /* the broker will go soon: drain and reconnect elsewhere */
+	EV_TLS,       /* switch to TLS now (protocols that start in the clear); then start_tls() */
+	EV_FATAL,     /* the session is over; kind, code, text */
+};
+
+/* Why a session ended, as far as it matters to the breaker and to the admin. */
+enum driver_fatal {
+	FATAL_PROTOCOL, /* what the broker sent makes no sense, or breaks a limit */
+	FATAL_REFUSED,  /* credentials or rights: trying again soon will not help; back off to the cap */
+	FATAL_CLOSED,   /* the broker closes in its own good order; text says why */
+	FATAL_UNUSABLE, /* not a broker to publish to now (read-only replica, loading): use another */
+};
+
+struct driver_event {
+	enum driver_event_type type;
+	uint64_t seq;
+	uint64_t reference;      /* EV_ACK: the broker's number for the message; 0: none */
+	uint8_t outcome;         /* EV_ACK, EV_ACK_UPTO: TG_DELIVERED or TG_SENT */
+	enum driver_fatal fatal; /* EV_FATAL */
+	uint32_t code;           /* EV_NACK (1..65535), EV_FATAL; 0: none */
+	const char *text;        /* may be NULL; text_len bytes, not terminated; good during the call only */
+	size_t text_len;
+};
+
+/* Where a driver says its events. The link fills it in; a test records. */
+struct driver_events {
+	void (*emit)(void *owner, const struct driver_event *event);
+	void *owner;
+};
+
+/* What is particular to one connection. Strings are the link's and outlive the session. */
+struct session_params {
+	const char *client_id; /* unique per link and per start of the daemon */
+	const char *host;      /* of the broker's address, for protocols that name it (AMQP vhost no, STOMP host) */
+	uint32_t keepalive_s;  /* the longest the link lets pass without sending; from the pool's health */
+	uint32_t window;       /* the most unanswered messages the link will allow itself */
+	uint64_t random;       /* from the shard's source, for names that must not repeat */
+	int tls;               /* the connection is encrypted already */
+};
+
+/* A session is the driver's own struct that begins with this. */
+struct session {
+	const struct driver *driver;
+	const void *settings;
+	const struct session_params *params;
+	struct driver_events events;
+};
+
+enum driver_published {
+	DRIVER_PUBLISHED = 0,        /* framed; an event will answer it */
+	DRIVER_PUBLISHED_NO_ACK = 1, /* framed; TG_SENT once its last byte is written */
+	DRIVER_REJECTED = 2,         /* not framed, nothing appended: TG_REJECTED with *code and *text */
+	DRIVER_FULL = 3,             /* not framed: no room in the protocol's own window; ask again after an answer */
+};
+
+/* Why publish() rejected: code is the protocol's where it has one, else enum driver_reject. */
+struct driver_rejection {
+	uint32_t code;
+	const char *text; /* static, or in `buffer` */
+	char buffer[200];
+};
+
+/* Codes of rejections no broker was asked about. */
+enum driver_reject {
+	REJECT_TOPIC = 0xff01,  /* topic not allowed by the protocol */
+	REJECT_BODY = 0xff02,   /* body too large for the broker */
+	REJECT_HEADER = 0xff03, /* a header cannot be expressed in the protocol */
+	REJECT_KEY = 0xff04,
+};
+
+struct driver {
+	const char *name;      /* as in the configuration, e.g. "mqtt" */
+	uint16_t default_port;
+	uint16_t tls_port;
+	size_t settings_size;
+	size_t session_size;
+	const char *alpn; /* wanted in TLS; NULL: none */
+	unsigned flags;   /* enum driver_flags */
+
+	/*
+	 * Reads the pool's group of the driver's name (NULL: absent, all defaults) into settings, zeroed
+	 * before. Returns 0, or -TG_EINVAL after config_node_error() said why. settings_free accepts
+	 * half-filled settings and wipes secrets.
+	 */
+	int (*configure)(void *settings, const struct config_node *group);
+	void (*settings_free)(void *settings);
+
+	/* session is zeroed but for its struct session. Returns 0 or -TG_ENOMEM. close accepts a half-open one. */
+	int (*open)(struct session *session);
+	void (*close)(struct session *session);
+
+	/* Connected (and, unless EV_TLS is used, encrypted): first bytes, if the client speaks first. */
+	int (*start)(struct session *session, struct out *out);
+
+	/*
+	 * Bytes from the broker, any number, cut anywhere. Returns how many it consumed (the link keeps
+	 * the rest and gives it again, in front of what comes next, once more has come), or a negative
+	 * TG_E after EV_FATAL. It must consume or fail before it is offered more than DRIVER_INPUT_MAX
+	 * bytes. Answers go to out.
+	 */
+	ssize_t (*input)(struct session *session, const uint8_t *bytes, size_t len, struct out *out);
+
+	/*
+	 * Frames a message and gives it `seq` (one more than the last that was framed). Bodies of
+	 * OUT_REF_MIN bytes or more are appended by reference (out_ref) where framing does not depend on
+	 * them. Returns enum driver_published, or -TG_ENOMEM with nothing appended.
+	 */
+	int (*publish)(struct session *session, uint64_t seq, const struct message *message, struct out *out,
+	    struct driver_rejection *rejection);
+
+	/* After the last publish of a turn: protocols that ask for a flush (NATS core PING). May be NULL. */
+	int (*flush)(struct session *session, struct out *out);
+
+	/* A round trip that only the broker's application can answer; EV_ALIVE follows. */
+	int (*probe)(struct session *session, struct out *out);
+
+	/* Orderly farewell. May be NULL. */
+	int (*goodbye)(struct session *session, struct out *out);
+};
+
+enum driver_flags {
+	DRIVER_F_SERVER_FIRST = 1u << 0, /* the broker speaks first; in TLS pools EV_TLS decides when */
+};
+
+/* The most a driver may leave unconsumed: larger frames are consumed piecemeal or refused. */
+#define DRIVER_INPUT_MAX (256u << 10)
+
+/* Says an event with nothing but its type and seq. */
+void driver_emit(struct session *session, enum driver_event_type type, uint64_t seq);
+
+/* EV_ACK_UPTO or EV_ACK with an outcome. */
+void driver_ack(struct session *session, enum driver_event_type type, uint64_t seq, uint8_t outcome,
+    uint64_t reference);
+
+/* EV_NACK. text may be NULL. */
+void driver_nack(struct session *session, uint64_t seq, uint32_t code, const char *text, size_t text_len);
+
+/* EV_FATAL with a printf text; returns -TG_EPROTOCOL, for `return driver_fatal(...)`. */
+int driver_fatal(struct session *session, enum driver_fatal kind, uint32_t code, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* Finds a driver by its configuration name, or NULL. */
+const struct driver *driver_find(const char *name);
+
+/* The list, in protocol/drivers.def order; NULL-terminated. */
+extern const struct driver *const driver_list[];
+
+#endif

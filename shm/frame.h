@@ -1,0 +1,90 @@
+/*
+ * What client and daemon say on the control socket (AF_UNIX, SOCK_SEQPACKET: one frame a packet).
+ *
+ *   client                                  daemon
+ *   LANE_OPEN  pool, geometry        ->
+ *                                    <-     LANE_OPENED  + memfd, doorbell, bell   or  ERROR
+ *   LANE_CLOSE lane_id               ->
+ *                                    <-     LANE_CLOSED                            or  ERROR
+ *   LANE_RETURN lane_id, doorbell..  ->     (after a daemon's death)
+ *     + memfd, doorbell, bell        <-     LANE_RETURNED                          or  ERROR
+ *
+ * Requests are answered in order, one answer each; a client may send several ahead. A frame of
+ * another ABI is answered with ERROR TG_EVERSION, whose head keeps this shape for ever, so that
+ * any two versions understand at least that. Closing the socket hands all its lanes' committed
+ * records to the daemon to finish.
+ *
+ * Descriptors: memfd is the lane's memory. doorbell (an eventfd, one for each client) wakes the
+ * daemon. bell (an eventfd, one for each lane) wakes the client.
+ */
+#ifndef TG_SHM_FRAME_H
+#define TG_SHM_FRAME_H
+
+#include "lane.h"
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#define FRAME_MAGIC UINT32_C(0x74646631) /* "1fdt" */
+#define FRAME_FDS 3u                     /* most descriptors in a frame */
+#define FRAME_TEXT 240u
+
+enum frame_type {
+	FRAME_ERROR = 1,
+	FRAME_LANE_OPEN = 2,
+	FRAME_LANE_OPENED = 3,
+	FRAME_LANE_CLOSE = 4,
+	FRAME_LANE_CLOSED = 5,
+	FRAME_LANE_RETURN = 6,
+	FRAME_LANE_RETURNED = 7,
+};
+
+enum frame_fd { FRAME_FD_MEMFD, FRAME_FD_DOORBELL, FRAME_FD_BELL };
+
+struct frame {
+	uint32_t magic;
+	uint32_t abi; /* LANE_ABI of the sender */
+	uint32_t type;
+	uint32_t serial; /* of the request; its answer repeats it */
+	union {
+		struct {
+			int32_t code; /* TG_E…, positive */
+			uint32_t pad;
+			char text[FRAME_TEXT]; /* object, value and limit, in words */
+		} error;
+		struct {
+			uint64_t sq_bytes;   /* 0: default */
+			uint32_t cq_entries; /* 0: default */
+			uint32_t flags;      /* none yet */
+			char pool[LANE_POOL_NAME];
+			char name[32]; /* of the program, for the admin's eyes */
+		} open;
+		struct {
+			uint64_t lane_id;
+			uint64_t sq_bytes;
+			uint32_t cq_entries;
+			uint32_t flags;
+		} lane; /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURN, LANE_RETURNED */
+	} u;
+};
+
+_Static_assert(sizeof(struct frame) == 16 + 8 + FRAME_TEXT, "control ABI");
+
+/* A zeroed frame with its head filled in. */
+void frame_init(struct frame *frame, enum frame_type type, uint32_t serial);
+
+/*
+ * Sends a frame and nfds descriptors (they stay the caller's). Returns 0, -TG_ECLOSED when the peer
+ * is gone, -TG_EAGAIN when a non-blocking socket is full, -TG_ESYSTEM with errno set.
+ */
+int frame_send(int fd, const struct frame *frame, const int *fds, unsigned nfds);
+
+/*
+ * Receives one frame. fds (FRAME_FDS of them) are set to the descriptors received, close-on-exec,
+ * the caller's to close, or -1. Returns 0, -TG_ECLOSED at end of file, -TG_EAGAIN, -TG_EPROTOCOL for
+ * a packet that is no frame (its descriptors are closed), -TG_EVERSION for a frame of another ABI
+ * (frame->serial is good), -TG_ESYSTEM with errno set. Strings in the frame are terminated.
+ */
+int frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS]);
+
+#endif

@@ -1,0 +1,370 @@
+/*
+ * The two rings of a lane: records go to the daemon (SQ), completions come back (CQ).
+ *
+ * Positions are free-running 64-bit byte counts of the SQ; counts are free-running 64-bit
+ * numbers of completions. Both are compared by subtraction only and reduced to an offset with
+ * the side's own mask.
+ *
+ *   SQ      sq_head               pos of each record               sq_tail
+ *           |  released below     |                                |
+ *           v                     v                                v
+ *     ......[record][record][record][record][record][record][record]........
+ *            done    done    sent    sent    unsent  unsent  unsent
+ *                                            ^ sq_sent: nothing at or above was ever sent
+ *
+ *   CQ      cq_head [completion][completion][completion] cq_tail
+ *
+ *  Invariants
+ *  I1  0 <= sq_tail - sq_head <= sq_bytes                 0 <= cq_tail - cq_head <= cq_entries
+ *  I2  [sq_head, sq_tail) holds whole records; the rest of the ring is the producer's to write
+ *  I3  sq_tail, cq_head, waiting are written by the client alone; sq_head, sq_sent, cq_tail,
+ *      asleep, writable, closed by the daemon alone
+ *  I4  published - cq_head <= cq_entries (the producer keeps a completion slot for each record
+ *      before it commits it), and the daemon holds at most cq_entries records admitted and not
+ *      released: so the CQ cannot overflow, and the entry that finished an unreleased record is
+ *      never overwritten
+ *  I5  a record in [sq_head, sq_tail) is finished exactly when an entry among the last
+ *      cq_entries below cq_tail has its position: the release-store of cq_tail is the one
+ *      commit point
+ *  I6  sq_sent is stored before any byte of the record at sq_sent - 1 is given to a socket
+ *
+ *  Trust
+ *  T1  geometry is copied out and checked at attach, never read again
+ *  T2  each end keeps its own cursor privately and only publishes it
+ *  T3  a peer's word is loaded once, checked, and then only the local is used
+ *  T4  the daemon copies a record's header out once and uses only the copy; topic, key and
+ *      headers are copied before they are looked at; a body is only ever passed on
+ *  T5  zero is never a valid record: a punched hole reads as zeros
+ *
+ *  Ordering pairs
+ *  A   client store-release sq_tail  -> daemon load-acquire sq_tail   sees the tail: sees the bytes
+ *  B   daemon store-release sq_head  -> client load-acquire sq_head   daemon's loads are over
+ *  C   client store sq_tail; FENCE; load asleep  ||  daemon store asleep; FENCE; load sq_tail
+ *      one of the two loads sees the other's store. With LANE_F_EXPEDITED the daemon raises
+ *      both fences at once (membarrier) and the client's is the compiler's alone
+ *  D   daemon store-release cq_tail  -> client load-acquire cq_tail   sees the tail: sees entries
+ *  E   client store-release cq_head  -> daemon load-acquire cq_head   client's loads are over
+ *  F   daemon store cq_tail; FENCE; load waiting  ||  client store waiting; FENCE; load cq_tail
+ *  G   daemon store cq_tail before store-release sq_head              never released unfinished
+ */
+#ifndef TG_SHM_RING_H
+#define TG_SHM_RING_H
+
+#include "error.h"
+#include "lane.h"
+#include "order.h"
+
+#include <string.h>
+
+/*
+ * A message as it lies in the SQ, 8-aligned:
+ *   struct record | topic | key | headers | body | zero to seven bytes
+ * headers: any number of { u16 name_len, u16 value_len, name, value }, native byte order.
+ */
+struct record {
+	uint32_t size;         /* from here to the next record; a multiple of 8 */
+	uint32_t check;        /* record_check(position) */
+	uint64_t tag;          /* the producer's own, returned in the completion */
+	uint64_t published_ns; /* CLOCK_MONOTONIC_COARSE at publish */
+	uint32_t timeout_ms;   /* from published_ns; 0: the pool's message_timeout_ms */
+	uint32_t body_len;
+	uint16_t topic_len;
+	uint16_t key_len;
+	uint16_t headers_len;
+	uint16_t flags; /* enum record_flags */
+	uint32_t cancel; /* the only word written after commit: non-zero asks for TG_CANCELLED */
+	uint32_t reserved;
+};
+
+_Static_assert(sizeof(struct record) == 48, "lane ABI");
+_Static_assert(offsetof(struct record, cancel) == 40, "lane ABI");
+
+enum record_flags {
+	RECORD_F_QUIET = 1u << 0,  /* no completion wanted for DELIVERED or SENT; the library swallows it */
+	RECORD_F_RETAIN = 1u << 1, /* protocols that know it (MQTT): the broker keeps it for new subscribers */
+	RECORD_F_ALL = RECORD_F_QUIET | RECORD_F_RETAIN,
+};
+
+/* The answer to one record. */
+struct completion {
+	uint64_t position;   /* of its record */
+	uint64_t tag;        /* its record's */
+	uint64_t reference;  /* the broker's own number for it (stream sequence, offset); 0: none */
+	uint32_t elapsed_us; /* from published_ns to the answer, at the coarse clock's resolution */
+	uint16_t code;       /* the broker's reason code; 0: none */
+	uint8_t outcome;     /* enum tg_outcome; TG_SWALLOWED once the library has consumed it out of turn */
+	uint8_t info;        /* low 7 bits: attempts, 127 means 127 or more; top bit: was RECORD_F_QUIET */
+};
+
+_Static_assert(sizeof(struct completion) == 32, "lane ABI");
+
+#define COMPLETION_SWALLOWED 0u /* written by the client alone, in place of an outcome */
+#define COMPLETION_QUIET 0x80u
+#define COMPLETION_ATTEMPTS 0x7fu
+
+/* Never equal for two neighbouring positions, so stale bytes of an earlier lap are not a record. */
+static inline uint32_t
+record_check(uint64_t position)
+{
+	return (uint32_t)(position >> 3) * UINT32_C(2654435761) ^ UINT32_C(0x74646772);
+}
+
+/* Bytes a record takes in the ring. The caller has checked the lengths against the lane's limit. */
+static inline uint64_t
+record_bytes(uint64_t topic_len, uint64_t key_len, uint64_t headers_len, uint64_t body_len)
+{
+	return (sizeof(struct record) + topic_len + key_len + headers_len + body_len + 7u) & ~UINT64_C(7);
+}
+
+/* ---- SQ, the client's end ---- */
+
+/* Owned by the thread that owns the lane. Zeroed: not attached. */
+struct sq_producer {
+	uint8_t *data;
+	uint64_t mask;
+	uint64_t tail;      /* what has been committed */
+	uint64_t head_seen; /* the last good sq_head */
+	uint64_t *tail_word;
+	const uint64_t *head_word;
+};
+
+static inline void
+sq_producer_init(struct sq_producer *sq, const struct lane_map *map, uint64_t tail)
+{
+	sq->data = map->sq;
+	sq->mask = map->geo.sq_bytes - 1;
+	sq->tail = tail;
+	sq->head_seen = tail;
+	sq->tail_word = &map->client->sq_tail;
+	sq->head_word = &map->daemon->sq_head;
+}
+
+/*
+ * Reads sq_head again. Returns the free bytes, or -TG_EBROKEN when the word breaks I1.
+ */
+static inline int64_t
+sq_producer_refresh(struct sq_producer *sq)
+{
+	uint64_t head = order_load_acquire_64(ORDER_B, sq->head_word);
+
+	if (sq->tail - head > sq->mask + 1 || sq->tail - sq->head_seen < sq->tail - head)
+		return -TG_EBROKEN; /* out of I1, or it went backwards */
+	sq->head_seen = head;
+	return (int64_t)(sq->mask + 1 - (sq->tail - head));
+}
+
+/*
+ * Space for a record of `bytes` (record_bytes()) at the tail; it is the caller's until
+ * sq_commit. Returns NULL when there is none (*error: -TG_EAGAIN or -TG_EBROKEN).
+ */
+static inline struct record *
+sq_reserve(struct sq_producer *sq, uint64_t bytes, int *error)
+{
+	if (bytes > sq->mask + 1 - (sq->tail - sq->head_seen)) {
+		int64_t room = sq_producer_refresh(sq);
+
+		if (room < 0 || (uint64_t)room < bytes) {
+			*error = room < 0 ? (int)room : -TG_EAGAIN;
+			return NULL;
+		}
+	}
+	return (struct record *)(void *)(sq->data + (sq->tail & sq->mask));
+}
+
+/* Moves the private tail over a finished record; sq_publish makes it visible. */
+static inline void
+sq_commit(struct sq_producer *sq, uint64_t bytes)
+{
+	sq->tail += bytes;
+}
+
+static inline void
+sq_publish(struct sq_producer *sq)
+{
+	order_store_release_64(ORDER_A, sq->tail_word, sq->tail);
+}
+
+/* ---- SQ, the daemon's end ---- */
+
+struct sq_consumer {
+	uint8_t *data;
+	uint64_t mask;
+	uint64_t head;      /* released below this */
+	uint64_t cursor;    /* next record to admit */
+	uint64_t tail_seen; /* the last good sq_tail */
+	const uint64_t *tail_word;
+	uint64_t *head_word;
+	uint64_t *sent_word;
+};
+
+static inline void
+sq_consumer_init(struct sq_consumer *sq, const struct lane_map *map, uint64_t head)
+{
+	sq->data = map->sq;
+	sq->mask = map->geo.sq_bytes - 1;
+	sq->head = sq->cursor = sq->tail_seen = head;
+	sq->tail_word = &map->client->sq_tail;
+	sq->head_word = &map->daemon->sq_head;
+	sq->sent_word = &map->daemon->sq_sent;
+}
+
+/* Looks for new records. Returns 1 if [cursor, tail_seen) is not empty, 0, or -TG_EBROKEN (I1). */
+static inline int
+sq_consumer_refresh(struct sq_consumer *sq)
+{
+	uint64_t tail = order_load_acquire_64(ORDER_A, sq->tail_word);
+
+	if (tail - sq->head > sq->mask + 1 || tail - sq->head < sq->tail_seen - sq->head || (tail & 7) != 0)
+		return -TG_EBROKEN; /* too far, backwards, or between records */
+	sq->tail_seen = tail;
+	return tail != sq->cursor;
+}
+
+/*
+ * Copies out and checks the header of the record at the cursor. Only below tail_seen.
+ * Returns 0, or -TG_EBROKEN: what lies there is not a record.
+ */
+static inline int
+sq_peek(const struct sq_consumer *sq, struct record *copy)
+{
+	uint64_t avail = sq->tail_seen - sq->cursor;
+
+	if (avail < sizeof(*copy))
+		return -TG_EBROKEN;
+	memcpy(copy, sq->data + (sq->cursor & sq->mask), sizeof(*copy));
+	order_fence_compiler(); /* T4: from here on, only the copy */
+	if (copy->size > avail || copy->check != record_check(sq->cursor) ||
+	    (uint64_t)copy->size !=
+	        record_bytes(copy->topic_len, copy->key_len, copy->headers_len, copy->body_len))
+		return -TG_EBROKEN;
+	return 0;
+}
+
+/* The bytes of a record that was admitted at this position. */
+static inline const uint8_t *
+sq_at(const struct sq_consumer *sq, uint64_t position)
+{
+	return sq->data + (position & sq->mask);
+}
+
+/* The producer's wish, looked at when the record is framed. */
+static inline int
+sq_is_cancelled(const struct sq_consumer *sq, uint64_t position)
+{
+	const struct record *r = (const struct record *)(const void *)sq_at(sq, position);
+
+	return order_load_relaxed_32(&r->cancel) != 0;
+}
+
+/* I6: before the first byte of the record that ends at `end` goes to a socket. */
+static inline void
+sq_mark_sent(struct sq_consumer *sq, uint64_t end)
+{
+	order_store_relaxed_64(sq->sent_word, end);
+}
+
+/* B and G: after cq_publish only. */
+static inline void
+sq_release(struct sq_consumer *sq, uint64_t head)
+{
+	sq->head = head;
+	order_store_release_64(ORDER_B, sq->head_word, head);
+}
+
+/* ---- CQ, the daemon's end ---- */
+
+struct cq_producer {
+	struct completion *entries;
+	uint64_t mask;
+	uint64_t tail;
+	uint64_t head_seen;
+	uint64_t *tail_word;
+	const uint64_t *head_word;
+};
+
+static inline void
+cq_producer_init(struct cq_producer *cq, const struct lane_map *map, uint64_t tail, uint64_t head)
+{
+	cq->entries = map->cq;
+	cq->mask = map->geo.cq_entries - 1;
+	cq->tail = tail;
+	cq->head_seen = head;
+	cq->tail_word = &map->daemon->cq_tail;
+	cq->head_word = &map->client->cq_head;
+}
+
+/* Reads cq_head again. Returns the free entries, or -TG_EBROKEN (I1). */
+static inline int64_t
+cq_producer_refresh(struct cq_producer *cq)
+{
+	uint64_t head = order_load_acquire_64(ORDER_E, cq->head_word);
+
+	if (cq->tail - head > cq->mask + 1 || cq->tail - head > cq->tail - cq->head_seen)
+		return -TG_EBROKEN;
+	cq->head_seen = head;
+	return (int64_t)(cq->mask + 1 - (cq->tail - head));
+}
+
+/* Writes an entry; the slot was kept for it when its record was admitted (I4). */
+static inline void
+cq_push(struct cq_producer *cq, const struct completion *completion)
+{
+	cq->entries[cq->tail & cq->mask] = *completion;
+	cq->tail++;
+}
+
+/* D: the commit point. */
+static inline void
+cq_publish(struct cq_producer *cq)
+{
+	order_store_release_64(ORDER_D, cq->tail_word, cq->tail);
+}
+
+/* ---- CQ, the client's end ---- */
+
+struct cq_consumer {
+	struct completion *entries;
+	uint64_t mask;
+	uint64_t head;
+	uint64_t tail_seen;
+	const uint64_t *tail_word;
+	uint64_t *head_word;
+};
+
+static inline void
+cq_consumer_init(struct cq_consumer *cq, const struct lane_map *map, uint64_t head)
+{
+	cq->entries = map->cq;
+	cq->mask = map->geo.cq_entries - 1;
+	cq->head = cq->tail_seen = head;
+	cq->tail_word = &map->daemon->cq_tail;
+	cq->head_word = &map->client->cq_head;
+}
+
+/* Returns how many completions are there, or -TG_EBROKEN (I1). */
+static inline int64_t
+cq_consumer_refresh(struct cq_consumer *cq)
+{
+	uint64_t tail = order_load_acquire_64(ORDER_D, cq->tail_word);
+
+	if (tail - cq->head > cq->mask + 1 || tail - cq->head < cq->tail_seen - cq->head)
+		return -TG_EBROKEN;
+	cq->tail_seen = tail;
+	return (int64_t)(tail - cq->head);
+}
+
+static inline struct completion *
+cq_at(struct cq_consumer *cq, uint64_t count)
+{
+	return &cq->entries[count & cq->mask];
+}
+
+/* Gives consumed entries back. */
+static inline void
+cq_release(struct cq_consumer *cq, uint64_t head)
+{
+	cq->head = head;
+	order_store_release_64(ORDER_E, cq->head_word, head);
+}
+
+#endif
