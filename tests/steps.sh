@@ -1,0 +1,120 @@
+#!/bin/bash
+# The steps of tools/check, each a command of its own so that it can be timed, stopped and repeated:
+#
+#     tests/steps.sh STEP ARGUMENT...
+#
+# From the environment: CHECK_SCRATCH (builds go to its folders), CHECK_LOGS, CHECK_JOBS.
+set -eu
+
+source=$(cd "$(dirname "$0")/.." && pwd)
+scratch=$CHECK_SCRATCH
+logs=$CHECK_LOGS
+jobs=${CHECK_JOBS-2}
+
+# step_build NAME CONFIGURE_ARGUMENT...: configures out of tree and builds everything, tests included.
+step_build() {
+	local folder=$scratch/$1
+	shift
+	mkdir -p "$folder"
+	cd "$folder"
+	[ -e config.status ] || "$source/configure" --enable-werror --prefix="$folder/installed" "$@"
+	make -j"$jobs"
+	make -j"$jobs" check TESTS=
+}
+
+# step_make_check NAME [LAUNCHER...]: what automake runs: cmocka, model and mutants. Logs of programs
+# that fail go where tools/check shows them.
+step_make_check() {
+	local name=$1 status=0 trs
+	shift
+	cd "$scratch/$name"
+	find . -name '*.trs' -delete
+	"$@" make -k check || status=$?
+	rm -rf "$logs/make-$name.d"
+	mkdir -p "$logs/make-$name.d"
+	while IFS= read -r trs; do
+		if grep -q '^:test-result: \(FAIL\|ERROR\)' "$trs"; then cp "${trs%.trs}.log" "$logs/make-$name.d/"; fi
+	done < <(find . -name '*.trs')
+	return "$status"
+}
+
+# step_pytest BUILD REPORT ARGUMENT...: the real daemon against real brokers.
+step_pytest() {
+	local report=$2
+	export TG_BUILD=$scratch/$1 PYTHONDONTWRITEBYTECODE=1
+	shift 2
+	cd "$source"
+	/usr/bin/python3 -m pytest -p no:cacheprovider -q -rfE --durations=8 --junitxml="$logs/$report.xml" "$@"
+}
+
+verdict() { # STATUS NAME
+	if [ "$1" = 0 ]; then echo "ok $2" >>"$logs/lint.out"; else echo "not ok $2" >>"$logs/lint.out"; fi
+}
+
+is_script() {
+	case $1 in
+	*.sh) return 0 ;;
+	*.py | *.c | *.h | *.1) return 1 ;;
+	esac
+	head -c 64 "$1" | head -n 1 | grep -aqE '^#!.*[/ ](ba|da)?sh( |$)'
+}
+
+step_lint() {
+	local file status
+	cd "$source"
+	: >"$logs/lint.out"
+	while IFS= read -r -d '' file; do
+		is_script "$file" || continue
+		status=0
+		shellcheck -x -P SCRIPTDIR -P . "$file" || status=1
+		verdict "$status" "shellcheck $file"
+	done < <(find ./tools ./tests ./.ci -type f -print0)
+	while IFS= read -r -d '' file; do
+		status=0
+		mandoc -T lint -W warning "$file" || status=1
+		verdict "$status" "mandoc $file"
+	done < <(find ./libclient ./daemon ./tools -name '*.[1-8]' -type f -print0)
+	python3 tests/layers.py "$source" | tee -a "$logs/lint.out"
+	! grep -q '^not ok' "$logs/lint.out"
+}
+
+# What `make install` puts in place works without the source tree: header, library and pkg-config
+# file, from C and from C++.
+step_install() {
+	local to=$scratch/gcc/installed flags
+	rm -rf "$to"
+	cd "$scratch/gcc"
+	make install
+	export PKG_CONFIG_PATH=$to/lib/pkgconfig
+	read -r -a flags <<<"$(pkg-config --cflags --libs tidegate)"
+	cat >"$scratch/installed.c" <<'EOF'
+#include <tidegate.h>
+#include <stdio.h>
+
+int main()
+{
+	struct tg_client_options options = { "/nonexistent/tidegate.sock", NULL, 0 };
+	struct tg_client *client = NULL;
+	int error = tg_client_open(&client, &options);
+
+	printf("%s: %s\n", tg_version(), tg_strerror(error));
+	return error == -TG_ENODAEMON ? 0 : 1;
+}
+EOF
+	cp "$scratch/installed.c" "$scratch/installed.cc"
+	gcc -Wall -Wextra -Werror "$scratch/installed.c" -o "$scratch/installed-c" "${flags[@]}"
+	g++ -std=c++20 -Wall -Wextra -Werror "$scratch/installed.cc" -o "$scratch/installed-cc" "${flags[@]}"
+	LD_LIBRARY_PATH=$to/lib "$scratch/installed-c"
+	LD_LIBRARY_PATH=$to/lib "$scratch/installed-cc"
+	"$to/sbin/tidegated" --version
+}
+
+# The tarball builds, passes, installs and uninstalls by itself.
+step_distcheck() {
+	cd "$scratch/gcc"
+	make -j"$jobs" distcheck DISTCHECK_CONFIGURE_FLAGS=--enable-werror
+}
+
+step=step_$1
+shift
+"$step" "$@"
