@@ -7,7 +7,7 @@
  * ordering is reported as the race it is.
  *
  * A mutant build (-DORDER_MUTANT=ORDER_A) weakens one pair to relaxed accesses. The tests must
- * catch every one of them; see tests/unit/test_mutants.
+ * catch every one of them; see tests/unit/mutants.sh.
  */
 #ifndef TG_SHM_ORDER_H
 #define TG_SHM_ORDER_H
@@ -31,7 +31,7 @@ enum order_pair {
 	ORDER_D, /* cq_tail */
 	ORDER_E, /* cq_head */
 	ORDER_F, /* cq_tail / waiting */
-	ORDER_G, /* cq_tail before sq_head */
+	ORDER_G, /* cq_tail / sq_head */
 };
 
 /* A pair is weak in the build that asked for its mutant (-DORDER_MUTANT=ORDER_A), nowhere else. */

@@ -20,12 +20,17 @@
  *  I3  sq_tail, cq_head, waiting are written by the client alone; sq_head, sq_sent, cq_tail,
  *      asleep, writable, closed by the daemon alone
  *  I4  published - cq_head <= cq_entries (the producer keeps a completion slot for each record
- *      before it commits it), and the daemon holds at most cq_entries records admitted and not
- *      released: so the CQ cannot overflow, and the entry that finished an unreleased record is
- *      never overwritten
- *  I5  a record in [sq_head, sq_tail) is finished exactly when an entry among the last
- *      cq_entries below cq_tail has its position: the release-store of cq_tail is the one
- *      commit point
+ *      before it commits it), and the daemon admits a record only while cq_may_admit() says so:
+ *        cq_tail + unfinished < cq_head + cq_entries       the CQ cannot overflow
+ *        cq_tail + unfinished < floor + cq_entries / 2     see I5
+ *      unfinished: records admitted and not completed; floor: what cq_tail was when the oldest
+ *      unreleased record was admitted
+ *  I5  a record in [sq_head, sq_tail) is finished exactly when one of the last cq_entries / 2
+ *      entries below cq_tail has its position: the release-store of cq_tail is the one commit
+ *      point. Half, because a daemon that dies between writing entries and that store leaves
+ *      uncommitted ones in the slots ahead of cq_tail, which are those of the oldest entries
+ *      behind it; and from floor, because the records behind a slow one go on being finished
+ *      while the entries of its finished neighbours are still needed
  *  I6  sq_sent is stored before any byte of the record at sq_sent - 1 is given to a socket
  *
  *  Trust
@@ -45,7 +50,8 @@
  *  D   daemon store-release cq_tail  -> client load-acquire cq_tail   sees the tail: sees entries
  *  E   client store-release cq_head  -> daemon load-acquire cq_head   client's loads are over
  *  F   daemon store cq_tail; FENCE; load waiting  ||  client store waiting; FENCE; load cq_tail
- *  G   daemon store cq_tail before store-release sq_head              never released unfinished
+ *  G   daemon store cq_tail; store-release sq_head  -> recovery load-acquire sq_head; load cq_tail
+ *      never released unfinished. The one store of sq_head serves B and G
  */
 #ifndef TG_SHM_RING_H
 #define TG_SHM_RING_H
@@ -92,13 +98,13 @@ struct completion {
 	uint64_t reference;  /* the broker's own number for it (stream sequence, offset); 0: none */
 	uint32_t elapsed_us; /* from published_ns to the answer, at the coarse clock's resolution */
 	uint16_t code;       /* the broker's reason code; 0: none */
-	uint8_t outcome;     /* enum tg_outcome; TG_SWALLOWED once the library has consumed it out of turn */
+	uint8_t outcome;     /* enum tg_outcome, or COMPLETION_SWALLOWED */
 	uint8_t info;        /* low 7 bits: attempts, 127 means 127 or more; top bit: was RECORD_F_QUIET */
 };
 
 _Static_assert(sizeof(struct completion) == 32, "lane ABI");
 
-#define COMPLETION_SWALLOWED 0u /* written by the client alone, in place of an outcome */
+#define COMPLETION_SWALLOWED 0u /* the library has consumed it out of turn; written by the client alone */
 #define COMPLETION_QUIET 0x80u
 #define COMPLETION_ATTEMPTS 0x7fu
 
@@ -128,6 +134,7 @@ struct sq_producer {
 	const uint64_t *head_word;
 };
 
+/* tail: where the next record starts, in a lane that holds no unreleased record. */
 static inline void
 sq_producer_init(struct sq_producer *sq, const struct lane_map *map, uint64_t tail)
 {
@@ -147,8 +154,8 @@ sq_producer_refresh(struct sq_producer *sq)
 {
 	uint64_t head = order_load_acquire_64(ORDER_B, sq->head_word);
 
-	if (sq->tail - head > sq->mask + 1 || sq->tail - sq->head_seen < sq->tail - head)
-		return -TG_EBROKEN; /* out of I1, or it went backwards */
+	if (sq->tail - head > sq->mask + 1 || sq->tail - sq->head_seen < sq->tail - head || (head & 7) != 0)
+		return -TG_EBROKEN; /* out of I1, backwards, or between records */
 	sq->head_seen = head;
 	return (int64_t)(sq->mask + 1 - (sq->tail - head));
 }
@@ -192,11 +199,16 @@ struct sq_consumer {
 	uint64_t head;      /* released below this */
 	uint64_t cursor;    /* next record to admit */
 	uint64_t tail_seen; /* the last good sq_tail */
+	uint64_t sent;      /* nothing at or above was ever sent */
 	const uint64_t *tail_word;
 	uint64_t *head_word;
 	uint64_t *sent_word;
 };
 
+/*
+ * head: 0 in a new lane; in one that was handed back, sq_head as loaded once from it (any value:
+ * sq_consumer_refresh refuses a bad one). sq_sent is taken over from the lane.
+ */
 static inline void
 sq_consumer_init(struct sq_consumer *sq, const struct lane_map *map, uint64_t head)
 {
@@ -206,6 +218,7 @@ sq_consumer_init(struct sq_consumer *sq, const struct lane_map *map, uint64_t he
 	sq->tail_word = &map->client->sq_tail;
 	sq->head_word = &map->daemon->sq_head;
 	sq->sent_word = &map->daemon->sq_sent;
+	sq->sent = order_load_relaxed_64(sq->sent_word);
 }
 
 /* Looks for new records. Returns 1 if [cursor, tail_seen) is not empty, 0, or -TG_EBROKEN (I1). */
@@ -214,7 +227,8 @@ sq_consumer_refresh(struct sq_consumer *sq)
 {
 	uint64_t tail = order_load_acquire_64(ORDER_A, sq->tail_word);
 
-	if (tail - sq->head > sq->mask + 1 || tail - sq->head < sq->tail_seen - sq->head || (tail & 7) != 0)
+	if (tail - sq->head > sq->mask + 1 || tail - sq->head < sq->tail_seen - sq->head ||
+	    ((tail | sq->head) & 7) != 0)
 		return -TG_EBROKEN; /* too far, backwards, or between records */
 	sq->tail_seen = tail;
 	return tail != sq->cursor;
@@ -256,19 +270,32 @@ sq_is_cancelled(const struct sq_consumer *sq, uint64_t position)
 	return order_load_relaxed_32(&r->cancel) != 0;
 }
 
-/* I6: before the first byte of the record that ends at `end` goes to a socket. */
+/*
+ * I6: before the first byte of the record that ends at `end` goes to a socket. It never moves back:
+ * a record that is sent again may lie behind others that were sent.
+ */
 static inline void
 sq_mark_sent(struct sq_consumer *sq, uint64_t end)
 {
+	if ((int64_t)(end - sq->sent) <= 0)
+		return;
+	sq->sent = end;
 	order_store_relaxed_64(sq->sent_word, end);
 }
 
-/* B and G: after cq_publish only. */
+/* May the record at this position have reached a broker, from this daemon or one before it? */
+static inline int
+sq_was_sent(const struct sq_consumer *sq, uint64_t position)
+{
+	return (int64_t)(position - sq->sent) < 0;
+}
+
+/* B and G, by one store, which is weak in the mutant of either: after cq_publish only. */
 static inline void
 sq_release(struct sq_consumer *sq, uint64_t head)
 {
 	sq->head = head;
-	order_store_release_64(ORDER_B, sq->head_word, head);
+	order_store_release_64(order_is_weak(ORDER_G) ? ORDER_G : ORDER_B, sq->head_word, head);
 }
 
 /* ---- CQ, the daemon's end ---- */
@@ -303,6 +330,29 @@ cq_producer_refresh(struct cq_producer *cq)
 		return -TG_EBROKEN;
 	cq->head_seen = head;
 	return (int64_t)(cq->mask + 1 - (cq->tail - head));
+}
+
+/*
+ * I4: may one more record be admitted? Looks at the cq_head last refreshed. unfinished: records
+ * admitted and not yet pushed. floor: cq->tail as it was when the oldest unreleased record was
+ * admitted; cq->tail itself when there is none. For records of a lane that was handed back it is
+ * the lowest count at which recovery found a finished one, or cq->tail.
+ */
+static inline int
+cq_may_admit(const struct cq_producer *cq, uint64_t floor, uint64_t unfinished)
+{
+	uint64_t entries = cq->mask + 1;
+
+	return cq->tail - cq->head_seen + unfinished < entries && cq->tail - floor + unfinished < entries / 2;
+}
+
+/* I5: the first of the entries below tail that recovery may believe. tail: cq_tail, loaded once. */
+static inline uint64_t
+cq_recover_from(const struct cq_producer *cq, uint64_t tail)
+{
+	uint64_t half = (cq->mask + 1) / 2;
+
+	return tail < half ? 0 : tail - half;
 }
 
 /* Writes an entry; the slot was kept for it when its record was admitted (I4). */

@@ -15,6 +15,14 @@
  * full barrier on every running thread of every registered process: 170 ns once a sleep, measured,
  * instead of 6 to 48 ns on every publish.
  *
+ * The eventfd is read empty between the sleep and wake_rise, never between wake_doze and the sleep:
+ * there it would eat the one ring that this sleep gets. One doorbell serves many words; who read it
+ * looks for work at each word that dozes.
+ *
+ * What a ringer remembers dies with it. One that takes over from another (a new daemon that is
+ * handed a lane) starts with rung = 0 and rings once without asking, because the one before may
+ * have died between its store and its ring.
+ *
  * tests/model/wake.pml is this, checked.
  */
 #ifndef TG_SHM_WAKE_H
@@ -34,7 +42,29 @@ struct wake_ringer {
 	uint32_t rung;
 };
 
-/* Says "asleep". The caller then fences (wake_fence or wake_barrier) and looks for work once more. */
+/*
+ * Takes the word over, awake, wherever it stands: a ringer may remember an odd value of the
+ * sleeper before us, and would not ring for the same value again.
+ */
+static inline void
+wake_sleeper_init(struct wake_sleeper *s, uint32_t *word)
+{
+	s->word = word;
+	s->count = (order_load_relaxed_32(word) | 1u) + 1u;
+	order_store_relaxed_32(word, s->count);
+}
+
+static inline void
+wake_ringer_init(struct wake_ringer *r, const uint32_t *word)
+{
+	r->word = word;
+	r->rung = 0;
+}
+
+/*
+ * Says "asleep". The caller then fences (order_fence_full, or wake_barrier for both sides) and
+ * looks for work once more.
+ */
 static inline void
 wake_doze(struct wake_sleeper *s)
 {
