@@ -2,7 +2,7 @@
  * A link's outbound bytes: small pieces are copied into blocks, large bodies are referenced where
  * they lie in a ring, and the whole is written with writev.
  *
- *   [block: frame frame frame] [ref: body in a ring] [block: frame ...] 
+ *   [block: frame frame frame] [ref: body in a ring] [block: frame ...]
  *
  * Offsets are free-running 64-bit byte counts of the connection: out_end() is where the next byte
  * goes, out_written() what the socket has taken. A message is SENT when out_written() passes the
@@ -35,6 +35,7 @@ struct out_piece {
 struct out {
 	struct out_piece *pieces; /* a ring of `capacity`, power of two */
 	uint32_t first, count, capacity;
+	struct out_block *open;  /* where the next small append goes; NULL: a new one */
 	struct out_block *spare; /* one empty block kept */
 	uint64_t end;
 	uint64_t written;
@@ -71,7 +72,10 @@ int out_own(struct out *out);
 /* The unwritten bytes as iovecs: returns how many were filled in. */
 int out_iovec(const struct out *out, struct iovec *iov, int max);
 
-/* The socket took n bytes. */
+/* What was appended since out_mark() holds a secret: its blocks are wiped once nothing of them is unwritten. */
+void out_secret(struct out *out);
+
+/* The socket took n bytes (n <= out_unwritten(); never between out_mark and out_commit). */
 void out_consume(struct out *out, size_t n);
 
 static inline uint64_t
