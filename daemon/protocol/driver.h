@@ -45,7 +45,8 @@ struct message {
 	uint32_t key_len;
 	uint32_t headers_len;
 	uint32_t body_len;
-	uint32_t expiry_ms; /* what is left until its deadline, for protocols that carry it; never 0 */
+	uint32_t expiry_ms; /* what is left until the producer's own deadline, for protocols that carry it;
+	                     * 0: it gave none (the pool's default bounds our waiting, not the broker's) */
 	uint32_t attempt;   /* 1: the first time it is given to a link */
 	int retain;         /* RECORD_F_RETAIN */
 };
@@ -70,6 +71,7 @@ enum driver_event_type {
 	EV_UNBLOCKED, /* … and takes it back */
 	EV_WINDOW,    /* seq: the most unanswered messages the broker allows from now on (> 0) */
 	EV_MAX_BODY,  /* seq: the most bytes of body the broker allows */
+	EV_KEEPALIVE, /* seq: the broker drops us unless something is sent every so many seconds (> 0) */
 	EV_ENDPOINT,  /* text: "host:port" of another broker of this cluster */
 	EV_LEAVING,   /* the broker will go soon: drain and reconnect elsewhere */
 	EV_TLS,       /* switch to TLS now (protocols that start in the clear); then start_tls() */
@@ -152,10 +154,11 @@ struct driver {
 
 	/*
 	 * Reads the pool's group of the driver's name (NULL: absent, all defaults) into settings, zeroed
-	 * before. Returns 0, or -TG_EINVAL after config_node_error() said why. settings_free accepts
-	 * half-filled settings and wipes secrets.
+	 * before, and ends with config_node_done(). Returns 0, -TG_EINVAL after config_node_error() said
+	 * why, or -TG_ENOMEM. Keeps no pointer into the configuration. settings_free accepts half-filled
+	 * settings and wipes secrets.
 	 */
-	int (*configure)(void *settings, const struct config_node *group);
+	int (*configure)(void *settings, struct config_node *group);
 	void (*settings_free)(void *settings);
 
 	/* session is zeroed but for its struct session. Returns 0 or -TG_ENOMEM. close accepts a half-open one. */

@@ -1,0 +1,50 @@
+/*
+ * One MQTT connection as its three parts see it: mqtt.c (settings, connect, probe), mqtt_publish.c
+ * (framing) and mqtt_input.c (answers).
+ *
+ *   seq:   ... answered | oldest .. unanswered, some answered early .. | next ...
+ *   id:                   oldest_id                                      next_id
+ *
+ * Packet ids follow the sequence numbers, so that the id of an answer names its seq as long as the
+ * span of unanswered ones is at most 65,535. Brokers answer in order; what one answers early is
+ * remembered in a bitmap as large as the window.
+ */
+#ifndef TG_DAEMON_PROTOCOL_MQTT_H
+#define TG_DAEMON_PROTOCOL_MQTT_H
+
+#include "driver.h"
+#include "mqtt_packet.h"
+
+enum mqtt_state { MQTT_CLOSED, MQTT_CONNECTING, MQTT_UP };
+
+struct mqtt_session {
+	struct session base;
+	uint64_t oldest;    /* the first unanswered seq */
+	uint64_t next;      /* one more than the last framed seq; oldest == next: nothing is outstanding */
+	uint32_t oldest_id; /* packet ids of the two */
+	uint32_t next_id;
+	uint32_t window;      /* next - oldest stays at or below it */
+	uint32_t early;       /* how many above oldest are answered already */
+	uint32_t early_mask;  /* capacity of early_bits, less one */
+	uint64_t *early_bits; /* by seq & early_mask */
+	uint32_t max_packet;  /* the most bytes of a PUBLISH */
+	uint32_t probes;      /* unanswered */
+	enum mqtt_state state;
+	uint8_t version;
+	uint8_t qos;
+	uint8_t retain_available;
+	uint8_t acked; /* everything before oldest is delivered and has not been said yet */
+};
+
+static inline struct mqtt_session *
+mqtt_session(struct session *session)
+{
+	return (struct mqtt_session *)session;
+}
+
+/* struct driver's publish and input. */
+int mqtt_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
+    struct driver_rejection *rejection);
+ssize_t mqtt_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out);
+
+#endif

@@ -1,0 +1,317 @@
+/* What an MQTT broker sends a publisher: CONNACK, PUBACK, PINGRESP, DISCONNECT and nothing else. */
+#include "mqtt.h"
+#include "utf8.h"
+
+#include "shm/error.h"
+
+#include <stdio.h>
+
+/* Says what pubacks_in_order() has gathered. */
+static void
+flush_acked(struct mqtt_session *mqtt)
+{
+	if (!mqtt->acked)
+		return;
+	mqtt->acked = 0;
+	driver_ack(&mqtt->base, EV_ACK_UPTO, mqtt->oldest - 1, TG_DELIVERED, 0);
+}
+
+#define fatal(mqtt, kind, code, ...) \
+	(flush_acked(mqtt), (mqtt)->state = MQTT_CLOSED, driver_fatal(&(mqtt)->base, kind, code, __VA_ARGS__))
+
+static void
+oldest_next(struct mqtt_session *mqtt)
+{
+	mqtt->oldest++;
+	mqtt->oldest_id = mqtt->oldest_id == MQTT_IDS ? 1 : mqtt->oldest_id + 1;
+}
+
+static uint64_t *
+early_word(struct mqtt_session *mqtt, uint64_t seq, uint64_t *bit)
+{
+	uint64_t index = seq & mqtt->early_mask;
+
+	*bit = UINT64_C(1) << (index & 63);
+	return &mqtt->early_bits[index / 64];
+}
+
+/* Remembers an answer. Returns 0 if nothing waits for it. */
+static int
+settle(struct mqtt_session *mqtt, uint32_t id, uint64_t *seq)
+{
+	uint64_t bit, *word;
+	uint32_t ahead = id >= mqtt->oldest_id ? id - mqtt->oldest_id : id + MQTT_IDS - mqtt->oldest_id;
+
+	if (id == 0 || ahead >= mqtt->next - mqtt->oldest)
+		return 0;
+	*seq = mqtt->oldest + ahead;
+	if (ahead > 0) {
+		word = early_word(mqtt, *seq, &bit);
+		if ((*word & bit) != 0)
+			return 0;
+		*word |= bit;
+		mqtt->early++;
+		return 1;
+	}
+	oldest_next(mqtt);
+	while (mqtt->early > 0) {
+		word = early_word(mqtt, mqtt->oldest, &bit);
+		if ((*word & bit) == 0)
+			break;
+		*word &= ~bit;
+		mqtt->early--;
+		oldest_next(mqtt);
+	}
+	return 1;
+}
+
+/* The stream a well-behaved broker sends: successes, short, from the oldest on. Returns bytes taken. */
+static size_t
+pubacks_in_order(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
+{
+	size_t at = 0;
+
+	if (mqtt->early > 0)
+		return 0;
+	while (len - at >= 4 && bytes[at] == MQTT_PUBACK << 4 && mqtt->oldest != mqtt->next &&
+	       mqtt_get_u16(bytes + at + 2) == mqtt->oldest_id) {
+		if (bytes[at + 1] == 2)
+			at += 4;
+		else if (bytes[at + 1] == 3 && mqtt->version == 5 && len - at >= 5 && bytes[at + 4] < 0x80)
+			at += 5;
+		else
+			break;
+		oldest_next(mqtt);
+		mqtt->acked = 1;
+	}
+	return at;
+}
+
+static int
+input_puback(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
+{
+	struct mqtt_properties properties = { .reason = NULL };
+	uint32_t id = mqtt_get_u16(bytes);
+	uint8_t code = len > 2 ? bytes[2] : 0;
+	uint64_t seq = 0, oldest = mqtt->oldest;
+	char text[240], said[200];
+
+	if (len > 3) {
+		const char *wrong = mqtt_properties_read(&properties, MQTT_PUBACK, bytes + 3, len - 3);
+		if (wrong != NULL)
+			return fatal(mqtt, FATAL_PROTOCOL, 0x81, "PUBACK for packet id %u: %s", id, wrong);
+	}
+	/* Whatever is said below comes after what was answered before it. */
+	if (code >= 0x80 || id != mqtt->oldest_id)
+		flush_acked(mqtt);
+	if (!settle(mqtt, id, &seq))
+		return fatal(mqtt, FATAL_PROTOCOL, 0x92, "PUBACK for packet id %u, which waits for none", id);
+	if (code < 0x80) {
+		if (seq == oldest)
+			mqtt->acked = 1;
+		else
+			driver_ack(&mqtt->base, EV_ACK, seq, TG_DELIVERED, 0);
+		return 0;
+	}
+	if (properties.reason_len == 0) {
+		const char *words = mqtt_reason_text(code);
+		driver_nack(&mqtt->base, seq, code, words, strlen(words));
+		return 0;
+	}
+	utf8_clean(said, sizeof(said), properties.reason, properties.reason_len);
+	int n = snprintf(text, sizeof(text), "%s: %s", mqtt_reason_text(code), said);
+	driver_nack(&mqtt->base, seq, code, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1);
+	return 0;
+}
+
+/* "words" or "words: what the broker said". */
+static int
+fatal_reason(struct mqtt_session *mqtt, enum driver_fatal kind, uint8_t code, const char *what,
+    const char *words, const struct mqtt_properties *properties)
+{
+	char said[160];
+
+	utf8_clean(said, sizeof(said), properties->reason, properties->reason_len);
+	return fatal(
+	    mqtt, kind, code, "%s: %s (0x%02x)%s%s", what, words, code, said[0] != '\0' ? ": " : "", said);
+}
+
+static void
+say_limits(struct mqtt_session *mqtt, const struct mqtt_properties *properties)
+{
+	struct session *session = &mqtt->base;
+
+	/* As much as a PUBLISH has beside its body when its topic is one byte and it has no properties. */
+	const uint32_t least_head = 1 + 1 + 2 + 1 + 2 + 1;
+
+	driver_emit(session, EV_WINDOW, properties->receive_maximum);
+	if (properties->maximum_packet > 0)
+		driver_emit(session, EV_MAX_BODY,
+		    properties->maximum_packet > least_head ? properties->maximum_packet - least_head : 0);
+	if (properties->keep_alive != UINT32_MAX && properties->keep_alive > 0)
+		driver_emit(session, EV_KEEPALIVE, properties->keep_alive);
+}
+
+static int
+input_connack(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
+{
+	struct mqtt_properties properties = {
+		.receive_maximum = MQTT_IDS, .keep_alive = UINT32_MAX, .maximum_qos = 2, .retain_available = 1
+	};
+	uint8_t code = bytes[1];
+
+	if ((bytes[0] & 0xfe) != 0)
+		return fatal(
+		    mqtt, FATAL_PROTOCOL, 0x81, "CONNACK: its reserved flags are set (0x%02x)", bytes[0]);
+	if (mqtt->version == 4 || len == 2) {
+		/* A broker that does not know version 5 says so in the older form. */
+		if (code != 0)
+			return fatal(mqtt, mqtt_return_fatal(code), code,
+			    "the broker refused the connection: %s (%u)", mqtt_return_text(code), code);
+		if (mqtt->version == 5)
+			return fatal(mqtt, FATAL_PROTOCOL, 0x81,
+			    "CONNACK: version 5 was asked for, its answer has no "
+			    "properties");
+	} else {
+		const char *wrong = mqtt_properties_read(&properties, MQTT_CONNACK, bytes + 2, len - 2);
+		if (wrong != NULL)
+			return fatal(mqtt, FATAL_PROTOCOL, 0x81, "CONNACK: %s", wrong);
+		if (code >= 0x80)
+			return fatal_reason(mqtt, mqtt_reason_fatal(code), code,
+			    "the broker refused the connection", mqtt_reason_text(code), &properties);
+		if (code != 0)
+			return fatal(
+			    mqtt, FATAL_PROTOCOL, code, "CONNACK: reason 0x%02x has no meaning there", code);
+	}
+	if ((bytes[0] & 1) != 0)
+		return fatal(
+		    mqtt, FATAL_PROTOCOL, 0x82, "CONNACK: the broker resumes a session that was not asked for");
+	if (properties.maximum_qos < mqtt->qos)
+		return fatal(mqtt, FATAL_REFUSED, 0x9b, "the broker allows QoS 0 only, the pool wants QoS %u",
+		    mqtt->qos);
+	if (properties.receive_maximum < mqtt->window && mqtt->qos > 0)
+		mqtt->window = properties.receive_maximum;
+	if (properties.maximum_packet > 0 && properties.maximum_packet < mqtt->max_packet)
+		mqtt->max_packet = properties.maximum_packet;
+	mqtt->retain_available = properties.retain_available != 0;
+	mqtt->state = MQTT_UP;
+	say_limits(mqtt, &properties);
+	driver_emit(&mqtt->base, EV_UP, 0);
+	return 0;
+}
+
+static int
+input_disconnect(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
+{
+	struct mqtt_properties properties = { .reason = NULL };
+	uint8_t code = len > 0 ? bytes[0] : 0;
+
+	if (len > 1) {
+		const char *wrong = mqtt_properties_read(&properties, MQTT_DISCONNECT, bytes + 1, len - 1);
+		if (wrong != NULL)
+			return fatal(mqtt, FATAL_PROTOCOL, 0x81, "DISCONNECT: %s", wrong);
+	}
+	return fatal_reason(mqtt, mqtt_reason_fatal(code), code, "the broker disconnected",
+	    mqtt_reason_text(code), &properties);
+}
+
+/* How many bytes a packet of this type may and must have; 0: it may not come now. */
+static int
+may_come(const struct mqtt_session *mqtt, uint8_t first, uint32_t *least, uint32_t *most)
+{
+	uint32_t any = DRIVER_INPUT_MAX - 5;
+
+	*least = 0;
+	*most = any;
+	if (mqtt->state == MQTT_CONNECTING) {
+		*least = 2;
+		*most = mqtt->version == 4 ? 2 : any;
+		return first == MQTT_CONNACK << 4;
+	}
+	switch (first) {
+	case MQTT_PUBACK << 4:
+		*least = 2;
+		*most = mqtt->version == 4 ? 2 : any;
+		return mqtt->qos > 0;
+	case MQTT_PINGRESP << 4:
+		*most = 0;
+		return 1;
+	case MQTT_DISCONNECT << 4:
+		return mqtt->version == 5;
+	default:
+		return 0;
+	}
+}
+
+static int
+input_body(struct mqtt_session *mqtt, uint8_t first, const uint8_t *bytes, size_t len)
+{
+	switch (first >> 4) {
+	case MQTT_CONNACK:
+		return input_connack(mqtt, bytes, len);
+	case MQTT_PUBACK:
+		return input_puback(mqtt, bytes, len);
+	case MQTT_DISCONNECT:
+		return input_disconnect(mqtt, bytes, len);
+	default:
+		flush_acked(mqtt);
+		if (mqtt->probes > 0) {
+			mqtt->probes--;
+			driver_emit(&mqtt->base, EV_ALIVE, 0);
+		}
+		return 0;
+	}
+}
+
+/*
+ * One packet. Returns its size, 0 while it is not whole, or a negative TG_E. Whatever can be judged
+ * is judged from the first bytes that show it, so that cutting the input elsewhere changes nothing.
+ */
+static ssize_t
+input_packet(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
+{
+	const char *name = mqtt_type_name(bytes[0] >> 4);
+	uint32_t remaining = 0, least, most;
+
+	if (!may_come(mqtt, bytes[0], &least, &most))
+		return fatal(mqtt, FATAL_PROTOCOL, 0x82,
+		    "the broker sent %s (first byte 0x%02x), which it may not %s", name, bytes[0],
+		    mqtt->state == MQTT_CONNECTING ? "before CONNACK" : "send a publisher");
+	int size = mqtt_length_read(bytes + 1, len - 1, &remaining);
+	if (size < 0)
+		return fatal(mqtt, FATAL_PROTOCOL, 0x81, "%s: its remaining length is malformed", name);
+	if (size == 0)
+		return 0;
+	if (remaining < least || remaining > most)
+		return fatal(mqtt, FATAL_PROTOCOL, 0x81,
+		    "%s: its remaining length is %u; from %u to %u are allowed", name, remaining, least, most);
+	size_t head = 1 + (size_t)size;
+	if (len - head < remaining)
+		return 0;
+	int rc = input_body(mqtt, bytes[0], bytes + head, remaining);
+	return rc < 0 ? rc : (ssize_t)(head + remaining);
+}
+
+ssize_t
+mqtt_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out)
+{
+	struct mqtt_session *mqtt = mqtt_session(session);
+	size_t at = 0;
+
+	if (mqtt->state == MQTT_CLOSED)
+		return -TG_EPROTOCOL;
+	while (at < len) {
+		if (mqtt->state == MQTT_UP)
+			at += pubacks_in_order(mqtt, bytes + at, len - at);
+		if (at == len)
+			break;
+		ssize_t n = input_packet(mqtt, bytes + at, len - at);
+		if (n < 0)
+			return n;
+		if (n == 0)
+			break;
+		at += (size_t)n;
+	}
+	flush_acked(mqtt);
+	return (ssize_t)at;
+}

@@ -1,0 +1,207 @@
+/* Framing of MQTT PUBLISH: everything a broker would refuse is refused before a byte is appended. */
+#include "mqtt.h"
+#include "utf8.h"
+
+#include "shm/error.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define MQTT_KEY_NAME "tidegate-key"
+
+static int
+reject_text(struct driver_rejection *rejection, enum driver_reject code, const char *what,
+    enum utf8_fault fault, size_t offset)
+{
+	snprintf(rejection->buffer, sizeof(rejection->buffer), "%s %s at byte %zu", what,
+	    utf8_fault_text(fault), offset);
+	rejection->text = rejection->buffer;
+	rejection->code = code;
+	return DRIVER_REJECTED;
+}
+
+static int
+reject_topic(const struct message *message, struct driver_rejection *rejection)
+{
+	size_t offset = 0;
+
+	rejection->code = REJECT_TOPIC;
+	rejection->text = rejection->buffer;
+	if (message->topic_len == 0) {
+		rejection->text = "the topic is empty";
+		return DRIVER_REJECTED;
+	}
+	if (message->topic_len > MQTT_STRING_MAX) {
+		snprintf(rejection->buffer, sizeof(rejection->buffer), "the topic has %u bytes, MQTT allows %u",
+		    message->topic_len, MQTT_STRING_MAX);
+		return DRIVER_REJECTED;
+	}
+	enum utf8_fault fault = utf8_check(message->topic, message->topic_len, "#+", &offset);
+	if (fault == UTF8_FORBIDDEN) {
+		snprintf(rejection->buffer, sizeof(rejection->buffer),
+		    "the topic has a wildcard '%c' at byte %zu; MQTT publishes to plain topics only",
+		    message->topic[offset], offset);
+		return DRIVER_REJECTED;
+	}
+	if (fault != UTF8_PLAIN)
+		return reject_text(rejection, REJECT_TOPIC, "the topic", fault, offset);
+	return 0;
+}
+
+/* The bytes of a message's user properties, or DRIVER_REJECTED. */
+static int
+measure_users(const struct mqtt_session *mqtt, const struct message *message, size_t *size,
+    struct driver_rejection *rejection)
+{
+	struct header_view header;
+	uint32_t at = 0;
+	size_t offset = 0;
+	enum utf8_fault fault;
+
+	if (mqtt->version == 4) {
+		if (message->headers_len == 0)
+			return 0;
+		rejection->code = REJECT_HEADER;
+		rejection->text = "MQTT 3.1.1 has no headers; set version = 5 in the pool's mqtt group";
+		return DRIVER_REJECTED;
+	}
+	if (message->key_len > 0) {
+		if (message->key_len > MQTT_STRING_MAX) {
+			snprintf(rejection->buffer, sizeof(rejection->buffer),
+			    "the key has %u bytes, MQTT allows %u", message->key_len, MQTT_STRING_MAX);
+			rejection->code = REJECT_KEY;
+			rejection->text = rejection->buffer;
+			return DRIVER_REJECTED;
+		}
+		if ((fault = utf8_check(message->key, message->key_len, "\0", &offset)) != UTF8_PLAIN)
+			return reject_text(rejection, REJECT_KEY, "the key", fault, offset);
+		*size += 1 + 2 + sizeof(MQTT_KEY_NAME) - 1 + 2 + message->key_len;
+	}
+	while (message_header_next(message, &at, &header)) {
+		if ((fault = utf8_check(header.name, header.name_len, "\0", &offset)) != UTF8_PLAIN)
+			return reject_text(rejection, REJECT_HEADER, "a header's name", fault, offset);
+		if ((fault = utf8_check(header.value, header.value_len, "\0", &offset)) != UTF8_PLAIN)
+			return reject_text(rejection, REJECT_HEADER, "a header's value", fault, offset);
+		*size += 1 + 2 + (size_t)header.name_len + 2 + header.value_len;
+	}
+	return 0;
+}
+
+/* What framing worked out before it writes. */
+struct mqtt_frame {
+	size_t properties;
+	size_t remaining;
+	size_t head; /* everything before the body */
+	uint32_t id;
+};
+
+static uint8_t *
+frame_head(
+    uint8_t *at, const struct mqtt_session *mqtt, const struct message *message, const struct mqtt_frame *frame)
+{
+	*at++ = (uint8_t)(MQTT_PUBLISH << 4 | mqtt->qos << 1 | (message->retain != 0));
+	at = mqtt_put_length(at, frame->remaining);
+	at = mqtt_put_string(at, message->topic, message->topic_len);
+	if (mqtt->qos > 0)
+		at = mqtt_put_u16(at, frame->id);
+	if (mqtt->version == 4)
+		return at;
+	at = mqtt_put_length(at, frame->properties);
+	if (message->expiry_ms > 0) {
+		*at++ = PROPERTY_MESSAGE_EXPIRY;
+		at = mqtt_put_u32(at, message->expiry_ms / 1000 + (message->expiry_ms % 1000 != 0));
+	}
+	if (message->key_len > 0) {
+		*at++ = PROPERTY_USER;
+		at = mqtt_put_string(at, MQTT_KEY_NAME, sizeof(MQTT_KEY_NAME) - 1);
+		at = mqtt_put_string(at, message->key, message->key_len);
+	}
+	if (message->headers_len > 0) {
+		struct header_view header;
+		uint32_t offset = 0;
+		while (message_header_next(message, &offset, &header)) {
+			*at++ = PROPERTY_USER;
+			at = mqtt_put_string(at, header.name, header.name_len);
+			at = mqtt_put_string(at, header.value, header.value_len);
+		}
+	}
+	return at;
+}
+
+/* Head and small body in one piece of a block; a large body follows by reference. */
+static int
+frame_append(const struct mqtt_session *mqtt, const struct message *message, const struct mqtt_frame *frame,
+    struct out *out)
+{
+	size_t body = message->body_len < OUT_REF_MIN ? message->body_len : 0;
+	uint8_t *large = NULL, *at;
+
+	out_mark(out);
+	if (frame->head + body <= OUT_BLOCK) {
+		at = out_space(out, frame->head + body);
+		if (at == NULL)
+			return out_commit(out);
+		at = frame_head(at, mqtt, message, frame);
+		mqtt_put_bytes(at, message->body, body);
+	} else {
+		/* Headers beyond a block: rare enough for a copy. */
+		large = malloc(frame->head);
+		if (large == NULL)
+			return -TG_ENOMEM;
+		frame_head(large, mqtt, message, frame);
+		out_copy(out, large, frame->head);
+		out_copy(out, message->body, body);
+		free(large);
+	}
+	if (body < message->body_len)
+		out_ref(out, message->body, message->body_len);
+	return out_commit(out);
+}
+
+int
+mqtt_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
+    struct driver_rejection *rejection)
+{
+	struct mqtt_session *mqtt = mqtt_session(session);
+	struct mqtt_frame frame = { .id = mqtt->next_id };
+
+	if (mqtt->state != MQTT_UP || mqtt->next - mqtt->oldest >= mqtt->window)
+		return DRIVER_FULL;
+	if (reject_topic(message, rejection) != 0)
+		return DRIVER_REJECTED;
+	if ((message->key_len | message->headers_len) != 0 &&
+	    measure_users(mqtt, message, &frame.properties, rejection) != 0)
+		return DRIVER_REJECTED;
+	if (message->retain && !mqtt->retain_available) {
+		rejection->code = 0x9a;
+		rejection->text = "the broker takes no retained messages";
+		return DRIVER_REJECTED;
+	}
+	frame.remaining = 2 + (size_t)message->topic_len + (mqtt->qos > 0 ? 2 : 0);
+	if (mqtt->version == 5) {
+		if (message->expiry_ms > 0)
+			frame.properties += 5;
+		frame.remaining += mqtt_length_size(frame.properties) + frame.properties;
+	}
+	frame.head = frame.remaining;
+	frame.remaining += message->body_len;
+	frame.head += 1 + mqtt_length_size(frame.remaining);
+	if (frame.head + message->body_len > mqtt->max_packet || frame.remaining > MQTT_REMAINING_MAX) {
+		snprintf(rejection->buffer, sizeof(rejection->buffer),
+		    "the message makes a packet of %zu bytes (body %u), the broker allows %u",
+		    frame.head + message->body_len, message->body_len, mqtt->max_packet);
+		rejection->code = REJECT_BODY;
+		rejection->text = rejection->buffer;
+		return DRIVER_REJECTED;
+	}
+	int rc = frame_append(mqtt, message, &frame, out);
+	if (rc != 0)
+		return rc;
+	mqtt->next = seq + 1;
+	if (mqtt->qos == 0) {
+		mqtt->oldest = mqtt->next;
+		return DRIVER_PUBLISHED_NO_ACK;
+	}
+	mqtt->next_id = mqtt->next_id == MQTT_IDS ? 1 : mqtt->next_id + 1;
+	return DRIVER_PUBLISHED;
+}

@@ -1,0 +1,73 @@
+/*
+ * Text that may travel in a protocol: what a broker may refuse is refused before it is framed, for
+ * a broker answers a bad string by closing the connection, and the message would come round again.
+ *
+ * Plain text is valid UTF-8 (no surrogates, no overlong forms) without control characters
+ * (U+0000..U+001F, U+007F..U+009F) and without non-characters.
+ */
+#ifndef TG_DAEMON_PROTOCOL_UTF8_H
+#define TG_DAEMON_PROTOCOL_UTF8_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum utf8_fault {
+	UTF8_PLAIN = 0,
+	UTF8_INVALID,   /* not UTF-8 */
+	UTF8_CONTROL,   /* a control character */
+	UTF8_NONCHAR,   /* U+FDD0..U+FDEF, U+xxFFFE, U+xxFFFF */
+	UTF8_FORBIDDEN, /* one of the two bytes that were forbidden */
+};
+
+/* What is wrong, in words: "is not valid UTF-8". Static. */
+const char *utf8_fault_text(enum utf8_fault fault);
+
+/*
+ * Looks for the first fault; forbidden are two ASCII characters that are not allowed either (the
+ * same twice, or 0 and 0 for none). *offset is where the fault lies.
+ */
+enum utf8_fault utf8_check_slow(const uint8_t *bytes, size_t len, const char forbidden[2], size_t *offset);
+
+/* Copies at most size - 1 bytes of a peer's text, faults made '?', and terminates. Returns the length. */
+size_t utf8_clean(char *text, size_t size, const uint8_t *bytes, size_t len);
+
+#define UTF8_ONES UINT64_C(0x0101010101010101)
+#define UTF8_HIGHS UINT64_C(0x8080808080808080)
+
+/* Non-zero if a byte of an all-ASCII word equals c. */
+static inline uint64_t
+utf8_word_has(uint64_t word, uint8_t c)
+{
+	uint64_t x = word ^ (UTF8_ONES * c);
+	return (x - UTF8_ONES) & ~x & UTF8_HIGHS;
+}
+
+/* As utf8_check_slow, eight bytes at a time while they are plain ASCII. */
+static inline enum utf8_fault
+utf8_check(const uint8_t *bytes, size_t len, const char forbidden[2], size_t *offset)
+{
+	size_t at = 0;
+	uint64_t word, bad = 0;
+
+	while (len - at >= sizeof(word)) {
+		memcpy(&word, bytes + at, sizeof(word));
+		bad |= (word & UTF8_HIGHS) | ((word - UTF8_ONES * 0x20) & ~word & UTF8_HIGHS) |
+		       utf8_word_has(word, 0x7f) | utf8_word_has(word, (uint8_t)forbidden[0]) |
+		       utf8_word_has(word, (uint8_t)forbidden[1]);
+		at += sizeof(word);
+	}
+	if (at < len) {
+		/* The rest, filled up with spaces. */
+		word = UTF8_ONES * 0x20;
+		memcpy(&word, bytes + at, len - at);
+		bad |= (word & UTF8_HIGHS) | ((word - UTF8_ONES * 0x20) & ~word & UTF8_HIGHS) |
+		       utf8_word_has(word, 0x7f) | utf8_word_has(word, (uint8_t)forbidden[0]) |
+		       utf8_word_has(word, (uint8_t)forbidden[1]);
+	}
+	if (__builtin_expect(bad == 0, 1))
+		return UTF8_PLAIN;
+	return utf8_check_slow(bytes, len, forbidden, offset);
+}
+
+#endif
