@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+/* CMSG_SPACE rounds up: there is room for one descriptor more than a frame may carry. */
 union fd_control {
 	struct cmsghdr head;
 	char bytes[CMSG_SPACE(FRAME_FDS * sizeof(int))];
@@ -40,6 +41,8 @@ frame_send(int fd, const struct frame *frame, const int *fds, unsigned nfds)
 	union fd_control control;
 	ssize_t n;
 
+	if (nfds > FRAME_FDS)
+		return -TG_EINVAL;
 	if (nfds > 0) {
 		memset(&control, 0, sizeof(control));
 		msg.msg_control = control.bytes;
@@ -66,8 +69,11 @@ close_fds(int fds[FRAME_FDS])
 	}
 }
 
-/* The kernel has installed them already: take each one, even of a packet that will be refused. */
-static void
+/*
+ * The kernel has installed them already: take each one, even of a packet that will be refused.
+ * Returns how many came, those included that found no place in fds and were closed.
+ */
+static unsigned
 take_fds(struct msghdr *msg, int fds[FRAME_FDS])
 {
 	unsigned taken = 0;
@@ -80,11 +86,13 @@ take_fds(struct msghdr *msg, int fds[FRAME_FDS])
 			int fd;
 			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
 			if (taken < FRAME_FDS)
-				fds[taken++] = fd;
+				fds[taken] = fd;
 			else
 				close(fd);
+			taken++;
 		}
 	}
+	return taken;
 }
 
 int
@@ -107,7 +115,7 @@ frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS])
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return error_from_errno();
-	take_fds(&msg, fds);
+	unsigned count = take_fds(&msg, fds);
 	if (n == 0) {
 		rc = -TG_ECLOSED;
 		goto refuse;
@@ -120,8 +128,12 @@ frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS])
 		rc = -TG_EVERSION;
 		goto refuse;
 	}
-	if ((size_t)n != sizeof(*frame) || (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
+	if ((size_t)n != sizeof(*frame) || (msg.msg_flags & MSG_TRUNC) != 0 || count > FRAME_FDS) {
 		rc = -TG_EPROTOCOL;
+		goto refuse;
+	}
+	if ((msg.msg_flags & MSG_CTRUNC) != 0) {
+		rc = -TG_ELIMIT; /* there was room in control: it is this process that has no more */
 		goto refuse;
 	}
 	if (frame->type == FRAME_ERROR)

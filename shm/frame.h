@@ -75,15 +75,18 @@ void frame_init(struct frame *frame, enum frame_type type, uint32_t serial);
 
 /*
  * Sends a frame and nfds descriptors (they stay the caller's). Returns 0, -TG_ECLOSED when the peer
- * is gone, -TG_EAGAIN when a non-blocking socket is full, -TG_ESYSTEM with errno set.
+ * is gone, -TG_EAGAIN when a non-blocking socket is full, -TG_EINVAL for more than FRAME_FDS
+ * descriptors, -TG_ESYSTEM with errno set.
  */
 int frame_send(int fd, const struct frame *frame, const int *fds, unsigned nfds);
 
 /*
  * Receives one frame. fds (FRAME_FDS of them) are set to the descriptors received, close-on-exec,
- * the caller's to close, or -1. Returns 0, -TG_ECLOSED at end of file, -TG_EAGAIN, -TG_EPROTOCOL for
- * a packet that is no frame (its descriptors are closed), -TG_EVERSION for a frame of another ABI
- * (frame->serial is good), -TG_ESYSTEM with errno set. Strings in the frame are terminated.
+ * the caller's to close, or -1: after any error all are -1, and whatever came is closed. Returns 0;
+ * -TG_ECLOSED at end of file, or for a packet of no bytes; -TG_EAGAIN; -TG_EPROTOCOL for a packet
+ * that is no frame; -TG_EVERSION for a frame of another ABI (frame->serial is good); -TG_ELIMIT when
+ * this process has no descriptors left for those sent; -TG_ESYSTEM with errno set. Strings in the
+ * frame are terminated. How many descriptors its type needs is the caller's to check.
  */
 int frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS]);
 

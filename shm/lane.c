@@ -84,8 +84,15 @@ lane_memfd_create(const struct lane_geometry *geo, const struct lane_header *hea
 
 	if (fd < 0)
 		return errno == EMFILE || errno == ENFILE ? -TG_ELIMIT : errno == ENOMEM ? -TG_ENOMEM : -TG_ESYSTEM;
-	/* fallocate sizes it and finds out now, not at a later touch, that memory has run out. */
-	if (fallocate(fd, 0, 0, (off_t)lane_memfd_bytes(geo)) != 0) {
+	/*
+	 * fallocate sizes it and finds out now, not at a later touch, that memory has run out. A
+	 * signal ends it with nothing done.
+	 */
+	int failed;
+	do
+		failed = fallocate(fd, 0, 0, (off_t)lane_memfd_bytes(geo));
+	while (failed != 0 && errno == EINTR);
+	if (failed != 0) {
 		rc = errno == ENOSPC || errno == ENOMEM ? -TG_ENOMEM : -TG_ESYSTEM;
 		goto fail;
 	}
@@ -97,13 +104,24 @@ fail:
 	return rc;
 }
 
+/*
+ * Only what is sealed is memory. It is asked before anything is read, since reading another kind
+ * of file (FUSE, for one) takes as long as its owner likes.
+ */
+static int
+is_sealed(int memfd)
+{
+	int seals = fcntl(memfd, F_GET_SEALS);
+
+	return seals >= 0 && (seals & SEALS) == SEALS;
+}
+
 static int
 memfd_check(int memfd, const struct lane_geometry *geo)
 {
 	struct stat st;
-	int seals = fcntl(memfd, F_GET_SEALS);
 
-	if (seals < 0 || (seals & SEALS) != SEALS)
+	if (!is_sealed(memfd))
 		return -TG_EBROKEN;
 	if (fstat(memfd, &st) != 0 || (uint64_t)st.st_size != lane_memfd_bytes(geo))
 		return -TG_EBROKEN;
@@ -116,9 +134,11 @@ map_part(uint8_t *at, uint64_t bytes, int memfd, uint64_t offset, int populate)
 	int flags = MAP_SHARED | MAP_FIXED | (populate ? MAP_POPULATE : 0);
 	void *p = mmap(at, bytes, PROT_READ | PROT_WRITE, flags, memfd, (off_t)offset);
 
-	if (p == MAP_FAILED)
-		return errno == ENOMEM ? -TG_ENOMEM : -TG_ESYSTEM;
-	return 0;
+	if (p != MAP_FAILED)
+		return 0;
+	if (errno == EPERM || errno == EACCES)
+		return -TG_EBROKEN; /* sealed against writing, or opened for reading alone */
+	return errno == ENOMEM ? -TG_ENOMEM : -TG_ESYSTEM;
 }
 
 int
@@ -164,6 +184,8 @@ lane_map_fini(struct lane_map *map)
 int
 lane_header_read(int memfd, struct lane_header *header, struct lane_geometry *geo)
 {
+	if (!is_sealed(memfd))
+		return -TG_EBROKEN;
 	if (pread(memfd, header, sizeof(*header), LANE_HEADER_AT) != (ssize_t)sizeof(*header))
 		return -TG_EBROKEN;
 	if (header->magic != LANE_MAGIC)
@@ -173,7 +195,7 @@ lane_header_read(int memfd, struct lane_header *header, struct lane_geometry *ge
 	geo->sq_bytes = header->sq_bytes;
 	geo->cq_entries = header->cq_entries;
 	header->pool[LANE_POOL_NAME - 1] = '\0';
-	if (lane_geometry_check(geo) != 0)
+	if (lane_geometry_check(geo) != 0 || header->max_record > lane_max_record(geo))
 		return -TG_EBROKEN;
 	return memfd_check(memfd, geo);
 }
