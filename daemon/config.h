@@ -46,7 +46,7 @@ struct config_breaker {
 	uint32_t retry_ms;      /* 500 */
 	uint32_t retry_max_ms;  /* 10000 */
 	uint32_t slow_start_ms; /* 5000 */
-	uint32_t share_cap;     /* percent of a pool's brokers that may be ejected while they still answer; 50 */
+	uint32_t share_cap; /* percent of a pool's brokers that may be ejected while they still answer; 50 */
 };
 
 struct config_tls {
@@ -89,26 +89,34 @@ struct config_limits {
 };
 
 struct config {
-	char *socket;       /* "/run/tidegate/tidegate.sock" */
+	char *socket;         /* "/run/tidegate/tidegate.sock" */
 	uint32_t socket_mode; /* 0666: who may publish is the kernel's check on this file */
-	char *admin;        /* "/run/tidegate/admin.sock" */
-	uint32_t spin_us;   /* idle.spin_us 50 */
-	uint32_t drain_ms;  /* drain_timeout_ms 10000: how long SIGTERM waits for what is in the rings */
+	char *admin;          /* "/run/tidegate/admin.sock" */
+	uint32_t spin_us;     /* idle.spin_us 50 */
+	uint32_t drain_ms;    /* drain_timeout_ms 10000: how long SIGTERM waits for what is in the rings */
 	struct config_limits limits;
 	struct config_pool *pools;
 	uint32_t pool_count;
 };
 
+#define CONFIG_POOLS 256u
+#define CONFIG_BROKERS 64u /* of a pool */
+#define CONFIG_NAME 63u    /* bytes of a pool's name: what a lane's header holds */
+
 /*
- * Reads and checks a file. Complaints go to report. Returns 0 with *config the caller's, or
- * -TG_EINVAL (report->errors > 0), -TG_ENOMEM.
+ * Reads and checks a file and what it includes. Complaints go to report, all of them in one run. Returns 0 with
+ * *config the caller's, or -TG_EINVAL (report->errors > 0), -TG_ENOMEM.
  */
 int config_load(struct config **config, const char *file, struct config_report *report);
 void config_free(struct config *config);
 
-/* Parses an address; default_port is taken when none is written. Returns 0 or -TG_EINVAL; *why is static. */
-int config_address_parse(struct config_address *address, const char *text, uint16_t default_port,
-    const char **why);
+/* Parses an address; default_port is taken when none is written. Returns 0, or -TG_EINVAL or -TG_ENOMEM
+ * with *why, static, saying what is allowed, and *address empty. */
+int
+config_address_parse(struct config_address *address, const char *text, uint16_t default_port, const char **why);
 void config_address_fini(struct config_address *address);
+
+/* Whether it is a domain name or an IPv4 address. */
+int config_host_valid(const char *host, size_t len);
 
 #endif
