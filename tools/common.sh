@@ -64,8 +64,8 @@ copy_sources() {
 	mkdir -p "$1"
 	if [ -e "$root/.git" ] && command -v git >/dev/null; then
 		git -c safe.directory='*' -C "$root" ls-files -z --cached --others --exclude-standard |
-			(cd "$root" && while IFS= read -r -d '' file; do
-				if [ -e "$file" ]; then printf '%s\0' "$file"; fi
+			(cd "$root" && while IFS= read -r -d '' entry; do
+				if [ -e "$entry" ]; then printf '%s\0' "$entry"; fi
 			done) |
 			tar -C "$root" --null --no-recursion -T - -cf - | tar -C "$1" -xf -
 	else
