@@ -141,7 +141,10 @@ TG_API int tg_client_open(struct tg_client **client, const struct tg_client_opti
  */
 TG_API void tg_client_close(struct tg_client *client);
 
-/* The last error in words, naming object, value and limit. Never NULL; good until the next call. */
+/*
+ * The calling thread's last error in words, naming object, value and limit. client may be NULL, as it
+ * is after a failed tg_client_open. Never NULL; good until the thread's next call.
+ */
 TG_API const char *tg_client_detail(const struct tg_client *client);
 
 /* Opens a lane to a pool. */
@@ -151,7 +154,8 @@ TG_API int tg_lane_open(struct tg_client *client, struct tg_lane **lane, const c
 /*
  * Waits up to timeout_ms (-1: without limit, 0: not at all) for accepted messages to be completed,
  * then closes the lane. Returns 0, or -TG_ETIMEOUT when some were not: the lane is closed all the
- * same and the daemon goes on delivering them. Unread completions are lost.
+ * same and the daemon goes on delivering them. Unread completions are lost. Whatever is returned
+ * (-TG_ECLOSED, -TG_EBROKEN ...), the lane is freed; in a forked child it is the child's copy only.
  */
 TG_API int tg_lane_close(struct tg_lane *lane, int timeout_ms);
 
@@ -190,15 +194,15 @@ TG_API int tg_poll(struct tg_lane *lane, struct tg_completion *completions, size
 
 /*
  * Waits until tg_poll has something, room or writability returns, or timeout_ms have passed (-1: no
- * limit). Spins for spin_us, then sleeps. Returns 0 when there is something to look at,
- * -TG_ETIMEOUT, -TG_ECLOSED, -TG_EBROKEN.
+ * limit). Spins for spin_us, or less where that has been in vain lately, then sleeps. Returns 0 when
+ * there is something to look at or a signal handler ran, -TG_ETIMEOUT, -TG_ECLOSED, -TG_EBROKEN.
  */
 TG_API int tg_wait(struct tg_lane *lane, int timeout_ms);
 
 /*
  * A descriptor for any event loop: readable when there may be completions, room or writability, or
- * the daemon is gone. After it fires call tg_poll until it returns 0; that arms it again. It is the
- * lane's: do not close or read it.
+ * the daemon is gone. After it fires call tg_poll until it returns 0; that arms it again. It may fire
+ * once more than needed, never once less. It is the lane's: do not close or read it.
  */
 TG_API int tg_fd(struct tg_lane *lane);
 
@@ -223,7 +227,7 @@ TG_API int tg_flush(struct tg_lane *lane, int timeout_ms);
 /*
  * Publishes one message and waits for its completion, leaving those of others for tg_poll.
  * timeout_ms bounds the wait, -1: no limit; -TG_ETIMEOUT means not known yet: the completion will
- * come through tg_poll.
+ * come through tg_poll. TG_QUIET has no meaning here.
  */
 TG_API int tg_publish_sync(struct tg_lane *lane, const struct tg_message *message, int timeout_ms,
     struct tg_completion *completion);
@@ -234,7 +238,10 @@ TG_API int tg_publish_sync(struct tg_lane *lane, const struct tg_message *messag
  */
 TG_API int tg_reason(struct tg_lane *lane, char *text, size_t size, uint32_t *code);
 
-/* Messages accepted whose completion tg_poll has not returned yet. */
+/*
+ * Messages accepted whose completion tg_poll has not returned yet. Finished TG_QUIET ones count as
+ * long as unread completions lie before theirs.
+ */
 TG_API int64_t tg_outstanding(struct tg_lane *lane);
 
 /* The words of an error (either sign). Static. */

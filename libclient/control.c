@@ -1,0 +1,137 @@
+/*
+ * The control socket: one request, one answer, in order. A client that gave up waiting for an
+ * answer finds it in front of the next one; serials tell them apart.
+ */
+#include "internal.h"
+
+#include "clock.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+static void
+fds_close(int fds[FRAME_FDS])
+{
+	for (unsigned i = 0; i < FRAME_FDS; i++) {
+		if (fds[i] >= 0)
+			close(fds[i]);
+		fds[i] = -1;
+	}
+}
+
+static int
+fd_await(const struct tg_client *client, short events, uint64_t deadline)
+{
+	struct pollfd p = { .fd = client->fd, .events = events };
+	int n = clock_poll(&p, 1, deadline);
+
+	if (n == 0)
+		return detail_fail(-TG_ETIMEOUT, "socket %s: no answer from tidegated in %u ms", client->path,
+		    client->timeout_ms);
+	if (n < 0 && errno != EINTR)
+		return detail_fail(-TG_ESYSTEM, "socket %s: poll: %s", client->path, strerror(errno));
+	return 0;
+}
+
+static int
+transport_fail(const struct tg_client *client, int rc, const struct frame *answer)
+{
+	switch (rc) {
+	case -TG_ECLOSED:
+		return detail_fail(rc, "socket %s: tidegated closed the connection", client->path);
+	case -TG_EVERSION:
+		return detail_fail(rc, "socket %s: tidegated speaks ABI %u, this library ABI %u", client->path,
+		    answer != NULL ? answer->abi : 0, LANE_ABI);
+	case -TG_EPROTOCOL:
+		return detail_fail(rc, "socket %s: the answer is not a tidegate frame", client->path);
+	default:
+		return detail_fail(rc, "socket %s: %s", client->path, strerror(errno));
+	}
+}
+
+static int
+frame_post(struct tg_client *client, const struct frame *request, uint64_t deadline)
+{
+	int rc;
+
+	while ((rc = frame_send(client->fd, request, NULL, 0)) == -TG_EAGAIN)
+		if ((rc = fd_await(client, POLLOUT, deadline)) < 0)
+			return rc;
+	return rc < 0 ? transport_fail(client, rc, NULL) : 0;
+}
+
+/* A lane whose opener has given up: hand it back. Its answer will be a late one, too. */
+static void
+late_answer(struct tg_client *client, const struct frame *answer)
+{
+	struct frame request;
+
+	if (answer->type != FRAME_LANE_OPENED)
+		return;
+	frame_init(&request, FRAME_LANE_CLOSE, answer->serial);
+	request.u.lane.lane_id = answer->u.lane.lane_id;
+	(void)frame_send(client->fd, &request, NULL, 0); /* if it fails, the next request does */
+}
+
+static int
+frame_take(
+    struct tg_client *client, struct frame *answer, uint32_t serial, int fds[FRAME_FDS], uint64_t deadline)
+{
+	for (;;) {
+		int rc = fd_await(client, POLLIN, deadline);
+
+		if (rc < 0)
+			return rc;
+		rc = frame_recv(client->fd, answer, fds);
+		if (rc == -TG_EAGAIN)
+			continue;
+		if (rc < 0)
+			return transport_fail(client, rc, answer);
+		if (answer->serial == serial)
+			return 0;
+		fds_close(fds);
+		if ((int32_t)(answer->serial - serial) > 0)
+			return detail_fail(-TG_EPROTOCOL,
+			    "socket %s: an answer to request %u, the last one was %u", client->path,
+			    answer->serial, serial);
+		late_answer(client, answer);
+	}
+}
+
+static int
+answer_check(const struct tg_client *client, const struct frame *answer, enum frame_type expect)
+{
+	int code = answer->u.error.code;
+
+	if (answer->type == expect)
+		return 0;
+	if (answer->type != FRAME_ERROR)
+		return detail_fail(-TG_EPROTOCOL, "socket %s: an answer of type %u where %u was due",
+		    client->path, answer->type, (unsigned)expect);
+	if (code < TG_EAGAIN || code > TG_ESTOPPING)
+		return detail_fail(-TG_EPROTOCOL,
+		    "socket %s: tidegated answered with error %d, which has no meaning: %s", client->path, code,
+		    answer->u.error.text);
+	return detail_fail(
+	    -code, "%s", answer->u.error.text[0] != '\0' ? answer->u.error.text : error_text(code));
+}
+
+int
+control_request(struct tg_client *client, struct frame *request, struct frame *answer, enum frame_type expect,
+    int fds[FRAME_FDS])
+{
+	uint64_t deadline = clock_deadline((int)client->timeout_ms);
+	int rc;
+
+	for (unsigned i = 0; i < FRAME_FDS; i++)
+		fds[i] = -1;
+	request->serial = ++client->serial;
+	if ((rc = frame_post(client, request, deadline)) < 0 ||
+	    (rc = frame_take(client, answer, request->serial, fds, deadline)) < 0)
+		return rc;
+	if ((rc = answer_check(client, answer, expect)) < 0)
+		fds_close(fds);
+	return rc;
+}

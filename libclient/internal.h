@@ -1,0 +1,188 @@
+/*
+ * What the library's files share. Nothing here is exported.
+ *
+ *   fork.c     which process a handle belongs to
+ *   detail.c   the last error in words
+ *   control.c  one request and its answer on the control socket
+ *   client.c   connect, close
+ *   lane.c     attach and close a lane
+ *   publish.c  records into the SQ
+ *   poll.c     completions out of the CQ; the descriptor for event loops
+ *   wait.c     spinning, sleeping, and what is waited for
+ *
+ * Threads: a client's fields are written by open and close of clients and lanes alone, which have
+ * the client to themselves; a lane reads only `fd` and `path` of its client. A lane's fields belong
+ * to the one thread that owns the lane.
+ */
+#ifndef TG_INTERNAL_H
+#define TG_INTERNAL_H
+
+#include "tidegate.h"
+
+#include "shm/error.h"
+#include "shm/frame.h"
+#include "shm/lane.h"
+#include "shm/order.h"
+#include "shm/ring.h"
+#include "shm/wake.h"
+
+#include <sys/un.h>
+
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+#define CLIENT_TIMEOUT_MS 5000u
+#define LANE_SPIN_US 20u                        /* what a neighbour's completion takes when nobody sleeps */
+#define LANE_POPULATE_MAX (UINT64_C(256) << 10) /* above, touching every page costs more than it saves */
+#define CLIENT_NAME 32u                         /* of struct frame, terminator included */
+
+/* ---- fork.c ---- */
+
+/*
+ * The calling process's mark: a word that the kernel zeroes in every forked child, and the value
+ * it has here. A handle keeps both; it is this process's own as long as they agree.
+ */
+struct fork_mark {
+	const uint32_t *word;
+	uint32_t stamp;
+};
+
+/* Marks the calling process if nobody has. Returns 0 or -TG_ESYSTEM with errno set. Any thread. */
+int fork_mark_get(struct fork_mark *mark);
+
+static inline int
+fork_is_child(const struct fork_mark *mark)
+{
+	return order_load_relaxed_32(mark->word) != mark->stamp;
+}
+
+/* ---- detail.c ---- */
+
+/* Keeps the words for tg_client_detail, of the calling thread. Returns code. */
+int detail_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/*
+ * The same for what can happen millions of times a second: the numbers are kept, the words are
+ * made when someone asks. Both return -TG_EAGAIN.
+ */
+int detail_no_room(uint64_t lane_id, uint64_t need, uint64_t free, uint64_t size);
+int detail_no_slot(uint64_t lane_id, uint64_t held, uint64_t size);
+
+/* ---- client and lane ---- */
+
+struct tg_client {
+	struct fork_mark mark;
+	int fd; /* control socket, non-blocking */
+	uint32_t serial;
+	uint32_t timeout_ms;
+	int registered; /* the daemon's membarrier reaches this process */
+	struct tg_lane *lanes;
+	char name[CLIENT_NAME];
+	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+};
+
+/* What tg_reserve has prepared at the tail. */
+struct reservation {
+	struct record *record; /* NULL: none open */
+	uint64_t fixed;        /* topic, key and headers */
+	size_t body_max;
+};
+
+struct tg_lane {
+	/* Every publish reads these. */
+	struct fork_mark mark;
+	int fault; /* 0, or the error every publish from now on gets */
+	int busy;  /* a reservation is open */
+	const uint32_t *closed_word;
+	struct wake_ringer doorbell_ringer;
+	int full_fence; /* pair C: nobody raises our fence for us */
+	uint32_t max_record;
+	struct sq_producer sq;
+	uint64_t published; /* records committed; counts like cq_tail does */
+	struct cq_consumer cq;
+	int doorbell;
+
+	const char *fault_why; /* TG_EBROKEN: what was found first */
+	uint64_t start;        /* position of the first record */
+
+	/* Waiting. */
+	int bell;
+	struct wake_sleeper sleeper;
+	uint64_t want_bytes;    /* what the last -TG_EAGAIN was for; 0: nobody waits for room */
+	uint64_t marked;        /* completions in the CQ that were consumed out of turn */
+	uint32_t writable_seen; /* what the owner knows of `writable` */
+	uint32_t spin_ns;
+	uint32_t spin_misses; /* spins in a row that were for nothing */
+	int epoll;            /* tg_fd; -1: never asked for */
+	int armed;            /* `waiting` is odd on behalf of tg_fd */
+
+	struct reservation reservation;
+	struct lane_map map;
+	uint64_t lane_id;
+	uint64_t nonce;
+	int memfd;
+	struct tg_client *client;
+	struct tg_lane *next, **link;
+};
+
+/* ---- control.c ---- */
+
+/*
+ * Sends a request (its serial is filled in) and waits for its answer, at most the client's timeout.
+ * fds receive the answer's descriptors, the caller's to close, -1 where there is none. Late answers
+ * of requests that were given up are skipped; a lane that arrives so is closed again.
+ * Returns 0 when the answer is of type `expect`, else a negative error with detail; then no
+ * descriptor is left open.
+ */
+int control_request(struct tg_client *client, struct frame *request, struct frame *answer,
+    enum frame_type expect, int fds[FRAME_FDS]);
+
+/* ---- lane.c ---- */
+
+/* Frees this process's side: mapping, descriptors, memory. Tells the daemon nothing. */
+void lane_free(struct tg_lane *lane);
+
+/* Why nothing may be done with this lane, or 0: fork, an earlier fault, a lane the daemon closed. */
+int lane_trouble(struct tg_lane *lane);
+
+/* The daemon's words broke a rule: remembers it. Returns -TG_EBROKEN. */
+int lane_broken(struct tg_lane *lane, const char *what);
+
+/* ---- publish.c ---- */
+
+/* tg_publish, with a completion whatever the message's flags say. */
+int lane_publish_loud(struct tg_lane *lane, const struct tg_message *message, uint64_t *position);
+
+/* ---- poll.c ---- */
+
+/* Looks for completions, even if some are known. 0, or -TG_EBROKEN. */
+int lane_cq_refresh(struct tg_lane *lane);
+
+/* Gives back the completions at the CQ's head that nobody is to see. 0, or -TG_EBROKEN. */
+int lane_sweep(struct tg_lane *lane);
+
+/* A completion as the public interface has it. */
+void completion_fill(struct tg_completion *to, const struct completion *from);
+
+/* Stops sleeping on tg_fd's behalf, empties the bell and looks at the socket. */
+void lane_disarm(struct tg_lane *lane);
+
+/* Starts again; rings the own bell if there is something to look at already. */
+void lane_arm(struct tg_lane *lane);
+
+/* ---- wait.c ---- */
+
+/*
+ * Has room returned for what got -TG_EAGAIN, or has `writable` turned to 1? Each is reported once.
+ * 1, 0, or -TG_EBROKEN.
+ */
+int lane_edge(struct tg_lane *lane);
+
+/* Is there a completion to read, or an edge? 1, 0, or -TG_EBROKEN. */
+int lane_is_eventful(struct tg_lane *lane);
+
+/* Takes the bell's count, so that it is silent until it is rung again. Only when it is readable. */
+void bell_drain(int bell);
+void bell_ring(int bell);
+
+#endif

@@ -1,0 +1,233 @@
+/* Attaching a lane: ask for it, check everything that came, map it. And giving it back. */
+#include "internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void
+fd_close(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+void
+lane_free(struct tg_lane *lane)
+{
+	if (lane->link != NULL) {
+		*lane->link = lane->next;
+		if (lane->next != NULL)
+			lane->next->link = lane->link;
+	}
+	lane_map_fini(&lane->map);
+	fd_close(&lane->epoll);
+	fd_close(&lane->bell);
+	fd_close(&lane->doorbell);
+	fd_close(&lane->memfd);
+	free(lane);
+}
+
+int
+lane_broken(struct tg_lane *lane, const char *what)
+{
+	lane->fault = -TG_EBROKEN;
+	lane->fault_why = what;
+	return detail_fail(-TG_EBROKEN, "lane %" PRIu64 ": %s", lane->lane_id, what);
+}
+
+int
+lane_trouble(struct tg_lane *lane)
+{
+	if (lane == NULL)
+		return detail_fail(-TG_EINVAL, "lane is NULL");
+	if (fork_is_child(&lane->mark))
+		return detail_fail(-TG_EFORKED, "lane %" PRIu64 ": %s", lane->lane_id, error_text(TG_EFORKED));
+	if (lane->fault == -TG_ECLOSED)
+		return detail_fail(-TG_ECLOSED, "lane %" PRIu64 ": tidegated has gone away", lane->lane_id);
+	if (lane->fault != 0)
+		return lane_broken(lane, lane->fault_why);
+	if (order_load_relaxed_32(lane->closed_word) != 0)
+		return lane_broken(lane, "tidegated has closed it");
+	return 0;
+}
+
+static int
+open_check(const struct tg_client *client, const char *pool, const struct tg_lane_options *options)
+{
+	struct lane_geometry geo;
+
+	if (client == NULL || pool == NULL)
+		return detail_fail(-TG_EINVAL, "tg_lane_open: %s is NULL", client == NULL ? "client" : "pool");
+	if (fork_is_child(&client->mark))
+		return detail_fail(-TG_EFORKED, "socket %s: %s", client->path, error_text(TG_EFORKED));
+	if (pool[0] == '\0' || strlen(pool) >= LANE_POOL_NAME)
+		return detail_fail(-TG_EINVAL, "pool \"%.80s\": the name has %zu bytes, 1 to %u are possible",
+		    pool, strlen(pool), LANE_POOL_NAME - 1);
+	if (lane_geometry_make(&geo, options->ring_bytes, options->completions) != 0)
+		return detail_fail(-TG_EINVAL,
+		    "ring_bytes = %" PRIu64 ", completions = %u: at most %" PRIu64 " and %u",
+		    options->ring_bytes, options->completions, LANE_SQ_MAX, LANE_CQ_MAX);
+	return 0;
+}
+
+/* The cursors of a new lane: two empty rings. */
+static int
+cursors_init(struct tg_lane *lane)
+{
+	const struct lane_map *map = &lane->map;
+	uint64_t tail = order_load_relaxed_64(&map->client->sq_tail);
+	uint64_t done = order_load_relaxed_64(&map->client->cq_head);
+
+	if (order_load_relaxed_64(&map->daemon->sq_head) != tail || (tail & 7) != 0 ||
+	    order_load_relaxed_64(&map->daemon->cq_tail) != done)
+		return lane_broken(lane, "a new lane's rings are not empty");
+	sq_producer_init(&lane->sq, map, tail);
+	lane->start = tail;
+	cq_consumer_init(&lane->cq, map, done);
+	lane->published = done;
+	lane->closed_word = &map->daemon->closed;
+	wake_ringer_init(&lane->doorbell_ringer, &map->daemon->asleep);
+	wake_sleeper_init(&lane->sleeper, &map->client->waiting);
+	lane->writable_seen = order_load_relaxed_32(&map->daemon->writable);
+	return 0;
+}
+
+/* Everything in the answer is checked against the memfd itself, and copied out of it once. */
+static int
+lane_attach(struct tg_lane *lane, const struct frame *answer)
+{
+	struct lane_header header;
+	struct lane_geometry geo;
+	int rc;
+
+	lane->lane_id = answer->u.lane.lane_id;
+	if (lane->memfd < 0 || lane->doorbell < 0 || lane->bell < 0)
+		return detail_fail(-TG_EPROTOCOL,
+		    "lane %" PRIu64 ": a descriptor is missing in tidegated's answer", lane->lane_id);
+	if ((rc = lane_header_read(lane->memfd, &header, &geo)) != 0)
+		return detail_fail(
+		    rc, "lane %" PRIu64 ": its memory is not a lane of ABI %u", lane->lane_id, LANE_ABI);
+	if (header.lane_id != lane->lane_id || geo.sq_bytes != answer->u.lane.sq_bytes ||
+	    geo.cq_entries != answer->u.lane.cq_entries)
+		return detail_fail(-TG_EBROKEN,
+		    "lane %" PRIu64 ": its header says lane %" PRIu64 ", %" PRIu64
+		    " bytes and %u completions, the answer %" PRIu64 " and %u",
+		    lane->lane_id, header.lane_id, geo.sq_bytes, geo.cq_entries, answer->u.lane.sq_bytes,
+		    answer->u.lane.cq_entries);
+	if (header.max_record < sizeof(struct record) || header.max_record > geo.sq_bytes)
+		return detail_fail(-TG_EBROKEN,
+		    "lane %" PRIu64 ": records of %u bytes at most do not go with a ring of %" PRIu64,
+		    lane->lane_id, header.max_record, geo.sq_bytes);
+	rc = lane_map_init(&lane->map, lane->memfd, &geo, geo.sq_bytes <= LANE_POPULATE_MAX);
+	if (rc != 0)
+		return detail_fail(rc, "lane %" PRIu64 ": mapping %" PRIu64 " bytes: %s", lane->lane_id,
+		    lane_memfd_bytes(&geo), rc == -TG_ESYSTEM ? strerror(errno) : error_text(rc));
+	lane->nonce = header.nonce;
+	lane->max_record = header.max_record;
+	lane->full_fence = !(lane->client->registered && (header.flags & LANE_F_EXPEDITED) != 0);
+	return cursors_init(lane);
+}
+
+static int
+lane_request(struct tg_lane *lane, const char *pool, const struct tg_lane_options *options)
+{
+	struct tg_client *client = lane->client;
+	struct frame request, answer;
+	int fds[FRAME_FDS];
+	int rc;
+
+	frame_init(&request, FRAME_LANE_OPEN, 0);
+	request.u.open.sq_bytes = options->ring_bytes;
+	request.u.open.cq_entries = options->completions;
+	memcpy(request.u.open.pool, pool, strlen(pool));
+	memcpy(request.u.open.name, client->name, sizeof(client->name));
+	if ((rc = control_request(client, &request, &answer, FRAME_LANE_OPENED, fds)) != 0)
+		return rc;
+	lane->memfd = fds[FRAME_FD_MEMFD];
+	lane->doorbell = fds[FRAME_FD_DOORBELL];
+	lane->bell = fds[FRAME_FD_BELL];
+	if ((rc = lane_attach(lane, &answer)) == 0)
+		return 0;
+	/* The daemon believes that we have it; its answer will be skipped as a late one. */
+	frame_init(&request, FRAME_LANE_CLOSE, ++client->serial);
+	request.u.lane.lane_id = lane->lane_id;
+	(void)frame_send(client->fd, &request, NULL, 0);
+	return rc;
+}
+
+int
+tg_lane_open(
+    struct tg_client *client, struct tg_lane **out, const char *pool, const struct tg_lane_options *options)
+{
+	static const struct tg_lane_options defaults;
+	struct tg_lane *lane;
+	int rc;
+
+	if (out == NULL)
+		return detail_fail(-TG_EINVAL, "tg_lane_open: lane is NULL");
+	*out = NULL;
+	if (options == NULL)
+		options = &defaults;
+	if ((rc = open_check(client, pool, options)) != 0)
+		return rc;
+	/* Lanes of different threads must not share a cache line. */
+	lane = aligned_alloc(128, (sizeof(*lane) + 127) & ~(size_t)127);
+	if (lane == NULL)
+		return detail_fail(-TG_ENOMEM, "no memory for a lane (%zu bytes)", sizeof(*lane));
+	memset(lane, 0, sizeof(*lane));
+	lane->memfd = lane->doorbell = lane->bell = lane->epoll = -1;
+	lane->client = client;
+	lane->mark = client->mark;
+	lane->spin_ns = options->spin_us == UINT32_MAX         ? 0
+			: options->spin_us > UINT32_MAX / 1000 ? UINT32_MAX
+							       : options->spin_us * 1000;
+	if (options->spin_us == 0)
+		lane->spin_ns = LANE_SPIN_US * 1000;
+	if ((rc = lane_request(lane, pool, options)) != 0) {
+		int saved = errno;
+
+		lane_free(lane);
+		errno = saved;
+		return rc;
+	}
+	lane->next = client->lanes;
+	if (lane->next != NULL)
+		lane->next->link = &lane->next;
+	lane->link = &client->lanes;
+	client->lanes = lane;
+	*out = lane;
+	return 0;
+}
+
+int
+tg_lane_close(struct tg_lane *lane, int timeout_ms)
+{
+	struct frame request, answer;
+	int fds[FRAME_FDS];
+	int rc, flushed;
+
+	if (lane == NULL)
+		return 0;
+	if (fork_is_child(&lane->mark)) {
+		rc = lane_trouble(lane);
+		lane_free(lane);
+		return rc;
+	}
+	if (lane->busy)
+		(void)tg_abort(lane);
+	flushed = tg_flush(lane, timeout_ms);
+	frame_init(&request, FRAME_LANE_CLOSE, 0);
+	request.u.lane.lane_id = lane->lane_id;
+	rc = flushed;
+	if (flushed != -TG_ECLOSED) {
+		rc = control_request(lane->client, &request, &answer, FRAME_LANE_CLOSED, fds);
+		for (unsigned i = 0; i < FRAME_FDS; i++)
+			fd_close(&fds[i]);
+	}
+	lane_free(lane);
+	return flushed != 0 ? flushed : rc;
+}

@@ -1,0 +1,288 @@
+/*
+ * Completions out of the CQ, and the descriptor that tells an event loop to come for them.
+ *
+ * Two kinds of entries are never shown: successes of quiet messages, and those tg_publish_sync has
+ * taken out of turn, which it marks where they lie.
+ */
+#include "internal.h"
+
+#include <ck_pr.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#define REASON_TRIES 1000
+
+enum { WATCH_BELL, WATCH_CONTROL };
+
+static inline int
+is_swallowed(const struct completion *c)
+{
+	return c->outcome == COMPLETION_SWALLOWED ||
+	       ((c->info & COMPLETION_QUIET) != 0 && (c->outcome == TG_DELIVERED || c->outcome == TG_SENT));
+}
+
+void
+completion_fill(struct tg_completion *to, const struct completion *from)
+{
+	*to = (struct tg_completion){
+		.position = from->position,
+		.tag = from->tag,
+		.reference = from->reference,
+		.elapsed_us = from->elapsed_us,
+		.code = from->code,
+		.outcome = from->outcome,
+		.attempts = from->info & COMPLETION_ATTEMPTS,
+	};
+}
+
+int
+lane_cq_refresh(struct tg_lane *lane)
+{
+	struct cq_consumer *cq = &lane->cq;
+	uint64_t seen = cq->tail_seen;
+
+	if (UNLIKELY(cq_consumer_refresh(cq) < 0 || cq->tail_seen - cq->head > lane->published - cq->head)) {
+		cq->tail_seen = seen; /* what was good before stays readable */
+		return lane_broken(lane, "cq_tail counts completions that nothing was published for");
+	}
+	return 0;
+}
+
+/* Looks for completions unless some are known. 1 if there are, 0, or -TG_EBROKEN. */
+static inline int
+cq_look(struct tg_lane *lane)
+{
+	int rc;
+
+	if (lane->cq.tail_seen != lane->cq.head)
+		return 1;
+	rc = lane_cq_refresh(lane);
+	return UNLIKELY(rc < 0) ? rc : lane->cq.tail_seen != lane->cq.head;
+}
+
+int
+lane_sweep(struct tg_lane *lane)
+{
+	struct cq_consumer *cq = &lane->cq;
+	int there;
+
+	while ((there = cq_look(lane)) > 0) {
+		uint64_t head = cq->head;
+
+		while (head != cq->tail_seen && is_swallowed(cq_at(cq, head))) {
+			lane->marked -= cq_at(cq, head)->outcome == COMPLETION_SWALLOWED;
+			head++;
+		}
+		if (head == cq->head)
+			return 0;
+		cq_release(cq, head);
+	}
+	return there;
+}
+
+/* Up to max completions to the caller. How many, or -TG_EBROKEN. */
+static int
+cq_take(struct tg_lane *lane, struct tg_completion *to, size_t max)
+{
+	struct cq_consumer *cq = &lane->cq;
+	size_t taken = 0;
+	int there = 0;
+
+	while (taken < max && (there = cq_look(lane)) > 0) {
+		uint64_t head = cq->head;
+
+		for (; head != cq->tail_seen && taken < max; head++) {
+			struct completion c = *cq_at(cq, head);
+
+			if (!is_swallowed(&c))
+				completion_fill(&to[taken++], &c);
+			else
+				lane->marked -= c.outcome == COMPLETION_SWALLOWED;
+		}
+		cq_release(cq, head);
+	}
+	return taken > 0 || there >= 0 ? (int)taken : there;
+}
+
+void
+lane_disarm(struct tg_lane *lane)
+{
+	struct epoll_event events[2];
+	int n;
+
+	if (!lane->armed)
+		return;
+	lane->armed = 0;
+	do
+		n = epoll_wait(lane->epoll, events, 2, 0);
+	while (n < 0 && errno == EINTR);
+	for (int i = 0; i < n; i++) {
+		if (events[i].data.u32 == WATCH_BELL)
+			bell_drain(lane->bell);
+		else if (lane->fault == 0)
+			lane->fault = -TG_ECLOSED;
+	}
+	wake_rise(&lane->sleeper);
+}
+
+/* From here on whoever commits a completion rings; the caller looks once more. */
+static void
+doze(struct tg_lane *lane)
+{
+	lane->armed = 1;
+	wake_doze(&lane->sleeper);
+	order_fence_full(ORDER_F);
+}
+
+void
+lane_arm(struct tg_lane *lane)
+{
+	doze(lane);
+	if (lane_is_eventful(lane) != 0 || order_load_relaxed_32(lane->closed_word) != 0)
+		bell_ring(lane->bell);
+}
+
+static int
+arg_check(struct tg_lane *lane, const void *pointer, const char *name)
+{
+	if (lane == NULL || fork_is_child(&lane->mark))
+		return lane_trouble(lane);
+	if (pointer == NULL)
+		return detail_fail(-TG_EINVAL, "lane %" PRIu64 ": %s is NULL", lane->lane_id, name);
+	return 0;
+}
+
+int
+tg_poll(struct tg_lane *lane, struct tg_completion *completions, size_t max)
+{
+	int n = arg_check(lane, completions, "completions");
+	int late;
+
+	if (UNLIKELY(n < 0))
+		return n;
+	if (max > INT_MAX)
+		max = INT_MAX;
+	if (max == 0)
+		return 0;
+	if (UNLIKELY(lane->armed))
+		lane_disarm(lane);
+	if ((n = cq_take(lane, completions, max)) != 0)
+		return n;
+	n = lane_trouble(lane);
+	if (LIKELY(n == 0 && lane->epoll < 0))
+		return 0;
+	if (n == 0)
+		doze(lane);
+	/* What was committed before the fence, or before the trouble, is seen now. */
+	late = cq_take(lane, completions, max);
+	if (late != 0) {
+		if (lane->armed)
+			wake_rise(&lane->sleeper);
+		lane->armed = 0;
+		return late;
+	}
+	/* Nobody knows whether the caller came because of a bell that rang for the edge: say it again. */
+	if (n == 0 && (lane_edge(lane) != 0 || order_load_relaxed_32(lane->closed_word) != 0))
+		bell_ring(lane->bell);
+	return n;
+}
+
+int
+tg_fd(struct tg_lane *lane)
+{
+	struct epoll_event bell = { .events = EPOLLIN, .data.u32 = WATCH_BELL };
+	struct epoll_event control = { .events = 0, .data.u32 = WATCH_CONTROL }; /* hang-up comes unasked */
+	int fd;
+
+	if (lane == NULL || fork_is_child(&lane->mark))
+		return lane_trouble(lane);
+	if (lane->epoll >= 0)
+		return lane->epoll;
+	fd = epoll_create1(EPOLL_CLOEXEC);
+	if (fd < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, lane->bell, &bell) != 0 ||
+	    epoll_ctl(fd, EPOLL_CTL_ADD, lane->client->fd, &control) != 0) {
+		int saved = errno;
+
+		if (fd >= 0)
+			close(fd);
+		errno = saved;
+		return detail_fail(
+		    saved == EMFILE || saved == ENFILE || saved == ENOSPC ? -TG_ELIMIT : -TG_ESYSTEM,
+		    "lane %" PRIu64 ": a descriptor to wait on: %s", lane->lane_id, strerror(saved));
+	}
+	lane->epoll = fd;
+	lane_arm(lane);
+	return fd;
+}
+
+int
+tg_writable(struct tg_lane *lane)
+{
+	int rc = lane_trouble(lane);
+
+	if (rc < 0)
+		return rc;
+	lane->writable_seen = order_load_relaxed_32(&lane->map.daemon->writable) != 0;
+	return (int)lane->writable_seen;
+}
+
+int64_t
+tg_outstanding(struct tg_lane *lane)
+{
+	int rc = arg_check(lane, lane, "lane");
+
+	if (rc < 0 || (rc = lane_sweep(lane)) < 0)
+		return rc;
+	return (int64_t)(lane->published - lane->cq.head - lane->marked);
+}
+
+/* The text as it was at one moment. Its length, 0 if there is none, or -TG_EAGAIN. */
+static int
+reason_copy(const struct lane_reason *from, struct lane_reason *to)
+{
+	uint64_t word;
+
+	for (unsigned i = 0; i < REASON_TRIES; i++, ck_pr_stall()) {
+		to->seq = order_load_relaxed_32(&from->seq);
+		if (to->seq == 0)
+			return 0;
+		if ((to->seq & 1) != 0)
+			continue;
+		ck_pr_fence_load(); /* not a word of the text is read before seq */
+		to->code = order_load_relaxed_32(&from->code);
+		for (size_t at = 0; at < sizeof(to->text); at += sizeof(word)) {
+			word = order_load_relaxed_64((const uint64_t *)(const void *)(from->text + at));
+			memcpy(to->text + at, &word, sizeof(word));
+		}
+		ck_pr_fence_load(); /* nor after it */
+		if (order_load_relaxed_32(&from->seq) == to->seq)
+			return (int)strnlen(to->text, sizeof(to->text) - 1);
+	}
+	return -TG_EAGAIN;
+}
+
+int
+tg_reason(struct tg_lane *lane, char *text, size_t size, uint32_t *code)
+{
+	struct lane_reason copy;
+	int len = arg_check(lane, text != NULL || size == 0 ? lane : NULL, "text");
+
+	if (len < 0)
+		return len;
+	copy.code = 0;
+	len = reason_copy(lane->map.reason, &copy);
+	if (len < 0)
+		return detail_fail(len, "lane %" PRIu64 ": the reason is being rewritten", lane->lane_id);
+	if (size > 0) {
+		size_t part = (size_t)len < size ? (size_t)len : size - 1;
+
+		memcpy(text, copy.text, part);
+		text[part] = '\0';
+	}
+	if (code != NULL)
+		*code = copy.code;
+	return len;
+}

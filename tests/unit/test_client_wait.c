@@ -1,0 +1,505 @@
+/* libtidegate: who waits is woken, for everything it waits for and for nothing else. */
+#include "fake_daemon.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+struct setup {
+	struct fake fake;
+	struct tg_client *client;
+	struct tg_lane *lane;
+	struct fake_lane *peer;
+};
+
+static int
+setup_of(void **state, enum fake_mode mode, uint64_t ring_bytes, int flags)
+{
+	struct setup *s = calloc(1, sizeof(*s));
+	/* No spinning: every wait is a sleep. */
+	struct tg_lane_options options = { .ring_bytes = ring_bytes, .spin_us = UINT32_MAX };
+	struct tg_client_options client_options = { .socket = s->fake.path };
+
+	fake_start(&s->fake, mode);
+	if (flags >= 0)
+		fake_set_flags(&s->fake, (unsigned)flags);
+	assert_int_equal(tg_client_open(&s->client, &client_options), 0);
+	assert_int_equal(tg_lane_open(s->client, &s->lane, "events", &options), 0);
+	s->peer = fake_lane(&s->fake);
+	*state = s;
+	return 0;
+}
+
+static int
+setup_hold(void **state)
+{
+	return setup_of(state, FAKE_HOLD, LANE_SQ_MIN, -1);
+}
+
+static int
+setup_answer(void **state)
+{
+	return setup_of(state, FAKE_ANSWER, LANE_SQ_MIN, -1);
+}
+
+static int
+setup_answer_fenced(void **state)
+{
+	return setup_of(state, FAKE_ANSWER, LANE_SQ_MIN, 0);
+}
+
+static int
+teardown(void **state)
+{
+	struct setup *s = *state;
+
+	tg_client_close(s->client);
+	fake_stop(&s->fake);
+	free(s);
+	return 0;
+}
+
+static int
+publish(struct setup *s, size_t body_len, uint32_t flags)
+{
+	static char body[16384];
+	struct tg_message m = { .topic = "t", .body = body, .body_len = body_len, .flags = flags };
+
+	return tg_publish(s->lane, &m, NULL);
+}
+
+static int
+fires(int fd, int timeout_ms)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	return poll(&p, 1, timeout_ms);
+}
+
+/* ---- what the daemon may do while the client sleeps ---- */
+
+static void
+do_deliver(struct fake_lane *lane, void *arg)
+{
+	(void)arg;
+	fake_lane_drain(lane, TG_DELIVERED);
+}
+
+static void
+do_writable(struct fake_lane *lane, void *arg)
+{
+	(void)arg;
+	order_store_relaxed_32(&lane->map.daemon->writable, 1);
+	fake_lane_ring(lane);
+}
+
+static void
+do_close(struct fake_lane *lane, void *arg)
+{
+	(void)arg;
+	order_store_relaxed_32(&lane->map.daemon->closed, 1);
+	fake_lane_ring(lane);
+}
+
+static void
+do_deliver_and_close(struct fake_lane *lane, void *arg)
+{
+	do_deliver(lane, arg);
+	do_close(lane, arg);
+}
+
+static void
+do_hang_up(struct fake_lane *lane, void *arg)
+{
+	(void)lane;
+	fake_hang_up(arg);
+}
+
+static void
+do_bare_ring(struct fake_lane *lane, void *arg)
+{
+	fake_lane_ring(lane); /* for nothing */
+	while ((order_load_relaxed_32(&lane->map.client->waiting) & 1u) == 0 ||
+	       order_load_relaxed_32(&lane->map.client->waiting) == lane->client.rung)
+		sched_yield(); /* it goes to sleep again */
+	do_deliver(lane, arg);
+}
+
+static void
+do_signal(struct fake_lane *lane, void *arg)
+{
+	(void)lane;
+	pthread_kill(*(pthread_t *)arg, SIGUSR1);
+}
+
+static void
+wait_wakes_for_completions(void **state)
+{
+	struct setup *s = *state;
+	struct tg_completion c[2];
+	struct fake_later later;
+
+	for (int i = 0; i < 50; i++) {
+		assert_int_equal(publish(s, 10, 0), 0);
+		fake_later_start(&later, s->peer, i % 2 == 0 ? do_deliver : do_bare_ring, NULL);
+		assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+		fake_later_join(&later);
+		assert_int_equal(tg_poll(s->lane, c, 2), 1);
+	}
+	assert_int_equal(tg_wait(s->lane, 0), -TG_ETIMEOUT);
+	assert_int_equal(tg_wait(s->lane, 5), -TG_ETIMEOUT);
+}
+
+static void
+wait_wakes_for_room(void **state)
+{
+	struct setup *s = *state;
+	struct fake_later later;
+	struct tg_completion c;
+
+	while (publish(s, 4000, TG_QUIET) == 0)
+		continue;
+	fake_later_start(&later, s->peer, do_deliver, NULL);
+	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	fake_later_join(&later);
+	assert_int_equal(tg_poll(s->lane, &c, 1), 0);
+	assert_int_equal(tg_wait(s->lane, 0), -TG_ETIMEOUT); /* said once */
+	assert_int_equal(publish(s, 4000, TG_QUIET), 0);
+
+	/* And for slots. */
+	while (publish(s, 0, TG_QUIET) == 0)
+		continue;
+	assert_non_null(strstr(tg_client_detail(NULL), "slots"));
+	fake_later_start(&later, s->peer, do_deliver, NULL);
+	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	fake_later_join(&later);
+	assert_int_equal(publish(s, 0, TG_QUIET), 0);
+}
+
+static void
+wait_wakes_when_writable_again(void **state)
+{
+	struct setup *s = *state;
+	struct fake_later later;
+
+	assert_int_equal(tg_wait(s->lane, 0), -TG_ETIMEOUT); /* it was writable all the time */
+	order_store_relaxed_32(&s->peer->map.daemon->writable, 0);
+	assert_int_equal(tg_writable(s->lane), 0);
+	fake_later_start(&later, s->peer, do_writable, NULL);
+	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	fake_later_join(&later);
+	assert_int_equal(tg_writable(s->lane), 1);
+	assert_int_equal(tg_wait(s->lane, 0), -TG_ETIMEOUT);
+}
+
+static void
+closed_lane_ends_the_wait_after_its_completions(void **state)
+{
+	struct setup *s = *state;
+	struct fake_later later;
+	struct tg_completion c[2];
+
+	assert_int_equal(publish(s, 10, 0), 0);
+	fake_later_start(&later, s->peer, do_deliver_and_close, NULL);
+	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	fake_later_join(&later);
+	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	assert_int_equal(tg_poll(s->lane, c, 2), 1);
+	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), -TG_EBROKEN);
+	assert_int_equal(tg_poll(s->lane, c, 2), -TG_EBROKEN);
+}
+
+static void
+dead_daemon_ends_the_wait_after_its_completions(void **state)
+{
+	struct setup *s = *state;
+	struct fake_later later;
+	struct tg_completion c[2];
+
+	assert_int_equal(publish(s, 10, 0), 0);
+	assert_int_equal(publish(s, 10, 0), 0);
+	fake_lane_drain(s->peer, TG_DELIVERED);
+	assert_int_equal(publish(s, 10, 0), 0);
+	fake_later_start(&later, s->peer, do_hang_up, &s->fake);
+	assert_int_equal(tg_flush(s->lane, FAKE_DEADLINE_MS), -TG_ECLOSED);
+	fake_later_join(&later);
+	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	assert_int_equal(tg_poll(s->lane, c, 2), 2);
+	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), -TG_ECLOSED);
+	assert_int_equal(tg_poll(s->lane, c, 2), -TG_ECLOSED);
+	assert_int_equal(publish(s, 10, 0), -TG_ECLOSED);
+	assert_int_equal(tg_lane_close(s->lane, -1), -TG_ECLOSED);
+	assert_int_equal(tg_lane_open(s->client, &s->lane, "events", NULL), -TG_ECLOSED);
+}
+
+static void
+flush_waits_for_all_and_reads_none(void **state)
+{
+	struct setup *s = *state;
+	struct fake_later later;
+	struct tg_completion c[8];
+
+	assert_int_equal(tg_flush(s->lane, -1), 0);
+	for (int i = 0; i < 5; i++)
+		assert_int_equal(publish(s, 10, i % 2 == 0 ? TG_QUIET : 0), 0);
+	assert_int_equal(tg_flush(s->lane, 5), -TG_ETIMEOUT);
+	assert_non_null(strstr(tg_client_detail(NULL), "5 messages"));
+	fake_later_start(&later, s->peer, do_deliver, NULL);
+	assert_int_equal(tg_flush(s->lane, FAKE_DEADLINE_MS), 0);
+	fake_later_join(&later);
+	assert_int_equal(tg_poll(s->lane, c, 8), 2);
+	assert_int_equal(publish(s, 10, 0), 0);
+	assert_int_equal(tg_lane_close(s->lane, 1), -TG_ETIMEOUT);
+	assert_int_equal(fake_closes(&s->fake), 1);
+}
+
+static void
+on_signal(int number)
+{
+	(void)number;
+}
+
+static void
+signal_ends_a_wait_and_not_a_flush(void **state)
+{
+	struct setup *s = *state;
+	struct sigaction action = { .sa_handler = on_signal };
+	pthread_t self = pthread_self();
+	struct fake_later later;
+	struct tg_completion c;
+
+	sigaction(SIGUSR1, &action, NULL);
+	fake_later_start(&later, s->peer, do_signal, &self);
+	/* The signal may come just before the sleep; then the time given ends it. */
+	assert_in_range(-tg_wait(s->lane, 200), 0, TG_ETIMEOUT);
+	fake_later_join(&later);
+	assert_int_equal(tg_poll(s->lane, &c, 1), 0);
+	assert_int_equal(publish(s, 10, 0), 0);
+	fake_later_start(&later, s->peer, do_signal, &self);
+	assert_int_equal(tg_flush(s->lane, 50), -TG_ETIMEOUT);
+	fake_later_join(&later);
+}
+
+/* ---- the descriptor ---- */
+
+/* An edge may be told twice, since tg_poll cannot know who has seen the bell; then it is quiet. */
+static void
+becomes_quiet(struct setup *s, int fd)
+{
+	struct tg_completion c;
+
+	assert_int_equal(tg_poll(s->lane, &c, 1), 0);
+	if (fires(fd, 0) == 1)
+		assert_int_equal(tg_poll(s->lane, &c, 1), 0);
+	assert_int_equal(fires(fd, 0), 0);
+}
+
+static void
+descriptor_fires_for_each_reason(void **state)
+{
+	struct setup *s = *state;
+	struct tg_completion c[8];
+	int fd = tg_fd(s->lane);
+
+	assert_true(fd >= 0);
+	assert_int_equal(tg_fd(s->lane), fd);
+	assert_int_equal(fires(fd, 0), 0);
+	assert_int_equal(tg_poll(s->lane, c, 8), 0);
+	assert_int_equal(fires(fd, 0), 0);
+	for (int i = 0; i < 20; i++) {
+		assert_int_equal(publish(s, 10, 0), 0);
+		assert_int_equal(publish(s, 10, 0), 0);
+		assert_int_equal(fires(fd, 0), 0);
+		fake_lane_drain(s->peer, TG_DELIVERED);
+		assert_int_equal(fires(fd, 0), 1);
+		assert_int_equal(tg_poll(s->lane, c, 8), 2);
+		assert_int_equal(tg_poll(s->lane, c, 8), 0);
+		assert_int_equal(fires(fd, 0), 0);
+	}
+	/* Room, though no completion is to be seen. */
+	while (publish(s, 4000, TG_QUIET) == 0)
+		continue;
+	assert_int_equal(tg_poll(s->lane, c, 8), 0);
+	assert_int_equal(fires(fd, 0), 0);
+	fake_lane_drain(s->peer, TG_DELIVERED);
+	assert_int_equal(fires(fd, 0), 1);
+	becomes_quiet(s, fd);
+	/* Room that came back before tg_poll could arm it. */
+	while (publish(s, 4000, TG_QUIET) == 0)
+		continue;
+	fake_lane_drain(s->peer, TG_DELIVERED);
+	assert_int_equal(tg_poll(s->lane, c, 8), 0);
+	assert_int_equal(fires(fd, 0), 1);
+	becomes_quiet(s, fd);
+	/* Writability. */
+	order_store_relaxed_32(&s->peer->map.daemon->writable, 0);
+	assert_int_equal(tg_poll(s->lane, c, 8), 0);
+	do_writable(s->peer, NULL);
+	assert_int_equal(fires(fd, 0), 1);
+	becomes_quiet(s, fd);
+	/* The end of the daemon, after what it left. */
+	assert_int_equal(publish(s, 10, 0), 0);
+	fake_lane_drain(s->peer, TG_DELIVERED);
+	fake_hang_up(&s->fake);
+	assert_int_equal(fires(fd, 0), 1);
+	assert_int_equal(tg_poll(s->lane, c, 8), 1);
+	assert_int_equal(tg_poll(s->lane, c, 8), -TG_ECLOSED);
+}
+
+static void
+descriptor_fires_for_a_closed_lane(void **state)
+{
+	struct setup *s = *state;
+	struct tg_completion c[8];
+	int fd = tg_fd(s->lane);
+
+	assert_int_equal(tg_poll(s->lane, c, 8), 0);
+	do_close(s->peer, NULL);
+	assert_int_equal(fires(fd, 0), 1);
+	assert_int_equal(tg_poll(s->lane, c, 8), -TG_EBROKEN);
+}
+
+static void
+descriptor_survives_waiting_in_between(void **state)
+{
+	struct setup *s = *state;
+	struct tg_completion c[8];
+	int fd = tg_fd(s->lane);
+
+	assert_int_equal(tg_wait(s->lane, 1), -TG_ETIMEOUT);
+	assert_int_equal(publish(s, 10, 0), 0);
+	fake_lane_drain(s->peer, TG_DELIVERED);
+	assert_int_equal(fires(fd, 0), 1);
+	assert_int_equal(tg_flush(s->lane, 100), 0);
+	assert_int_equal(fires(fd, 0), 1); /* not eaten */
+	assert_int_equal(tg_poll(s->lane, c, 8), 1);
+	assert_int_equal(tg_poll(s->lane, c, 8), 0);
+	assert_int_equal(fires(fd, 0), 0);
+	struct fake_later later;
+	assert_int_equal(publish(s, 10, 0), 0);
+	fake_later_start(&later, s->peer, do_deliver, NULL);
+	assert_int_equal(tg_flush(s->lane, FAKE_DEADLINE_MS), 0);
+	fake_later_join(&later);
+	assert_int_equal(fires(fd, 0), 1);
+	assert_int_equal(tg_poll(s->lane, c, 8), 1);
+	/* A descriptor that is asked for when something is there already. */
+	struct tg_lane *lane;
+	struct tg_message m = { .topic = "t" };
+	assert_int_equal(tg_lane_open(s->client, &lane, "events", NULL), 0);
+	assert_int_equal(tg_publish(lane, &m, NULL), 0);
+	fake_lane_drain(fake_lane(&s->fake), TG_DELIVERED);
+	assert_int_equal(fires(tg_fd(lane), 0), 1);
+}
+
+/* ---- both sides at once ---- */
+
+static uint64_t
+cpu_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/*
+ * A ping-pong in which both sides sleep after every message, then a stream of every size through a
+ * small ring in which each side waits for the other: a lost wake-up is a deadline missed, a byte
+ * lost or doubled a wrong sum.
+ */
+static void
+no_wakeup_is_lost_and_every_byte_arrives(void **state)
+{
+	struct setup *s = *state;
+	static uint8_t body[6000];
+	struct tg_completion c[64];
+	uint64_t sum = 0, bytes = 0, got = 0, want = 0, last = 0;
+	uint64_t seed = 2463534242u;
+	int use_fd = -1, n;
+
+	for (int i = 0; i < 3000; i++) {
+		struct tg_message m = { .topic = "t", .body = "a", .body_len = 1, .tag = (uint64_t)i };
+
+		assert_int_equal(tg_publish_sync(s->lane, &m, FAKE_DEADLINE_MS, c), 0);
+		assert_int_equal(c[0].tag, i);
+		sum += 'a';
+		bytes++;
+	}
+	for (unsigned i = 0; i < sizeof(body); i++)
+		body[i] = (uint8_t)(i * 7u);
+	while (want < 30000) {
+		struct tg_message m = { .topic = "t", .body = body, .tag = want };
+		int rc;
+
+		seed ^= seed << 13;
+		seed ^= seed >> 7;
+		seed ^= seed << 17;
+		m.body_len = seed % (want % 16 == 0 ? sizeof(body) : 200);
+		if (want == 15000)
+			use_fd = tg_fd(s->lane);
+		while ((rc = tg_publish(s->lane, &m, NULL)) == -TG_EAGAIN) {
+			while ((n = tg_poll(s->lane, c, 64)) > 0)
+				for (int i = 0; i < n; i++)
+					assert_int_equal(c[i].tag, got++);
+			assert_int_equal(n, 0);
+			if ((rc = tg_publish(s->lane, &m, NULL)) != -TG_EAGAIN)
+				break;
+			if (use_fd >= 0)
+				assert_int_equal(fires(use_fd, FAKE_DEADLINE_MS), 1);
+			else
+				assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+		}
+		assert_int_equal(rc, 0);
+		for (size_t i = 0; i < m.body_len; i++)
+			sum += body[i];
+		bytes += m.body_len;
+		want++;
+	}
+	assert_int_equal(tg_flush(s->lane, FAKE_DEADLINE_MS), 0);
+	while ((n = tg_poll(s->lane, c, 64)) > 0)
+		for (int i = 0; i < n; i++)
+			assert_int_equal(c[i].tag, got++);
+	assert_int_equal(got, want);
+	pthread_mutex_lock(&s->fake.lock);
+	assert_int_equal(s->peer->seen, bytes);
+	assert_int_equal(s->peer->sum, sum);
+	pthread_mutex_unlock(&s->fake.lock);
+
+	/* Now everyone sleeps: waiting costs no CPU. */
+	last = cpu_ns();
+	assert_int_equal(tg_wait(s->lane, 100), -TG_ETIMEOUT);
+	assert_true(cpu_ns() - last < 20000000u);
+}
+
+#define HOLD(f) cmocka_unit_test_setup_teardown(f, setup_hold, teardown)
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		HOLD(wait_wakes_for_completions),
+		HOLD(wait_wakes_for_room),
+		HOLD(wait_wakes_when_writable_again),
+		HOLD(closed_lane_ends_the_wait_after_its_completions),
+		HOLD(dead_daemon_ends_the_wait_after_its_completions),
+		HOLD(flush_waits_for_all_and_reads_none),
+		HOLD(signal_ends_a_wait_and_not_a_flush),
+		HOLD(descriptor_fires_for_each_reason),
+		HOLD(descriptor_fires_for_a_closed_lane),
+		HOLD(descriptor_survives_waiting_in_between),
+		cmocka_unit_test_setup_teardown(
+		    no_wakeup_is_lost_and_every_byte_arrives, setup_answer, teardown),
+		{ "no_wakeup_is_lost_with_fences_of_our_own", no_wakeup_is_lost_and_every_byte_arrives,
+		    setup_answer_fenced, teardown, NULL },
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
