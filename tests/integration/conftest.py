@@ -1,0 +1,63 @@
+"""Fixtures. Each session has a network of its own where it may (root), so no port is ever taken."""
+
+import os
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+import harness  # noqa: E402
+
+OWN_NETWORK = os.geteuid() == 0 and harness.own_network()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "sanitizers: also run with the sanitizer builds")
+    config.addinivalue_line("markers", "long: takes more than half a minute")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    report = (yield).get_result()
+    if report.when == "call" and report.failed and "box" in getattr(item, "funcargs", {}):
+        for name, text in item.funcargs["box"].logs():
+            report.sections.append((f"log of {name}", text[-3000:]))
+
+
+@pytest.fixture
+def box(tmp_path):
+    box = harness.Box(tmp_path)
+    yield box
+    box.fini()
+    # A sanitizer that found something says so in the log of a process that was not watched.
+    for name, text in box.logs():
+        for words in ("ERROR: AddressSanitizer", "runtime error:", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer"):
+            assert words not in text, f"{name}: {text[-4000:]}"
+
+
+@pytest.fixture
+def mosquitto(box):
+    return harness.Mosquitto(box).start()
+
+
+@pytest.fixture
+def sink(box):
+    return harness.Sink(box).start()
+
+
+@pytest.fixture
+def network():
+    if not OWN_NETWORK or not harness.have("nft"):
+        pytest.skip("needs root, for a network namespace of its own, and nft")
+    network = harness.Network()
+    yield network
+    network.fini()
+
+
+@pytest.fixture
+def daemon(box):
+    """daemon(pool, …, setting=…): a started tidegated."""
+    def start(*pools, ready=True, **settings):
+        return harness.Daemon(box, list(pools), **settings).start(ready=ready)
+    return start

@@ -1,0 +1,62 @@
+"""tidegatectl: every command gives words to people and JSON to programs, and the two agree."""
+
+import pytest
+
+from harness import Sink, pool, program, wait_for
+from load import Producer
+
+COMMANDS = ("status", "pools", "brokers", "links", "lanes", "stats")
+
+
+def text(d, *words):
+    return d.box.run(program("tidegatectl"), "-s", d.admin, *words)
+
+
+@pytest.mark.sanitizers
+def test_every_command_answers_in_both_forms(box, daemon, sink):
+    d = daemon(pool([sink]))
+    producer = Producer(box, d, count=100, lanes=2, words=["-L"])
+    wait_for(lambda: producer.file.state == 4, "all delivered")
+    for command in COMMANDS:
+        assert d.ctl(command), command
+        plain = text(d, command)
+        assert plain.returncode == 0 and plain.stdout.strip(), (command, plain.stderr)
+
+
+def test_rows_name_pools_brokers_links_and_lanes(box, daemon):
+    sinks = [Sink(box, name).start() for name in ("a", "b")]
+    d = daemon(pool(sinks, links=2), pool(sinks[:1], name="other"))
+    producer = Producer(box, d, count=10, lanes=3, words=["-L"])
+    wait_for(lambda: producer.file.state == 4, "all delivered")
+    assert {row["name"] for row in d.rows("pools")} == {"events", "other"}
+    assert len(d.rows("brokers")) == 3
+    assert len(d.links(sinks[0])) == 3 and len(d.links(sinks[1])) == 2
+    assert len(d.rows("lanes")) == 3
+    assert all(row["pool"] == "events" for row in d.rows("lanes"))
+    listed = text(d, "brokers").stdout
+    assert all(sink.address in listed for sink in sinks)
+
+
+def test_counts_are_what_was_published(box, daemon, sink):
+    d = daemon(pool([sink]))
+    producer = Producer(box, d, count=1234, words=["-L"])
+    wait_for(lambda: producer.file.state == 4, "all delivered")
+    row = d.rows("pools")[0]
+    assert row["delivered"] == 1234, row
+
+
+def test_broken_broker_is_told_with_its_cause(box, daemon):
+    good, bad = Sink(box, "good").start(), Sink(box, "bad")
+    d = daemon(pool([good, bad]), ready=False)
+    d.wait_ready(good)
+    wait_for(lambda: "refused" in str(d.rows("brokers") + d.rows("links")).lower(), lambda:
+             f"the cause: {d.rows('brokers')} {d.rows('links')}")
+
+
+def test_wrong_command_and_no_daemon(box, daemon, sink):
+    d = daemon(pool([sink]))
+    result = text(d, "dance")
+    assert result.returncode == 2 and "dance" in result.stderr
+    assert d.stop() == 0
+    result = text(d, "status")
+    assert result.returncode == 1 and str(d.admin) in result.stderr

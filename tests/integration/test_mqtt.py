@@ -1,0 +1,209 @@
+"""One daemon, one real mosquitto: what a message is, what becomes of it, and what is refused."""
+
+import os
+import subprocess
+
+import pytest
+
+from harness import FULL, Mosquitto, pool, wait_for
+from load import Producer, check_all_arrived, wait_all_arrived
+from paho_subscriber import PahoSubscriber
+
+COUNT = 20000 if FULL else 4000
+
+
+def summary(result):
+    """accepted=… delivered=… … of tidegate-pub."""
+    line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
+    return {key: value for key, value in (word.split("=") for word in line.split())}
+
+
+def mqtt(version=5, qos=1, **more):
+    return {"version": version, "qos": qos, **more}
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("version", [3, 5])
+@pytest.mark.parametrize("qos", [0, 1])
+def test_every_message_arrives_with_its_outcome(daemon, mosquitto, box, version, qos):
+    version = {3: 4, 5: 5}[version]
+    subscriber = mosquitto.subscriber()
+    d = daemon(pool([mosquitto], mqtt=mqtt(version=version, qos=qos)))
+    producer = Producer(box, d, count=COUNT, lanes=2, low=10, high=20000, batch=16, ring=1 << 20)
+    outcomes = producer.finish()
+    assert outcomes == {"delivered" if qos else "sent": 2 * COUNT}
+    wait_all_arrived([producer], subscriber)
+    assert check_all_arrived([producer], subscriber) == 0
+
+
+@pytest.mark.sanitizers
+def test_many_processes_and_lanes_keep_each_lanes_order(daemon, mosquitto, box):
+    subscriber = mosquitto.subscriber()
+    d = daemon(pool([mosquitto], links=2))
+    producers = [Producer(box, d, number, count=COUNT // 2, lanes=4, low=10, high=2000, batch=1 + number * 7)
+                 for number in range(1, 5)]
+    for producer in producers:
+        assert producer.finish() == {"delivered": producer.count * 4}
+    wait_all_arrived(producers, subscriber)
+    assert check_all_arrived(producers, subscriber) == 0
+
+
+def test_message_keeps_topic_body_headers_and_expiry(daemon, mosquitto):
+    subscriber = PahoSubscriber(mosquitto.port)
+    d = daemon(pool([mosquitto]))
+    result = d.publish("-H", "colour=grün", "-H", "colour=red", "--timeout", "60000", "-m", "Grüße",
+                       topic="a/b c/ü")
+    assert result.returncode == 0, result.stderr
+    message = subscriber.wait(1)[0]
+    assert message.topic == "a/b c/ü"
+    assert message.payload.decode() == "Grüße"
+    assert [tuple(pair) for pair in message.properties.UserProperty] == [("colour", "grün"), ("colour", "red")]
+    assert 1 <= message.properties.MessageExpiryInterval <= 60
+    assert message.qos == 1 and not message.retain
+
+
+def test_retained_message_reaches_later_subscribers(daemon, mosquitto):
+    d = daemon(pool([mosquitto]))
+    assert d.publish("--retain", "-m", "kept", topic="state/x").returncode == 0
+    assert d.publish("-m", "not kept", topic="state/y").returncode == 0
+    subscriber = PahoSubscriber(mosquitto.port)
+    message = subscriber.wait(1)[0]
+    assert (message.topic, message.payload, message.retain) == ("state/x", b"kept", True)
+
+
+def test_lines_of_a_file_arrive_in_order(daemon, mosquitto, tmp_path):
+    subscriber = PahoSubscriber(mosquitto.port)
+    d = daemon(pool([mosquitto]))
+    lines = [f"line {number}".encode() for number in range(500)]
+    (tmp_path / "lines").write_bytes(b"\n".join(lines) + b"\n")
+    result = d.publish(tmp_path / "lines")
+    assert result.returncode == 0, result.stderr
+    assert summary(result)["delivered"] == "500"
+    assert [message.payload for message in subscriber.wait(500)] == lines
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_right_password_is_let_in(box, daemon, tmp_path, version):
+    broker = Mosquitto(box, users={"gate": "tide!"}).start()
+    (tmp_path / "pw").write_text("tide!\n")
+    d = daemon(pool([broker], mqtt=mqtt(version=version, username="gate", password_file=tmp_path / "pw")))
+    assert d.publish("-m", "x").returncode == 0
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("version", [4, 5])
+def test_wrong_password_holds_messages_and_says_why(box, daemon, tmp_path, version):
+    broker = Mosquitto(box, users={"gate": "tide!"}).start()
+    (tmp_path / "pw").write_text("ebb\n")
+    d = daemon(pool([broker], mqtt=mqtt(version=version, username="gate", password_file=tmp_path / "pw")), ready=False)
+    wait_for(lambda: "not auth" in str(d.rows("brokers")).lower() or "password" in str(d.rows("brokers")).lower(),
+             lambda: f"the broker's row to say why: {d.rows('brokers')}")
+    assert "ready" not in d.link_states()
+    result = d.publish("--timeout", "300", "-m", "x")
+    assert result.returncode == 1
+    assert summary(result)["expired"] == "1" and summary(result)["delivered"] == "0"
+    # The broker is not hammered: attempts back off.
+    assert broker.process.text().count("New connection") < 20
+    assert "ebb" not in d.process.text() and "ebb" not in str(d.rows("brokers"))
+
+
+@pytest.mark.parametrize("topic", ["a/#", "a/+/b", "", "a\x01b"])
+def test_bad_topic_is_refused_before_it_can_hurt_the_link(daemon, mosquitto, topic):
+    d = daemon(pool([mosquitto], mqtt=mqtt(version=4)))
+    before = d.links()[0]
+    result = d.publish("-m", "x", topic=topic)
+    assert result.returncode != 0
+    if topic != "":  # an empty one is refused by the tool or the library already
+        assert summary(result)["rejected"] == "1"
+    assert d.publish("-m", "y", topic="good").returncode == 0
+    assert d.links()[0]["state"] == before["state"]
+    assert mosquitto.process.text().count("New client connected") == 1
+
+
+def test_broker_that_says_no_gives_rejected_with_its_code(box, daemon):
+    broker = Mosquitto(box, acl=["topic write open/#"]).start()
+    d = daemon(pool([broker]))
+    result = d.publish("-m", "x", topic="closed/a")
+    assert result.returncode == 1
+    assert summary(result)["rejected"] == "1"
+    assert "135" in result.stderr or "0x87" in result.stderr
+    assert d.publish("-m", "x", topic="open/a").returncode == 0
+
+
+def test_body_larger_than_the_broker_takes_is_rejected_and_the_link_lives(box, daemon, tmp_path):
+    broker = Mosquitto(box, lines=["max_packet_size 5000"]).start()
+    d = daemon(pool([broker]))
+    (tmp_path / "large").write_bytes(b"x" * 6000)
+    result = d.publish("--whole-file", tmp_path / "large")
+    assert result.returncode == 1 and summary(result)["rejected"] == "1", result.stderr
+    assert d.publish("-m", "small").returncode == 0
+    assert broker.process.text().count("New client connected") == 1
+
+
+def test_body_of_a_mebibyte_arrives_whole(daemon, mosquitto, tmp_path):
+    subscriber = PahoSubscriber(mosquitto.port)
+    d = daemon(pool([mosquitto]))
+    body = os.urandom(1 << 20)
+    (tmp_path / "large").write_bytes(body)
+    result = d.publish("--whole-file", "--ring", str(4 << 20), tmp_path / "large")
+    assert result.returncode == 0, result.stderr
+    assert subscriber.wait(1)[0].payload == body
+
+
+def test_empty_body_arrives(daemon, mosquitto):
+    subscriber = PahoSubscriber(mosquitto.port)
+    d = daemon(pool([mosquitto]))
+    assert d.publish("-m", "").returncode == 0
+    assert subscriber.wait(1)[0].payload == b""
+
+
+def test_message_published_before_the_broker_is_up_is_delivered_when_it_is(box, daemon):
+    broker = Mosquitto(box)
+    d = daemon(pool([broker], breaker={"retry_ms": 100, "retry_max_ms": 300}), ready=False)
+    producer = Producer(box, d, count=100)
+    producer.wait_accepted(100)
+    assert producer.file.completed() == 0
+    broker.start()
+    assert producer.finish() == {"delivered": 100}
+
+
+def test_message_expires_honestly_when_no_broker_comes(box, daemon):
+    broker = Mosquitto(box)
+    d = daemon(pool([broker]), ready=False)
+    producer = Producer(box, d, count=100, words=["-T", "200"])
+    assert producer.finish() == {"expired": 100}
+
+
+def test_broker_by_name_and_over_ipv6(box, daemon):
+    broker = Mosquitto(box, lines=[])
+    broker.config.write_text(broker.config.read_text().replace(f"listener {broker.port} 127.0.0.1",
+                                                               f"listener {broker.port}"))
+    broker.start()
+    for number, address in enumerate((f"localhost:{broker.port}", f"[::1]:{broker.port}", f"127.0.0.1:{broker.port}")):
+        d = daemon(pool([address]), name=f"tidegated{number}")
+        assert d.publish("-m", address).returncode == 0, address
+        assert d.stop() == 0
+
+
+def test_receive_maximum_of_the_broker_is_kept(box, daemon):
+    """A client that exceeds it is disconnected with 0x93; mosquitto announces max_inflight_messages."""
+    broker = Mosquitto(box, lines=["max_inflight_messages 7"])
+    broker.config.write_text(broker.config.read_text().replace("max_inflight_messages 0\n", ""))
+    broker.start()
+    d = daemon(pool([broker]))
+    producer = Producer(box, d, count=5000, batch=64)
+    assert producer.finish() == {"delivered": 5000}
+    assert broker.process.text().count("New client connected") == 1, broker.process.text()
+
+
+def test_mosquitto_clients_see_what_was_published(daemon, mosquitto):
+    """Debian's own command-line client, as a user would check."""
+    subscriber = subprocess.Popen(["mosquitto_sub", "-p", str(mosquitto.port), "-t", "seen", "-C", "1", "-W", "20",
+                                   "-d"], stdout=subprocess.PIPE, text=True)
+    for line in subscriber.stdout:
+        if "received SUBACK" in line:
+            break
+    d = daemon(pool([mosquitto]))
+    assert d.publish("-m", "by mosquitto_sub", topic="seen").returncode == 0
+    output = subscriber.communicate(timeout=20)[0]
+    assert subscriber.returncode == 0 and "by mosquitto_sub" in output
