@@ -1,0 +1,67 @@
+/*
+ * tidegate-bench: what a message costs, beside what it costs without tidegate.
+ *
+ * A measurement is a number of rounds; in each, every client of the table (clients.def) does the
+ * same work in turn: A B A B. What is shown are medians over rounds, and ratios of medians.
+ *
+ *	main ─► a subcommand ─► group (P forked processes, one client each) ─► outcome of a round
+ *	             └── stage (--start: a daemon and a broker of its own)
+ *
+ * The parent never has a client open while it forks; a process of a group is one client's life.
+ */
+#ifndef TG_BENCH_BENCH_H
+#define TG_BENCH_BENCH_H
+
+#include "tools/common/histogram.h"
+
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define BENCH_ROUNDS_MAX 101
+
+struct load_client;
+
+struct bench_options {
+	const char *socket; /* NULL: the library's default */
+	const char *pool;
+	const char *topic;
+	const char *broker_host; /* of the direct clients; NULL: none given */
+	uint16_t broker_port;
+	pid_t daemon_pid, broker_pid; /* 0: not known */
+	const char *start;            /* "sink", "mosquitto"; NULL: what runs already is used */
+	uint64_t size;                /* of a body, bytes */
+	uint64_t count;               /* messages of each process and round */
+	uint64_t processes;
+	uint64_t rounds;
+	uint64_t batch;
+	uint64_t window;     /* unanswered messages of a direct client */
+	uint64_t ring_bytes; /* 0: the library's default */
+	uint64_t spin_us;    /* of a waiting tidegate client; 0: the library's default */
+	uint64_t pace_ms;
+	uint64_t lanes;
+	uint64_t duration_ms;
+	int direct, json, quiet, keep;
+};
+
+/* Set by SIGINT, SIGTERM and SIGHUP: finish what has to be undone, then leave. */
+extern volatile sig_atomic_t bench_stop;
+
+/* The clients that take part: tidegate first, then, with --direct, those that were built in. */
+size_t bench_clients(const struct bench_options *options, const struct load_client *clients[], size_t max);
+
+/* The subcommands: each returns an exit code. */
+int bench_enqueue(const struct bench_options *options);
+int bench_throughput(const struct bench_options *options);
+int bench_latency(const struct bench_options *options);
+int bench_spawn(const struct bench_options *options);
+int bench_idle(const struct bench_options *options);
+
+/* Median of values, which are sorted in place; 0 for none. */
+double bench_median(double *values, size_t count);
+
+/* Prints the object on one line and drops it. Returns an exit code. */
+int bench_print_json(json_t *object);
+
+#endif

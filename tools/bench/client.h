@@ -1,0 +1,48 @@
+/*
+ * One way to publish, so that the same work can be done through tidegate and without it.
+ *
+ * Owner: the process that opened it; one thread. Every function that can fail writes why into
+ * client_error and returns NULL or -1. "Finished" is: the broker has answered for it (or, where
+ * the protocol has no answer, it was sent). Anything else that becomes of a message is a failure.
+ */
+#ifndef TG_BENCH_CLIENT_H
+#define TG_BENCH_CLIENT_H
+
+#include "tools/bench/bench.h"
+
+struct load_client {
+	const char *name;   /* as shown */
+	const char *helper; /* program that publishes one message and exits: HELPER TARGET TARGET TOPIC SIZE */
+	int direct;         /* needs the broker's address */
+
+	/* Connects, and returns once messages can be published. */
+	void *(*open)(const struct bench_options *options);
+
+	/* Publishes up to count messages. Returns how many were taken now, 0 if collect() must come first. */
+	int64_t (*publish)(void *self, uint64_t count);
+
+	/*
+	 * Returns how many more messages are finished. Waits for the first up to timeout_ms; 0: does
+	 * not wait. A return of 0 after a wait is no error.
+	 */
+	int64_t (*collect)(void *self, int timeout_ms);
+
+	void (*close)(void *self);
+
+	/* The helper's two TARGET arguments, written into text. */
+	void (*targets)(const struct bench_options *options, char text[2][256]);
+};
+
+#define CLIENT(name) extern const struct load_client client_##name;
+#include "tools/bench/clients.def"
+#undef CLIENT
+
+extern char client_error[512];
+
+/* Writes client_error. Returns -1. */
+int client_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* A body of so many bytes: printable, the same every time. Freed by the caller; NULL without memory. */
+void *client_body(uint64_t size);
+
+#endif

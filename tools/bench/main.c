@@ -1,0 +1,355 @@
+/* tidegate-bench: its subcommands, their options, what they run against. */
+#include "build_config.h"
+
+#include "tools/bench/bench.h"
+#include "tools/bench/process.h"
+#include "tools/bench/stage.h"
+#include "tools/common/cli.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PROCESSES_MAX 1024
+#define LANES_MAX 1000000
+
+enum {
+	OPT_TOPIC = 256,
+	OPT_SIZE,
+	OPT_BATCH,
+	OPT_WINDOW,
+	OPT_RING,
+	OPT_SPIN,
+	OPT_PACE,
+	OPT_LANES,
+	OPT_DURATION,
+	OPT_DIRECT,
+	OPT_BROKER,
+	OPT_BROKER_PID,
+	OPT_DAEMON_PID,
+	OPT_START,
+	OPT_KEEP,
+	OPT_JSON,
+	OPT_VERSION
+};
+
+/* The subcommands, and in which of them an option has a meaning. */
+enum { IN_ENQUEUE = 1, IN_THROUGHPUT = 2, IN_LATENCY = 4, IN_SPAWN = 8, IN_IDLE = 16, IN_ALL = 31 };
+#define IN_DIRECT (IN_THROUGHPUT | IN_LATENCY | IN_SPAWN)
+
+static const struct {
+	struct cli_option option;
+	unsigned in;
+} option_table[] = {
+	{ { "start", OPT_START, "sink|mosquitto",
+	      "run against a tidegated and a broker of its own, gone afterwards" },
+	    IN_ALL },
+	{ { "socket", 's', "PATH", "tidegated's socket [$TIDEGATE_SOCKET, then the built-in path]" }, IN_ALL },
+	{ { "pool", 'p', "NAME", "pool to publish to [bench]" }, IN_ALL },
+	{ { "topic", 't', "TOPIC", "topic of the messages [bench/messages]" }, IN_ALL & ~IN_IDLE },
+	{ { "size", OPT_SIZE, "BYTES", "size of a message's body [128]" }, IN_ALL & ~IN_IDLE },
+	{ { "count", 'n', "N", "messages of each process and round" }, IN_ALL & ~IN_IDLE },
+	{ { "rounds", 'r', "N", "rounds, of which the median is shown" }, IN_ALL & ~IN_IDLE },
+	{ { "processes", 'P', "N", "publishers at the same time [1]" }, IN_THROUGHPUT },
+	{ { "batch", OPT_BATCH, "N", "messages of one tg_publish_batch, 1 to 256 [32]" },
+	    IN_ENQUEUE | IN_THROUGHPUT },
+	{ { "ring", OPT_RING, "BYTES", "size of a lane's ring" }, IN_ALL },
+	{ { "spin", OPT_SPIN, "US",
+	      "how long a waiting tidegate client spins [spin: 200, else the library's]" },
+	    IN_THROUGHPUT | IN_LATENCY },
+	{ { "pace", OPT_PACE, "MS", "time from one message to the next in mode asleep [10]" }, IN_LATENCY },
+	{ { "lanes", 'l', "N", "lanes to attach [1000]" }, IN_IDLE },
+	{ { "duration", OPT_DURATION, "MS",
+	      "how long to look; latency: a round of mode asleep at most [10s; 3s]" },
+	    IN_IDLE | IN_LATENCY },
+	{ { "direct", OPT_DIRECT, NULL, "the same through the broker's own client library, taking turns" },
+	    IN_DIRECT },
+	{ { "broker", OPT_BROKER, "HOST:PORT", "where --direct connects to; the pool's broker" }, IN_DIRECT },
+	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [1000]" }, IN_THROUGHPUT },
+	{ { "broker-pid", OPT_BROKER_PID, "PID", "the broker's process, for its CPU time" }, IN_THROUGHPUT },
+	{ { "daemon-pid", OPT_DAEMON_PID, "PID", "tidegated's process [the one behind the socket]" },
+	    IN_THROUGHPUT | IN_IDLE },
+	{ { "keep", OPT_KEEP, NULL, "keep --start's folder: configuration and logs" }, IN_ALL },
+	{ { "json", OPT_JSON, NULL, "the figures as one JSON object" }, IN_ALL },
+	{ { "help", 'h', NULL, "this text" }, IN_ALL },
+};
+#define OPTIONS (sizeof(option_table) / sizeof(option_table[0]))
+
+struct subcommand {
+	const char *name;
+	unsigned in;
+	int (*run)(const struct bench_options *options);
+	uint64_t count, rounds, duration_ms; /* defaults */
+	const char *words;
+};
+
+static const struct subcommand subcommands[] = {
+	{ "enqueue", IN_ENQUEUE, bench_enqueue, 1024, 31, 0, "what publishing costs the caller" },
+	{ "throughput", IN_THROUGHPUT, bench_throughput, 100000, 5, 0,
+	    "confirmed messages a second, CPU of every process for each" },
+	{ "latency", IN_LATENCY, bench_latency, 5000, 5, 3000,
+	    "one message under way: spinning, and asleep in between" },
+	{ "spawn", IN_SPAWN, bench_spawn, 200, 5, 0, "processes that publish one message and end" },
+	{ "idle", IN_IDLE, bench_idle, 0, 1, 10000, "what attached lanes cost that do nothing" },
+	{ NULL, 0, NULL, 0, 0, 0, NULL },
+};
+
+volatile sig_atomic_t bench_stop;
+
+static void
+on_signal(int signal_number)
+{
+	(void)signal_number;
+	bench_stop = 1;
+}
+
+static void
+catch_signals(void)
+{
+	struct sigaction action = { .sa_handler = on_signal };
+
+	sigemptyset(&action.sa_mask);
+	sigaction(SIGINT, &action, NULL);
+	sigaction(SIGTERM, &action, NULL);
+	sigaction(SIGHUP, &action, NULL);
+}
+
+static int
+compare_doubles(const void *left, const void *right)
+{
+	double a = *(const double *)left, b = *(const double *)right;
+
+	return a < b ? -1 : a > b;
+}
+
+double
+bench_median(double *values, size_t count)
+{
+	if (count == 0)
+		return 0;
+	qsort(values, count, sizeof(*values), compare_doubles);
+	return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+}
+
+int
+bench_print_json(json_t *object)
+{
+	int failed = object == NULL || json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0 ||
+		     fputc('\n', stdout) == EOF || fflush(stdout) != 0;
+
+	json_decref(object);
+	if (failed)
+		cli_error("cannot write the JSON object");
+	return failed ? CLI_FAILED : CLI_OK;
+}
+
+static void
+help(void)
+{
+	const struct subcommand *s;
+
+	printf("Usage: tidegate-bench SUBCOMMAND [OPTION]...\n\n");
+	for (s = subcommands; s->name != NULL; s++)
+		printf("  %-12s %s\n", s->name, s->words);
+	printf("\n'tidegate-bench SUBCOMMAND --help' shows its options. To see something at once:\n"
+	       "  tidegate-bench throughput --start sink\n"
+	       "  tidegate-bench throughput --start mosquitto --direct --processes 8\n");
+}
+
+static const struct subcommand *
+find_subcommand(const char *name)
+{
+	const struct subcommand *s;
+
+	for (s = subcommands; s->name != NULL; s++)
+		if (strcmp(s->name, name) == 0)
+			return s;
+	cli_usage_error("\"%s\" is no subcommand", name);
+}
+
+/* HOST:PORT or [V6]:PORT, cut apart in place. */
+static void
+parse_broker(struct bench_options *o, char *text)
+{
+	char *colon = strrchr(text, ':');
+
+	if (colon == NULL || colon == text)
+		cli_usage_error("--broker: \"%s\" is not HOST:PORT", text);
+	*colon = '\0';
+	o->broker_port = (uint16_t)cli_number("--broker", UNITS_COUNT, colon + 1, 1, UINT16_MAX);
+	if (text[0] == '[' && colon[-1] == ']') {
+		colon[-1] = '\0';
+		text++;
+	}
+	o->broker_host = text;
+}
+
+static void
+apply(struct bench_options *o, int letter, const struct subcommand *s, const struct cli_option *table)
+{
+	switch (letter) {
+	case 's':
+		o->socket = optarg;
+		break;
+	case 'p':
+		o->pool = optarg;
+		break;
+	case 't':
+	case OPT_TOPIC:
+		o->topic = optarg;
+		break;
+	case 'n':
+		o->count = cli_number("--count", UNITS_COUNT, optarg, 1, UINT32_MAX);
+		break;
+	case 'r':
+		o->rounds = cli_number("--rounds", UNITS_COUNT, optarg, 1, BENCH_ROUNDS_MAX);
+		break;
+	case 'P':
+		o->processes = cli_number("--processes", UNITS_COUNT, optarg, 1, PROCESSES_MAX);
+		break;
+	case 'l':
+		o->lanes = cli_number("--lanes", UNITS_COUNT, optarg, 1, LANES_MAX);
+		break;
+	case OPT_SIZE:
+		o->size = cli_number("--size", UNITS_BYTES, optarg, 0, 64u << 20);
+		break;
+	case OPT_BATCH:
+		o->batch = cli_number("--batch", UNITS_COUNT, optarg, 1, 256);
+		break;
+	case OPT_WINDOW:
+		o->window = cli_number("--window", UNITS_COUNT, optarg, 1, UINT16_MAX);
+		break;
+	case OPT_RING:
+		o->ring_bytes = cli_number("--ring", UNITS_BYTES, optarg, 16u << 10, 1u << 30);
+		break;
+	case OPT_SPIN:
+		o->spin_us = cli_number("--spin", UNITS_COUNT, optarg, 1, UINT32_MAX);
+		break;
+	case OPT_PACE:
+		o->pace_ms = cli_number("--pace", UNITS_MS, optarg, 1, 10000);
+		break;
+	case OPT_DURATION:
+		o->duration_ms = cli_number("--duration", UNITS_MS, optarg, 1, 3600000);
+		break;
+	case OPT_DIRECT:
+		o->direct = 1;
+		break;
+	case OPT_BROKER:
+		parse_broker(o, optarg);
+		break;
+	case OPT_BROKER_PID:
+		o->broker_pid = (pid_t)cli_number("--broker-pid", UNITS_COUNT, optarg, 1, INT32_MAX);
+		break;
+	case OPT_DAEMON_PID:
+		o->daemon_pid = (pid_t)cli_number("--daemon-pid", UNITS_COUNT, optarg, 1, INT32_MAX);
+		break;
+	case OPT_START:
+		o->start = optarg;
+		break;
+	case OPT_KEEP:
+		o->keep = 1;
+		break;
+	case OPT_JSON:
+		o->json = 1;
+		break;
+	case 'h':
+		printf("Usage: tidegate-bench %s [OPTION]...\nMeasures %s.\n\n", s->name, s->words);
+		cli_help_options(stdout, table);
+		exit(CLI_OK);
+	default:
+		exit(CLI_USAGE);
+	}
+}
+
+/* What does not fit together is said before anything is started. */
+static void
+check(const struct bench_options *o)
+{
+	if (o->start != NULL && strcmp(o->start, "sink") != 0 && strcmp(o->start, "mosquitto") != 0)
+		cli_usage_error("--start: \"%s\" is neither sink nor mosquitto", o->start);
+	if (o->start != NULL &&
+	    (o->socket != NULL || o->broker_host != NULL || o->daemon_pid != 0 || o->broker_pid != 0))
+		cli_usage_error("--start brings its own: --socket, --broker and the pids do not go with it");
+	if (o->direct && o->start == NULL && o->broker_host == NULL)
+		cli_usage_error("--direct needs to know the broker: --broker HOST:PORT, or --start");
+#ifndef HAVE_LIBMOSQUITTO
+	if (o->direct)
+		cli_usage_error(
+		    "--direct: this program was built without libmosquitto (Debian: libmosquitto-dev)");
+#endif
+}
+
+static void
+parse(struct bench_options *o, const struct subcommand *s, int argc, char **argv)
+{
+	struct cli_option table[OPTIONS + 1];
+	size_t i, count = 0;
+	int letter;
+
+	for (i = 0; i < OPTIONS; i++)
+		if (option_table[i].in & s->in)
+			table[count++] = option_table[i].option;
+	table[count] = (struct cli_option){ 0 };
+	while ((letter = cli_next(argc, argv, table)) != -1)
+		apply(o, letter, s, table);
+	if (optind < argc)
+		cli_usage_error("%s takes no operand: \"%s\"", s->name, argv[optind]);
+	check(o);
+}
+
+/* The daemon that is behind the socket; not if systemd listens in its place. */
+static void
+find_daemon(struct bench_options *o)
+{
+	const char *path = o->socket != NULL ? o->socket : getenv("TIDEGATE_SOCKET");
+
+	if (o->daemon_pid == 0)
+		o->daemon_pid = process_of_socket(path != NULL ? path : TG_DEFAULT_SOCKET);
+	if (o->daemon_pid == 1)
+		o->daemon_pid = 0;
+}
+
+int
+main(int argc, char **argv)
+{
+	const struct subcommand *s;
+	struct bench_options options = { .pool = "bench",
+		.topic = "bench/messages",
+		.size = 128,
+		.processes = 1,
+		.batch = 32,
+		.window = 1000,
+		.pace_ms = 10,
+		.lanes = 1000 };
+	struct stage stage = { 0 };
+	int status;
+
+	cli_init("tidegate-bench");
+	if (argc < 2)
+		cli_usage_error("which measurement?");
+	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+		help();
+		return CLI_OK;
+	}
+	if (strcmp(argv[1], "--version") == 0) {
+		printf("tidegate-bench %s\n", PACKAGE_VERSION);
+		return CLI_OK;
+	}
+	s = find_subcommand(argv[1]);
+	options.count = s->count;
+	options.rounds = s->rounds;
+	options.duration_ms = s->duration_ms;
+	parse(&options, s, argc - 1, argv + 1);
+	catch_signals();
+	if (options.start != NULL && stage_start(&stage, &options) != 0)
+		return CLI_FAILED;
+	find_daemon(&options);
+	status = s->run(&options);
+	cli_progress_end();
+	stage_stop(&stage, options.keep);
+	if (bench_stop) {
+		cli_error("interrupted");
+		return CLI_FAILED;
+	}
+	return status;
+}
