@@ -99,6 +99,8 @@ parse_inet(struct config_address *address, const char *text, const char **host, 
 			return "nothing or :port behind the ]";
 		return parse_port(close + 2, &address->port);
 	}
+	if (strstr(text, "://") != NULL)
+		return "host:port, without a scheme in front";
 	colon = strchr(text, ':');
 	if (colon != NULL && strchr(colon + 1, ':') != NULL)
 		return "an IPv6 address in brackets, as in [::1]:1883";
