@@ -124,16 +124,17 @@ input_puback(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	return 0;
 }
 
-/* "words" or "words: what the broker said". */
+/* "what: words (code): what the broker said; it names another server". */
 static int
 fatal_reason(struct mqtt_session *mqtt, enum driver_fatal kind, uint8_t code, const char *what,
     const char *words, const struct mqtt_properties *properties)
 {
-	char said[160];
+	char said[100], server[60];
 
 	utf8_clean(said, sizeof(said), properties->reason, properties->reason_len);
-	return fatal(
-	    mqtt, kind, code, "%s: %s (0x%02x)%s%s", what, words, code, said[0] != '\0' ? ": " : "", said);
+	utf8_clean(server, sizeof(server), properties->server, properties->server_len);
+	return fatal(mqtt, kind, code, "%s: %s (0x%02x)%s%s%s%s", what, words, code,
+	    said[0] != '\0' ? ": " : "", said, server[0] != '\0' ? "; it names " : "", server);
 }
 
 static void
@@ -271,17 +272,20 @@ static ssize_t
 input_packet(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 {
 	const char *name = mqtt_type_name(bytes[0] >> 4);
+	const char *when = mqtt->state == MQTT_CONNECTING ? "before CONNACK" : "send a publisher";
 	uint32_t remaining = 0, least, most;
 
 	if (!may_come(mqtt, bytes[0], &least, &most))
 		return fatal(mqtt, FATAL_PROTOCOL, 0x82,
-		    "the broker sent %s (first byte 0x%02x), which it may not %s", name, bytes[0],
-		    mqtt->state == MQTT_CONNECTING ? "before CONNACK" : "send a publisher");
+		    "the broker sent %s (first byte 0x%02x), which it may not %s", name, bytes[0], when);
 	int size = mqtt_length_read(bytes + 1, len - 1, &remaining);
 	if (size < 0)
 		return fatal(mqtt, FATAL_PROTOCOL, 0x81, "%s: its remaining length is malformed", name);
 	if (size == 0)
 		return 0;
+	if (least == most && remaining != most)
+		return fatal(mqtt, FATAL_PROTOCOL, 0x81, "%s: its remaining length is %u; it must be %u", name,
+		    remaining, most);
 	if (remaining < least || remaining > most)
 		return fatal(mqtt, FATAL_PROTOCOL, 0x81,
 		    "%s: its remaining length is %u; from %u to %u are allowed", name, remaining, least, most);

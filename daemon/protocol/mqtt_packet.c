@@ -132,6 +132,10 @@ property_store(struct mqtt_properties *properties, unsigned id, const uint8_t *v
 		properties->reason = value + 2;
 		properties->reason_len = size - 2;
 		break;
+	case PROPERTY_SERVER_REFERENCE:
+		properties->server = value + 2;
+		properties->server_len = size - 2;
+		break;
 	case PROPERTY_SERVER_KEEP_ALIVE:
 		properties->keep_alive = mqtt_get_u16(value);
 		break;

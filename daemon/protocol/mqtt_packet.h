@@ -55,6 +55,8 @@ enum mqtt_property {
 struct mqtt_properties {
 	const uint8_t *reason; /* NULL: none; in the packet */
 	size_t reason_len;
+	const uint8_t *server; /* server reference; NULL: none; in the packet */
+	size_t server_len;
 	uint32_t receive_maximum;
 	uint32_t maximum_packet; /* 0: not said */
 	uint32_t keep_alive;     /* UINT32_MAX: not said */

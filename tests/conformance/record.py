@@ -1,0 +1,95 @@
+#!/usr/bin/python3
+"""Records transcripts from real brokers, so that what they hold is what brokers really send.
+
+    record.py CONFORMANCE TRANSCRIPT...
+
+CONFORMANCE is the built tests/conformance/conformance. Each transcript's steps are played to a
+fresh broker of its own on loopback, and the file is written anew with what was sent and answered.
+Its head says how the broker is started:
+
+    # broker: mosquitto
+    # broker-config: allow_anonymous true
+    # broker-file: passwords u:secret          (one line of it; mosquitto_passwd is run over passwords)
+
+{dir} in a config line is the broker's scratch folder.
+"""
+
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+READY_S = 10
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port, process):
+    end = time.monotonic() + READY_S
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise SystemExit(f"the broker ended with {process.returncode}")
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise SystemExit(f"the broker does not answer on port {port} within {READY_S} s")
+
+
+def mosquitto(folder, port, lines, files):
+    for name, content in files:
+        path = folder / name
+        with open(path, "a", encoding="utf-8") as to:
+            to.write(content + "\n")
+        path.chmod(0o600)
+        if name == "passwords":
+            subprocess.run(["mosquitto_passwd", "-U", path], check=True)
+    config = folder / "mosquitto.conf"
+    config.write_text("\n".join([f"listener {port} 127.0.0.1", "user root", *lines]) + "\n")
+    return ["mosquitto", "-c", config]
+
+
+BROKERS = {"mosquitto": mosquitto}
+
+
+def record(conformance, transcript):
+    text = transcript.read_text()
+    kind = re.search(r"^# broker: (\S+)$", text, re.M)
+    if not kind or kind.group(1) not in BROKERS:
+        raise SystemExit(f"{transcript}: no line '# broker: {'|'.join(BROKERS)}'")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        port = free_port()
+        lines = [line.replace("{dir}", scratch) for line in re.findall(r"^# broker-config: (.*)$", text, re.M)]
+        files = re.findall(r"^# broker-file: (\S+) (.*)$", text, re.M)
+        command = BROKERS[kind.group(1)](folder, port, lines, files)
+        with open(folder / "log", "wb") as log:
+            broker = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            wait_for(port, broker)
+            made = subprocess.run([conformance, "--record", "127.0.0.1", str(port), transcript],
+                                  stdout=subprocess.PIPE, check=True).stdout
+        finally:
+            broker.terminate()
+            broker.wait()
+    transcript.write_bytes(made)
+    print(f"{transcript.name}: recorded")
+
+
+def main():
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
+    for name in sys.argv[2:]:
+        record(sys.argv[1], pathlib.Path(name))
+
+
+if __name__ == "__main__":
+    main()

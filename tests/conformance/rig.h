@@ -1,0 +1,71 @@
+/*
+ * A rig holds one session of a driver the way a link does, and watches that both keep to
+ * driver.h: whatever a driver may not do is noted in `broken`, for any input.
+ *
+ * Events are kept as lines of text in a form that does not depend on how the input was cut: runs
+ * of acknowledgements are spelled out one by one.
+ *
+ *   up | alive | blocked "…" | unblocked | leaving | tls | window N | max-body N | keepalive N |
+ *   endpoint "…" | ack SEQ delivered|sent [reference=N] | nack SEQ CODE "…" | again SEQ |
+ *   fatal protocol|refused|closed|unusable CODE "…"
+ */
+#ifndef TG_TESTS_CONFORMANCE_RIG_H
+#define TG_TESTS_CONFORMANCE_RIG_H
+
+#include "daemon/protocol/driver.h"
+
+#include <stdint.h>
+
+/* Bytes that grow. */
+struct rig_bytes {
+	uint8_t *bytes;
+	size_t len, capacity;
+};
+
+void rig_bytes_add(struct rig_bytes *to, const void *bytes, size_t len);
+void rig_bytes_fini(struct rig_bytes *bytes);
+
+struct rig {
+	const struct driver *driver;
+	void *settings;
+	struct session *session;
+	struct session_params params;
+	struct out out;
+	struct rig_bytes events;  /* lines, since the last rig_forget() */
+	struct rig_bytes sent;    /* output, since the last rig_forget() */
+	struct rig_bytes pending; /* input the driver has left */
+	uint8_t *waits;           /* by seq: an answer is due */
+	size_t waits_capacity;
+	uint64_t next, oldest, outstanding;
+	int quiet; /* events and output are only digested, for the fuzzer's speed */
+	uint64_t digest;
+	int started, up, dead, allowed_events;
+	char broken[300];
+};
+
+/*
+ * Makes a session with the settings of a libconfig group's text ("version = 4;"), whose files are
+ * looked up in folder. Returns 0, or -1 with broken set. Complaints about settings are in broken.
+ */
+int rig_open(struct rig *rig, const struct driver *driver, const char *settings, const char *folder,
+    const struct session_params *params);
+void rig_close(struct rig *rig);
+
+/* As rig_open in two steps, so that one set of settings serves many sessions. */
+void *rig_settings_new(
+    const struct driver *driver, const char *settings, const char *folder, char *why, size_t why_size);
+void rig_settings_free(const struct driver *driver, void *settings);
+int rig_open_with(
+    struct rig *rig, const struct driver *driver, void *settings, const struct session_params *params);
+
+int rig_start(struct rig *rig);
+/* Gives bytes to the driver, behind what it left before. */
+void rig_feed(struct rig *rig, const uint8_t *bytes, size_t len);
+/* Returns enum driver_published or a negative TG_E; *rejection says why. */
+int rig_publish(struct rig *rig, const struct message *message, struct driver_rejection *rejection);
+void rig_flush(struct rig *rig);
+void rig_probe(struct rig *rig);
+void rig_goodbye(struct rig *rig);
+void rig_forget(struct rig *rig);
+
+#endif
