@@ -102,7 +102,10 @@ acked(struct rig *rig, const struct driver_event *event)
 		if (!answered(rig, seq))
 			continue;
 		any = 1;
-		if (event->reference != 0 && event->type == EV_ACK)
+		uint64_t what[3] = { seq, event->outcome, event->type == EV_ACK ? event->reference : 0 };
+		if (rig->quiet)
+			digest(rig, what, sizeof(what));
+		else if (what[2] != 0)
 			say(rig, "ack %lu %s reference=%lu", seq, outcome_word(event->outcome),
 			    event->reference);
 		else
