@@ -1,0 +1,183 @@
+/*
+ * A lane as the daemon sees it: the rings, and what is known of each record that is not released.
+ *
+ * Records are admitted in order: their headers are copied out, checked, and kept as slots. Slots
+ * are numbered from 0 for the lane's life.
+ *
+ *     slot_head           slot_next             slot_tail
+ *      v                   v                     v
+ *     [done][flight][done][pending][done][pending]      ring: [ admitted ... | cursor ... tail )
+ *
+ * slot_head .. sq_head: the oldest unreleased record. slot_next: the next to frame. A link's
+ * failure makes its slots PENDING again and moves slot_next back to the first of them: everything
+ * is sent again from the ring, in order.
+ *
+ * Nothing in the shared memory is believed: see the trust rules of ring.h. A lane that breaks them
+ * is quarantined: closed, counted, logged once.
+ *
+ * Place. A lane is in exactly one place:
+ *   ASLEEP     nothing to do; its next publish rings the doorbell (client's list)
+ *   ACTIVE     polled every turn (shard's list)
+ *   WAIT_LINK  has records; its link is not writable (link's list)
+ *   WAIT_POOL  has records; no link takes them, or it waits for what is in flight (pool's list)
+ *   STALLED    its completion ring or slot table is full; the next release puts it back (no list)
+ *   GONE       quarantined or finished; freed when no link refers to it (no list)
+ *
+ * Owner: the shard; its client points at it. One thread.
+ */
+#ifndef TG_DAEMON_LANE_H
+#define TG_DAEMON_LANE_H
+
+#include "link.h"
+#include "shm/ring.h"
+#include "shm/wake.h"
+
+#include <stdint.h>
+#include <sys/queue.h>
+
+struct client;
+struct pool;
+struct shard;
+
+enum slot_state { SLOT_PENDING, SLOT_INFLIGHT, SLOT_DONE };
+
+struct slot {
+	uint64_t position;
+	uint64_t tag;
+	uint64_t published_ns;
+	uint64_t deadline_ns;
+	struct link *link; /* INFLIGHT: on which */
+	uint32_t size;
+	uint32_t body_len;
+	uint16_t topic_len;
+	uint16_t key_len;
+	uint16_t headers_len;
+	uint16_t flags;
+	uint8_t state;
+	uint8_t attempts;
+	uint8_t maybe_sent; /* a byte of it may have reached a broker */
+	uint8_t own_deadline; /* the producer gave one: protocols that carry a deadline carry it */
+	uint8_t pad[4];
+};
+
+_Static_assert(sizeof(struct slot) == 64, "one cache line");
+
+enum lane_place { LANE_ASLEEP, LANE_ACTIVE, LANE_WAIT_LINK, LANE_WAIT_POOL, LANE_STALLED, LANE_GONE };
+
+struct lane {
+	struct shard *shard;
+	struct pool *pool;
+	struct client *client; /* NULL: an orphan */
+	uint64_t id;
+	struct lane_map map;
+	int bell; /* wakes the client; owned */
+
+	struct sq_consumer sq;
+	struct cq_producer cq;
+	struct wake_sleeper doze;
+	struct wake_ringer ringer;
+
+	struct slot *slots; /* NULL while empty and asleep */
+	uint32_t slot_capacity;
+	uint64_t slot_head, slot_next, slot_tail;
+	uint32_t unfinished; /* admitted slots that are not DONE */
+	uint64_t floor;      /* no CQ entry below this count names an unreleased record (ring.h, I4) */
+	uint32_t inflight;   /* slots INFLIGHT */
+	uint32_t refs;       /* entries of links' rings that name it */
+
+	struct link *link; /* order "lane": where its records ride */
+	TAILQ_ENTRY(lane) bound_entry;
+	uint64_t epoch;    /* order "key": the pool's when its routes were chosen */
+	int moving;        /* to be bound anew once nothing is in flight */
+
+	enum lane_place place;
+	TAILQ_ENTRY(lane) place_entry;
+	TAILQ_ENTRY(lane) pool_entry;
+	TAILQ_ENTRY(lane) client_entry;
+	TAILQ_ENTRY(lane) dirty_entry;
+	TAILQ_ENTRY(lane) dozed_entry;
+	int dozed;     /* fell asleep in this turn */
+	int dirty;     /* has completions to commit */
+	int shown_writable;
+	int32_t deficit; /* bytes, deficit round robin */
+	uint64_t active_ns;   /* last time there was something to do */
+	uint64_t earliest_ns; /* no unsent record's deadline is before this */
+	uint64_t orphaned_ns;
+	struct {
+		uint64_t records, bytes, delivered, sent, rejected, expired, unknown, cancelled, resent;
+	} count;
+};
+
+enum lane_pumped {
+	LANE_PUMP_IDLE,  /* nothing to frame now */
+	LANE_PUMP_MORE,  /* its share of this turn is used up */
+	LANE_PUMP_MOVED, /* it waits elsewhere now, or is gone */
+};
+
+/*
+ * Makes a lane over a memfd (the caller's) and an eventfd (becomes the lane's on success).
+ * The memfd is one that the daemon has just made. Returns 0 or a negative TG_E.
+ */
+int lane_new(struct lane **lane, uint64_t id, struct pool *pool, struct client *client, int memfd,
+    const struct lane_geometry *geo, int bell);
+
+/* Frames up to `budget` bytes of records onto links. */
+enum lane_pumped lane_pump(struct lane *lane, int32_t budget);
+
+/* Puts it into a place (its old list is left). */
+void lane_set_place(struct lane *lane, enum lane_place place);
+
+/* Wakes it if its ring is not empty; for a doorbell. Returns whether it was. */
+int lane_look(struct lane *lane);
+
+/* An orphan that waits for answers alone leaves the polling; the next commit looks at it again. */
+void lane_rest(struct lane *lane);
+
+/* Says that it sleeps and leaves the polling; the caller fences and then lane_look()s once more. */
+void lane_sleep(struct lane *lane);
+
+/* A link answers for a slot. Drops the entry's reference. text may be NULL. */
+void lane_answer(struct lane *lane, uint64_t slot, struct link *link, uint8_t outcome, uint64_t reference,
+    uint32_t code, const char *text, size_t text_len);
+
+enum lane_taken_back {
+	LANE_BACK_AGAIN,  /* certainly not kept by the broker, or the pool says resend */
+	LANE_BACK_UNSENT, /* certainly not one byte of it was given to a socket */
+	LANE_BACK_FAILED, /* may have been sent; what to do is the pool's on_failure */
+};
+
+/* A link gives a slot back unanswered. Drops the entry's reference. */
+void lane_take_back(struct lane *lane, uint64_t slot, struct link *link, enum lane_taken_back how);
+
+/* Commits completions and releases, then rings the client if it sleeps. In two steps, so that one
+ * fence serves all lanes of a turn. */
+void lane_commit(struct lane *lane);
+void lane_ring(struct lane *lane);
+
+/* Completes what has passed its deadline unsent. For lanes that wait. */
+void lane_expire(struct lane *lane);
+
+/* Leaves its link: it is bound anew by its next record. rewind: what is in flight is sent again. */
+void lane_unbind(struct lane *lane, int rewind);
+
+/* Tells the client whether the pool takes records. */
+void lane_show_writable(struct lane *lane, int writable);
+
+/* Its client has gone or closed it: finishes what is committed, then goes. */
+void lane_orphan(struct lane *lane);
+
+/* Lets an orphan go that has nothing left. */
+void lane_finish_orphan(struct lane *lane);
+
+/* Its memory breaks the rules. */
+void lane_quarantine(struct lane *lane, const char *why);
+
+/* Whether everything committed is completed and released. */
+int lane_is_empty(const struct lane *lane);
+
+/* Frees a lane at the daemon's end, whatever its state. */
+void lane_free(struct lane *lane);
+
+const char *lane_place_word(enum lane_place place);
+
+#endif

@@ -1,0 +1,222 @@
+/*
+ * A link: one connection to one broker.
+ *
+ *   IDLE → RESOLVING → CONNECTING → TLS → HANDSHAKE → PROBING → READY ⇄ SUSPECT
+ *                        any ↘ FAILED → BACKOFF → RESOLVING …   READY → DRAINING → CLOSED
+ *
+ * link.c has the table and the connection; link_io.c moves bytes and answers; link_health.c
+ * decides whether it lives.
+ *
+ * Owner: its broker, for the daemon's life. One thread: its shard's.
+ *
+ * What is in flight is a ring indexed by the driver's sequence numbers:
+ *
+ *      base                        next
+ *       v                           v
+ *     [ a ][ u ][ a ][ u ][ u ][ u ]          a: answered, u: unanswered
+ *
+ * Invariants
+ *  L1  only a READY and writable link is given a record
+ *  L2  unsent bytes (ours and the socket's) <= high watermark + one record
+ *  L3  outstanding <= window messages; outstanding bytes <= window bytes + one record
+ *  L4  every entry holds one reference to its lane until it is answered or the link fails
+ *  L5  bytes referenced in a ring are not released while they are unwritten: a record is only
+ *      completed by the link it is in flight on, and a link that stops carrying owns its bytes first
+ */
+#ifndef TG_DAEMON_LINK_H
+#define TG_DAEMON_LINK_H
+
+#include "out.h"
+#include "protocol/driver.h"
+#include "timer.h"
+#include "world.h"
+
+#include <stdint.h>
+#include <sys/queue.h>
+
+struct broker;
+struct lane;
+struct shard;
+struct tls;
+
+enum link_state {
+#define X(name, word, meaning) LINK_##name,
+#include "link_states.def"
+#undef X
+	LINK_STATES
+};
+
+enum link_event {
+	LINK_EV_START,
+	LINK_EV_RESOLVED,
+	LINK_EV_CONNECTED,     /* in the clear */
+	LINK_EV_CONNECTED_TLS, /* encryption comes first */
+	LINK_EV_SECURED,
+	LINK_EV_UP,
+	LINK_EV_PROVEN,
+	LINK_EV_SUSPECT,
+	LINK_EV_RECOVERED,
+	LINK_EV_DRAIN,
+	LINK_EV_DRAINED,
+	LINK_EV_FAIL,
+	LINK_EV_BACKOFF,
+	LINK_EVENTS
+};
+
+struct inflight {
+	struct lane *lane; /* NULL: answered */
+	uint64_t slot;     /* the lane's number for the record */
+	uint64_t start;    /* of its bytes in the connection's stream */
+	uint64_t end;
+	uint32_t bytes; /* of the record, for the window */
+	uint32_t no_ack;
+};
+
+TAILQ_HEAD(lane_list, lane);
+
+struct link {
+	struct shard *shard;
+	struct broker *broker;
+	uint32_t id; /* unique in the daemon */
+	enum link_state state;
+	uint64_t state_since_ns;
+	struct timer timer;
+
+	/* the connection */
+	void *resolving;
+	struct sock *sock;
+	struct tls *tls; /* NULL: in the clear */
+	struct session *session;
+	struct session_params params;
+	char client_id[48];
+	uint64_t connects; /* attempts, ever */
+	struct world_address addresses[WORLD_ADDRESSES];
+	unsigned address_count, address_next;
+	struct out out;
+	uint8_t *held; /* bytes the driver has not consumed */
+	size_t held_len;
+	int want_write;
+	int flushing; /* on the shard's list of links with something to write */
+	TAILQ_ENTRY(link) flush_entry;
+
+	/* in flight */
+	struct inflight *ring; /* capacity: power of two > window */
+	uint32_t ring_mask;
+	uint64_t base, next;
+	uint32_t outstanding;
+	uint64_t outstanding_bytes;
+
+	/* flow */
+	uint32_t window;     /* messages, the pool's or the broker's if that is less */
+	uint32_t window_low;
+	uint64_t max_body; /* the broker's; 0: no limit known */
+	int writable;      /* below the marks; whether it is READY is another matter */
+	int counted_ready; /* what the pool has last been told */
+	int full;          /* the driver had no room until an answer comes */
+	int blocked;       /* the broker has said so */
+	int serving;       /* on the shard's list of links whose waiters have a turn coming */
+	TAILQ_ENTRY(link) serve_entry;
+	struct lane_list waiters; /* lanes bound to it that have records and must wait */
+	struct lane_list bound;   /* lanes whose records ride it */
+	uint32_t bound_count;
+
+	/* health */
+	uint64_t idle_ns; /* silence after which it is probed: idle_ms, or less if the broker's keep-alive asks */
+	uint64_t last_read_ns;
+	uint64_t last_progress_ns; /* last answer, or since when something is outstanding */
+	uint64_t probe_ns;         /* when the pending probe was sent; 0: none pending */
+	uint32_t probe_misses;
+	uint64_t probe_rtt_ns;     /* of the last answered one */
+	uint64_t suspect_ns;       /* since when it is suspect */
+	uint64_t ready_ns;         /* when it was last proven; 0: never on this connection */
+
+	/* the driver's last words, acted on when it has returned */
+	int fatal;
+	enum driver_fatal fatal_kind;
+	char fatal_why[200];
+
+	/* for admins */
+	char why[200]; /* cause of the last failure or suspicion */
+	struct {
+		uint64_t framed, delivered, sent, rejected, resent, bytes_out, bytes_in, failures, ready;
+		uint64_t writes, reads;
+	} count;
+};
+
+/* The one table's words. */
+const char *link_state_word(enum link_state state);
+
+/* Returns 0 or -TG_ENOMEM. */
+int link_init(struct link *link, struct broker *broker, uint32_t id);
+void link_fini(struct link *link);
+
+/* The one function that changes state: what the table says for this event, or nothing. */
+void link_event(struct link *link, enum link_event event);
+
+/* FAIL with its cause in words. kind steers the broker's back-off. Resolves everything in flight. */
+void link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Closes in good order. */
+void link_drain(struct link *link);
+
+/* L1's first half: READY. */
+static inline int
+link_is_ready(const struct link *link)
+{
+	return link->state == LINK_READY;
+}
+
+/* L1: the only condition under which it is given a record. */
+static inline int
+link_is_writable(const struct link *link)
+{
+	return link->state == LINK_READY && link->writable && !link->blocked;
+}
+
+/* link_io.c ------------------------------------------------------------------------------- */
+
+enum link_send_result {
+	LINK_SEND_OK,
+	LINK_SEND_FULL,     /* not now: it is unwritable until an answer comes */
+	LINK_SEND_REJECTED, /* never: the rejection says why */
+	LINK_SEND_NOMEM,
+};
+
+/* Frames one record of a lane (L1 holds). On OK the entry's reference is taken. */
+enum link_send_result link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes,
+    const struct message *message, struct driver_rejection *rejection);
+
+/* Puts it on the shard's list of links to write at the end of the turn. */
+void link_want_flush(struct link *link);
+
+/* Writes what it can. Called by the shard, and when the socket has room. */
+void link_flush(struct link *link);
+
+void link_on_readable(void *owner);
+void link_on_writable(void *owner);
+
+/* The driver speaks. */
+void link_on_driver_event(void *owner, const struct driver_event *event);
+
+/* Recomputes `writable` from the marks; wakes those who waited when it turns on. */
+void link_update_writable(struct link *link);
+
+/* Lets lanes that wait for it have their turn, as long as it is writable. */
+void link_serve(struct link *link);
+
+/* Sends a probe. */
+void link_probe(struct link *link);
+
+/* Resolves everything in flight because the connection is over. */
+void link_abandon(struct link *link);
+
+/* link_health.c --------------------------------------------------------------------------- */
+
+/* Looks at the clock: probes, suspects, fails; sets its timer for the next look. */
+void link_health_check(struct link *link);
+
+/* Something came back. */
+void link_health_read(struct link *link);
+
+#endif

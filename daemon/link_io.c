@@ -1,0 +1,486 @@
+/* How bytes and answers move over a link. */
+#include "link.h"
+
+#include "broker.h"
+#include "lane.h"
+#include "log.h"
+#include "pool.h"
+#include "shard.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define IOVECS 64
+#define READS_A_TURN 4 /* bound of one link's work in a turn */
+
+static struct inflight *
+entry_at(struct link *link, uint64_t seq)
+{
+	return &link->ring[seq & link->ring_mask];
+}
+
+/* ---- out ---- */
+
+void
+link_want_flush(struct link *link)
+{
+	if (link->flushing)
+		return;
+	link->flushing = 1;
+	TAILQ_INSERT_TAIL(&link->shard->flush, link, flush_entry);
+}
+
+enum link_send_result
+link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, const struct message *message,
+    struct driver_rejection *rejection)
+{
+	uint64_t start = out_end(&link->out);
+
+	out_mark(&link->out);
+	int rc = link->session->driver->publish(link->session, link->next, message, &link->out, rejection);
+	if (rc == DRIVER_REJECTED || rc == DRIVER_FULL) {
+		out_rollback(&link->out);
+		if (rc == DRIVER_REJECTED)
+			return LINK_SEND_REJECTED;
+		link->full = 1;
+		link_update_writable(link);
+		return LINK_SEND_FULL;
+	}
+	if (out_commit(&link->out) != 0 || rc < 0) {
+		/* The driver has counted a message that the broker will never see. */
+		link_fail(link, FATAL_PROTOCOL, "out of memory for a message of %u bytes", bytes);
+		return LINK_SEND_NOMEM;
+	}
+	*entry_at(link, link->next) = (struct inflight){
+		.lane = lane,
+		.slot = slot,
+		.start = start,
+		.end = out_end(&link->out),
+		.bytes = bytes,
+		.no_ack = rc == DRIVER_PUBLISHED_NO_ACK,
+	};
+	lane->refs++;
+	link->next++;
+	if (link->outstanding++ == 0)
+		link->last_progress_ns = link->shard->now_ns;
+	link->outstanding_bytes += bytes;
+	link->count.framed++;
+	link_want_flush(link);
+	link_update_writable(link);
+	return LINK_SEND_OK;
+}
+
+void
+link_update_writable(struct link *link)
+{
+	const struct config_pool *config = link->broker->pool->config;
+	uint64_t unsent = out_unwritten(&link->out);
+	uint64_t span = link->next - link->base;
+	/* The socket holds up to low / 2 unsent (TCP_NOTSENT_LOWAT): it counts as if it were full. */
+	uint64_t in_socket = unsent > 0 ? config->low_bytes / 2 : 0;
+	int writable = link->writable;
+
+	if (writable)
+		writable = unsent + in_socket < config->high_bytes && link->outstanding < link->window &&
+		    link->outstanding_bytes < config->window_bytes && span <= link->ring_mask && !link->full;
+	else
+		writable = unsent + in_socket <= config->low_bytes && link->outstanding <= link->window_low &&
+		    link->outstanding_bytes <= config->window_bytes / 2 && span <= link->ring_mask / 2 && !link->full;
+	if (writable == link->writable)
+		return;
+	link->writable = writable;
+	pool_link_changed(link->broker->pool, link);
+}
+
+/* One entry is answered: its lane is told, the window moves. */
+static void
+answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t reference, uint32_t code,
+    const char *text, size_t text_len)
+{
+	struct lane *lane = entry->lane;
+
+	entry->lane = NULL;
+	link->outstanding--;
+	link->outstanding_bytes -= entry->bytes;
+	switch (outcome) {
+	case TG_DELIVERED:
+		link->count.delivered++;
+		link->broker->count.delivered++;
+		break;
+	case TG_SENT:
+		link->count.sent++;
+		link->broker->count.sent++;
+		break;
+	default:
+		link->count.rejected++;
+		link->broker->count.rejected++;
+		break;
+	}
+	lane_answer(lane, entry->slot, link, outcome, reference, code, text, text_len);
+}
+
+static void
+advance_base(struct link *link)
+{
+	while (link->base != link->next && entry_at(link, link->base)->lane == NULL)
+		link->base++;
+}
+
+static void
+progress(struct link *link)
+{
+	link->last_progress_ns = link->shard->now_ns;
+	link->full = 0;
+	advance_base(link);
+	if (link->state == LINK_DRAINING && link->outstanding == 0)
+		link_want_flush(link); /* the flush sees that it has drained */
+}
+
+/* Messages nobody acknowledges are SENT when the kernel has their last byte. */
+static void
+answer_written(struct link *link)
+{
+	uint64_t before = link->base;
+
+	while (link->base != link->next) {
+		struct inflight *entry = entry_at(link, link->base);
+		if (entry->lane != NULL) {
+			if (!entry->no_ack || entry->end > out_written(&link->out))
+				break;
+			answer(link, entry, TG_SENT, 0, 0, NULL, 0);
+		}
+		link->base++;
+	}
+	if (link->base != before)
+		progress(link);
+}
+
+void
+link_flush(struct link *link)
+{
+	struct world *world = link->shard->world;
+	struct iovec iov[IOVECS];
+
+	if (link->session->driver->flush != NULL && link->session->driver->flush(link->session, &link->out) != 0) {
+		link_fail(link, FATAL_PROTOCOL, "out of memory for a flush");
+		return;
+	}
+	while (!link->want_write && out_unwritten(&link->out) > 0) {
+		int count = out_iovec(&link->out, iov, IOVECS);
+		ssize_t n = world->ops->writev(link->sock, iov, count);
+		if (n < 0) {
+			if (errno != EAGAIN) {
+				link_fail(link, FATAL_PROTOCOL, "write: %s", strerror(errno));
+				return;
+			}
+			link->want_write = 1;
+			world->ops->want_write(link->sock);
+			break;
+		}
+		link->count.writes++;
+		link->count.bytes_out += (uint64_t)n;
+		out_consume(&link->out, (size_t)n);
+	}
+	answer_written(link);
+	link_update_writable(link);
+	if (link->state == LINK_DRAINING && link->outstanding == 0)
+		link_event(link, LINK_EV_DRAINED);
+}
+
+void
+link_on_writable(void *owner)
+{
+	struct link *link = owner;
+
+	link->want_write = 0;
+	link_want_flush(link);
+}
+
+void
+link_probe(struct link *link)
+{
+	/* One that finds no memory is never answered, and counts as a miss. */
+	if (link->session->driver->probe(link->session, &link->out) == 0)
+		link_want_flush(link);
+	link->probe_ns = link->shard->now_ns;
+}
+
+/* ---- in ---- */
+
+/* Keeps what the driver did not consume, for the next read. Returns 0 or -TG_ENOMEM. */
+static int
+hold(struct link *link, const uint8_t *bytes, size_t len)
+{
+	free(link->held);
+	link->held = NULL;
+	link->held_len = 0;
+	if (len == 0)
+		return 0;
+	link->held = malloc(len);
+	if (link->held == NULL)
+		return -TG_ENOMEM;
+	memcpy(link->held, bytes, len);
+	link->held_len = len;
+	return 0;
+}
+
+/* Returns 1 if there may be more to read, 0 if not or the link is gone. */
+static int
+read_once(struct link *link)
+{
+	struct world *world = link->shard->world;
+	uint8_t *buffer = link->shard->read_buffer;
+	size_t held = link->held_len;
+
+	if (held > 0)
+		memcpy(buffer, link->held, held);
+	ssize_t n = world->ops->read(link->sock, buffer + held, SHARD_READ_BYTES);
+	if (n < 0) {
+		if (errno != EAGAIN)
+			link_fail(link, FATAL_PROTOCOL, "read: %s", strerror(errno));
+		return 0;
+	}
+	if (n == 0) {
+		link_fail(link, FATAL_CLOSED, "closed by the broker");
+		return 0;
+	}
+	link->count.reads++;
+	link->count.bytes_in += (uint64_t)n;
+	link_health_read(link);
+	size_t len = held + (size_t)n;
+	link->fatal = 0;
+	ssize_t used = link->session->driver->input(link->session, buffer, len, &link->out);
+	if (link->fatal || used < 0) {
+		char why[sizeof(link->fatal_why)];
+		memcpy(why, link->fatal_why, sizeof(why));
+		link_fail(link, link->fatal_kind, "%s", link->fatal ? why : "the driver gave up");
+		return 0;
+	}
+	if (len - (size_t)used > DRIVER_INPUT_MAX || hold(link, buffer + used, len - (size_t)used) != 0) {
+		link_fail(link, FATAL_PROTOCOL, "%zu bytes of input that make no frame", len - (size_t)used);
+		return 0;
+	}
+	advance_base(link);
+	link_update_writable(link);
+	if (out_unwritten(&link->out) > 0)
+		link_want_flush(link);
+	return n == SHARD_READ_BYTES;
+}
+
+void
+link_on_readable(void *owner)
+{
+	struct link *link = owner;
+
+	for (int i = 0; i < READS_A_TURN; i++)
+		if (!read_once(link))
+			return;
+}
+
+/* ---- the driver's events ---- */
+
+static void
+fatal(struct link *link, enum driver_fatal kind, const char *text, size_t len)
+{
+	if (link->fatal)
+		return;
+	if (len >= sizeof(link->fatal_why))
+		len = sizeof(link->fatal_why) - 1;
+	/* Acted on when the driver has returned: failing frees the session it is running in. */
+	link->fatal = 1;
+	link->fatal_kind = kind;
+	memcpy(link->fatal_why, text, len);
+	link->fatal_why[len] = '\0';
+}
+
+static void
+fatal_text(struct link *link, const char *text)
+{
+	fatal(link, FATAL_PROTOCOL, text, strlen(text));
+}
+
+/* The entry an answer is for, or NULL: not outstanding, or (L5) answered before it was sent. */
+static struct inflight *
+outstanding(struct link *link, uint64_t seq)
+{
+	if (seq - link->base >= link->next - link->base) {
+		fatal_text(link, "an answer to a message that is not outstanding");
+		return NULL;
+	}
+	struct inflight *entry = entry_at(link, seq);
+	if (entry->lane == NULL) {
+		fatal_text(link, "a second answer to one message");
+		return NULL;
+	}
+	if (entry->end > out_written(&link->out)) {
+		fatal_text(link, "an answer to a message that is not sent yet");
+		return NULL;
+	}
+	return entry;
+}
+
+static void
+on_ack(struct link *link, const struct driver_event *event)
+{
+	struct inflight *entry = outstanding(link, event->seq);
+
+	if (entry == NULL)
+		return;
+	answer(link, entry, event->outcome, event->reference, 0, NULL, 0);
+	progress(link);
+}
+
+static void
+on_ack_upto(struct link *link, const struct driver_event *event)
+{
+	if (event->seq - link->base >= link->next - link->base) {
+		fatal_text(link, "an answer to a message that is not outstanding");
+		return;
+	}
+	if (entry_at(link, event->seq)->lane != NULL && outstanding(link, event->seq) == NULL)
+		return;
+	for (uint64_t seq = link->base; seq != event->seq + 1; seq++) {
+		struct inflight *entry = entry_at(link, seq);
+		if (entry->lane != NULL)
+			answer(link, entry, event->outcome, event->reference, 0, NULL, 0);
+	}
+	progress(link);
+}
+
+static void
+on_nack(struct link *link, const struct driver_event *event)
+{
+	struct inflight *entry = outstanding(link, event->seq);
+
+	if (entry == NULL)
+		return;
+	answer(link, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
+	progress(link);
+}
+
+static void
+on_again(struct link *link, const struct driver_event *event)
+{
+	struct inflight *entry = outstanding(link, event->seq);
+
+	if (entry == NULL)
+		return;
+	struct lane *lane = entry->lane;
+	entry->lane = NULL;
+	link->outstanding--;
+	link->outstanding_bytes -= entry->bytes;
+	lane_take_back(lane, entry->slot, link, LANE_BACK_AGAIN);
+	progress(link);
+}
+
+static void
+on_alive(struct link *link)
+{
+	if (link->probe_ns != 0)
+		link->probe_rtt_ns = link->shard->now_ns - link->probe_ns;
+	link->probe_ns = 0;
+	link->probe_misses = 0;
+	link_event(link, LINK_EV_PROVEN);
+}
+
+static void
+on_blocked(struct link *link, const struct driver_event *event)
+{
+	link->blocked = 1;
+	snprintf(link->why, sizeof(link->why), "the broker says it is blocked: %.*s", (int)event->text_len,
+	    event->text != NULL ? event->text : "");
+	link_event(link, LINK_EV_SUSPECT);
+}
+
+static void
+on_window(struct link *link, uint64_t messages)
+{
+	const struct config_pool *config = link->broker->pool->config;
+
+	if (messages == 0 || messages > config->window_messages)
+		messages = config->window_messages;
+	link->window = (uint32_t)messages;
+	link->window_low = config->window_low < link->window / 2 ? config->window_low : link->window / 2;
+}
+
+void
+link_on_driver_event(void *owner, const struct driver_event *event)
+{
+	struct link *link = owner;
+
+	if (link->fatal)
+		return;
+	switch (event->type) {
+	case EV_UP:
+		link_event(link, LINK_EV_UP);
+		break;
+	case EV_ALIVE:
+		on_alive(link);
+		break;
+	case EV_ACK:
+		on_ack(link, event);
+		break;
+	case EV_ACK_UPTO:
+		on_ack_upto(link, event);
+		break;
+	case EV_NACK:
+		on_nack(link, event);
+		break;
+	case EV_AGAIN:
+		on_again(link, event);
+		break;
+	case EV_BLOCKED:
+		on_blocked(link, event);
+		break;
+	case EV_UNBLOCKED:
+		link->blocked = 0;
+		break;
+	case EV_WINDOW:
+		on_window(link, event->seq);
+		break;
+	case EV_MAX_BODY:
+		link->max_body = event->seq;
+		break;
+	case EV_KEEPALIVE:
+		/* Silence is broken by a probe: twice in the time the broker allows. */
+		if (event->seq * 1000 * NS_PER_MS / 2 < link->idle_ns)
+			link->idle_ns = event->seq * 1000 * NS_PER_MS / 2;
+		break;
+	case EV_ENDPOINT:
+		log_event(LOG_LEVEL_DEBUG, "endpoint_learned", "pool=%s broker=%s endpoint=%s",
+		    link->broker->pool->config->name, link->broker->config->address.text,
+		    log_quote((char[160]){ 0 }, 160, event->text, event->text_len));
+		break;
+	case EV_LEAVING:
+		link_event(link, LINK_EV_DRAIN);
+		break;
+	case EV_TLS:
+		fatal_text(link, "the broker wants TLS and the pool has no tls group");
+		break;
+	case EV_FATAL:
+		fatal(link, event->fatal, event->text != NULL ? event->text : "", event->text_len);
+		break;
+	}
+}
+
+void
+link_abandon(struct link *link)
+{
+	uint64_t written = out_written(&link->out);
+
+	for (; link->base != link->next; link->base++) {
+		struct inflight *entry = entry_at(link, link->base);
+		struct lane *lane = entry->lane;
+		if (lane == NULL)
+			continue;
+		entry->lane = NULL;
+		lane_take_back(lane, entry->slot, link, entry->start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
+	}
+	link->base = link->next = 0;
+	link->outstanding = 0;
+	link->outstanding_bytes = 0;
+	while (!TAILQ_EMPTY(&link->bound))
+		lane_unbind(TAILQ_FIRST(&link->bound), 0);
+}

@@ -1,0 +1,157 @@
+#include "listener.h"
+
+#include "log.h"
+#include "shm/error.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define ACCEPTS_A_TURN 32
+
+static void
+complain(const struct listener *listener, const char *what)
+{
+	int error = errno;
+
+	log_event(LOG_LEVEL_ERROR, "listen_failed", "path=%s step=%s cause=%s", listener->path, what,
+	    log_quote((char[128]){ 0 }, 128, strerror(error), strlen(strerror(error))));
+}
+
+static void
+on_readable(uv_poll_t *poll, int status, int events)
+{
+	struct listener *listener = poll->data;
+
+	for (int i = 0; i < ACCEPTS_A_TURN; i++) {
+		int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd < 0) {
+			if (errno == EINTR || errno == ECONNABORTED)
+				continue;
+			if (errno != EAGAIN)
+				complain(listener, "accept");
+			return;
+		}
+		listener->accepted(listener->owner, fd);
+	}
+}
+
+/* Whether somebody answers on the path already. */
+static int
+is_alive(const struct sockaddr_un *addr, int type)
+{
+	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+	int alive = fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0;
+
+	if (fd >= 0)
+		close(fd);
+	return alive;
+}
+
+/* The folder, one level of it: /run/tidegate on a host without a service manager. */
+static void
+make_folder(const char *path)
+{
+	char copy[108];
+
+	snprintf(copy, sizeof(copy), "%s", path);
+	mkdir(dirname(copy), 0755);
+}
+
+static int
+bind_path(struct listener *listener, mode_t mode, const char *group)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct stat st;
+
+	memcpy(addr.sun_path, listener->path, sizeof(addr.sun_path));
+	listener->fd = socket(AF_UNIX, listener->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (listener->fd < 0) {
+		complain(listener, "socket");
+		return -TG_ESYSTEM;
+	}
+	make_folder(listener->path);
+	if (lstat(listener->path, &st) == 0) {
+		if (!S_ISSOCK(st.st_mode)) {
+			errno = EEXIST;
+			complain(listener, "bind");
+			return -TG_ESYSTEM;
+		}
+		if (is_alive(&addr, listener->type)) {
+			errno = EADDRINUSE;
+			complain(listener, "bind");
+			return -TG_ESYSTEM;
+		}
+		unlink(listener->path);
+	}
+	/* Born closed: nobody gets in between bind and the right mode. */
+	mode_t old = umask(0777);
+	int rc = bind(listener->fd, (const struct sockaddr *)&addr, sizeof(addr));
+	umask(old);
+	if (rc != 0) {
+		complain(listener, "bind");
+		return -TG_ESYSTEM;
+	}
+	listener->owns_path = 1;
+	const struct group *g = group != NULL ? getgrnam(group) : NULL;
+	if ((g != NULL && chown(listener->path, (uid_t)-1, g->gr_gid) != 0) || chmod(listener->path, mode) != 0) {
+		complain(listener, "chmod");
+		return -TG_ESYSTEM;
+	}
+	if (listen(listener->fd, 4096) != 0) {
+		complain(listener, "listen");
+		return -TG_ESYSTEM;
+	}
+	return 0;
+}
+
+int
+listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int type, mode_t mode,
+    const char *group, int inherited, void (*accepted)(void *owner, int fd), void *owner)
+{
+	int rc;
+
+	memset(listener, 0, sizeof(*listener));
+	listener->fd = inherited;
+	listener->type = type;
+	listener->accepted = accepted;
+	listener->owner = owner;
+	listener->poll.data = listener;
+	if (strlen(path) >= sizeof(listener->path)) {
+		log_event(LOG_LEVEL_ERROR, "listen_failed", "path=%s cause=\"%zu bytes long, the limit is %zu\"", path,
+		    strlen(path), sizeof(listener->path) - 1);
+		return -TG_ESYSTEM;
+	}
+	memcpy(listener->path, path, strlen(path) + 1);
+	if (inherited < 0 && (rc = bind_path(listener, mode, group)) != 0) {
+		listener_fini(listener);
+		return rc;
+	}
+	if (uv_poll_init(loop, &listener->poll, listener->fd) != 0) {
+		complain(listener, "poll");
+		listener_fini(listener);
+		return -TG_ESYSTEM;
+	}
+	uv_poll_start(&listener->poll, UV_READABLE, on_readable);
+	return 0;
+}
+
+void
+listener_fini(struct listener *listener)
+{
+	if (listener->poll.loop != NULL && !uv_is_closing((uv_handle_t *)&listener->poll))
+		uv_close((uv_handle_t *)&listener->poll, NULL);
+	if (listener->fd >= 0)
+		close(listener->fd);
+	if (listener->owns_path)
+		unlink(listener->path);
+	listener->fd = -1;
+	listener->owns_path = 0;
+}

@@ -1,0 +1,32 @@
+/*
+ * A listening unix socket: the control socket's and the admin socket's.
+ *
+ * Owner: main. One thread.
+ */
+#ifndef TG_DAEMON_LISTENER_H
+#define TG_DAEMON_LISTENER_H
+
+#include <sys/types.h>
+#include <uv.h>
+
+struct listener {
+	uv_poll_t poll;
+	int fd;
+	int type; /* SOCK_SEQPACKET or SOCK_STREAM */
+	int owns_path; /* unlink it at the end */
+	char path[108];
+	void (*accepted)(void *owner, int fd); /* takes the descriptor over */
+	void *owner;
+};
+
+/*
+ * Listens on path, or takes over `inherited` (a listening socket from the service manager; -1:
+ * none). A socket file that nobody listens on is replaced; one that somebody does is an error.
+ * mode: of the file. group: its group if that exists (NULL: unchanged). Returns 0 or -TG_ESYSTEM
+ * after saying why in the log.
+ */
+int listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int type, mode_t mode,
+    const char *group, int inherited, void (*accepted)(void *owner, int fd), void *owner);
+void listener_fini(struct listener *listener);
+
+#endif

@@ -1,0 +1,157 @@
+#include "loop.h"
+
+#include "client.h"
+#include "log.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DRAIN_LOOK_MS 5u
+#define CLOSING_TURNS 16
+
+void
+loop_refresh_clock(struct shard *shard)
+{
+	if (!shard->clock_is_stale)
+		return;
+	shard->now_ns = world_now(shard->world);
+	shard->clock_is_stale = 0;
+}
+
+static void
+on_wake(uv_timer_t *timer)
+{
+	/* Ends the sleep, also when it fires before the loop has begun to poll; timers_run follows. */
+	uv_stop(timer->loop);
+}
+
+/* Sleeps until an event or the next timer of the shard. */
+static void
+sleep_until_event(struct loop *loop)
+{
+	uint64_t next = timers_next(&loop->shard.timers);
+
+	if (next != TIMER_NEVER) {
+		uint64_t ns = next > loop->shard.now_ns ? next - loop->shard.now_ns : 0;
+		uv_update_time(&loop->uv);
+		uv_timer_start(&loop->wake, on_wake, (ns + NS_PER_MS - 1) / NS_PER_MS, 0);
+	}
+	loop->shard.clock_is_stale = 1;
+	uv_run(&loop->uv, UV_RUN_ONCE);
+	uv_timer_stop(&loop->wake);
+}
+
+int
+loop_run(struct loop *loop)
+{
+	struct shard *shard = &loop->shard;
+
+	shard_start(shard);
+	while (!loop->done) {
+		if (shard_turn(shard)) {
+			shard->clock_is_stale = 1;
+			uv_run(&loop->uv, UV_RUN_NOWAIT);
+		} else {
+			sleep_until_event(loop);
+		}
+		shard->clock_is_stale = 1;
+		loop_refresh_clock(shard);
+		timers_run(&shard->timers, shard->now_ns);
+	}
+	return loop->drained ? 0 : 1;
+}
+
+/* ---- the end ---- */
+
+static void
+on_drain(struct timer *timer)
+{
+	struct loop *loop = (struct loop *)(void *)((char *)timer - offsetof(struct loop, drain));
+	struct shard *shard = &loop->shard;
+	int empty = shard_is_empty(shard);
+
+	if (!empty && shard->now_ns < loop->drain_until_ns) {
+		timer_set(&shard->timers, &loop->drain, shard->now_ns + DRAIN_LOOK_MS * NS_PER_MS);
+		return;
+	}
+	log_event(empty ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "stopping", "drained=%s limit_ms=%u",
+	    empty ? "yes" : "no", shard->config->drain_ms);
+	loop->drained = empty;
+	loop->done = 1;
+	shard_drain_links(shard);
+}
+
+static void
+on_signal(uv_signal_t *handle, int signum)
+{
+	struct loop *loop = handle->data;
+	struct shard *shard = &loop->shard;
+
+	if (loop->signals++ > 0) {
+		log_event(LOG_LEVEL_WARN, "stopping", "drained=no cause=\"second signal\"");
+		loop->done = 1;
+		return;
+	}
+	loop_refresh_clock(shard);
+	log_event(LOG_LEVEL_INFO, "draining", "signal=%d lanes=%u limit_ms=%u", signum, shard->lane_count,
+	    shard->config->drain_ms);
+	shard->stopping = 1;
+	loop->drain_until_ns = shard->now_ns + shard->config->drain_ms * NS_PER_MS;
+	timer_set(&shard->timers, &loop->drain, shard->now_ns);
+}
+
+static void
+catch_signal(struct loop *loop, uv_signal_t *handle, int signum)
+{
+	uv_signal_init(&loop->uv, handle);
+	handle->data = loop;
+	uv_signal_start(handle, on_signal, signum);
+	uv_unref((uv_handle_t *)handle);
+}
+
+int
+loop_init(struct loop *loop, const struct config *config)
+{
+	int rc;
+
+	memset(loop, 0, sizeof(*loop));
+	if (uv_loop_init(&loop->uv) != 0)
+		return -TG_ENOMEM;
+	loop->uv.data = loop;
+	loop->world = world_uv_new(&loop->uv, &loop->shard);
+	if (loop->world == NULL)
+		return -TG_ENOMEM;
+	rc = shard_init(&loop->shard, loop->world, config);
+	if (rc != 0)
+		return rc;
+	rc = timers_reserve(&loop->shard.timers);
+	if (rc != 0)
+		return rc;
+	loop->drain.fire = on_drain;
+	uv_timer_init(&loop->uv, &loop->wake);
+	catch_signal(loop, &loop->sigterm, SIGTERM);
+	catch_signal(loop, &loop->sigint, SIGINT);
+	return 0;
+}
+
+static void
+close_handle(uv_handle_t *handle, void *arg)
+{
+	if (!uv_is_closing(handle))
+		uv_close(handle, NULL);
+}
+
+void
+loop_fini(struct loop *loop)
+{
+	while (!TAILQ_EMPTY(&loop->shard.clients))
+		client_close(TAILQ_FIRST(&loop->shard.clients));
+	shard_fini(&loop->shard);
+	uv_walk(&loop->uv, close_handle, NULL);
+	/* A name look-up may hang for as long as it likes: it is not waited for. */
+	for (int i = 0; i < CLOSING_TURNS && uv_loop_close(&loop->uv) == UV_EBUSY; i++)
+		uv_run(&loop->uv, UV_RUN_NOWAIT);
+	if (loop->world != NULL)
+		world_uv_free(loop->world);
+}

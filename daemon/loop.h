@@ -1,0 +1,40 @@
+/*
+ * The loop of one shard on libuv: sockets, timers, signals. loop.c is where a reader should start.
+ *
+ * Owner: main. One thread.
+ */
+#ifndef TG_DAEMON_LOOP_H
+#define TG_DAEMON_LOOP_H
+
+#include "shard.h"
+
+#include <uv.h>
+
+struct loop {
+	uv_loop_t uv;
+	struct world *world; /* world_uv.c */
+	struct shard shard;
+	uv_timer_t wake;   /* for timers_next() */
+	uv_signal_t sigterm, sigint;
+	struct timer drain; /* while stopping: looks whether everything is done */
+	uint64_t drain_until_ns;
+	int signals;       /* SIGTERM or SIGINT received */
+	int done;
+	int drained;       /* everything was answered before the end */
+};
+
+/* Returns 0 or a negative TG_E after saying why. */
+int loop_init(struct loop *loop, const struct config *config);
+void loop_fini(struct loop *loop);
+
+/* Runs until a signal has ended it. Returns 0 if everything was drained, 1 if not. */
+int loop_run(struct loop *loop);
+
+/* The clock is read once a turn, and once more when the loop has slept: each callback of the loop says so first. */
+void loop_refresh_clock(struct shard *shard);
+
+/* The libuv world of a loop. Returns NULL without memory. */
+struct world *world_uv_new(uv_loop_t *uv, struct shard *shard);
+void world_uv_free(struct world *world);
+
+#endif

@@ -1,0 +1,226 @@
+#include "shard.h"
+
+#include "client.h"
+#include "log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+uint64_t
+world_between(struct world *world, uint64_t low, uint64_t high)
+{
+	return low + world_random(world) % (high - low + 1);
+}
+
+int
+shard_init(struct shard *shard, struct world *world, const struct config *config)
+{
+	memset(shard, 0, sizeof(*shard));
+	shard->world = world;
+	shard->config = config;
+	shard->now_ns = world_now(world);
+	shard->started_ns = shard->now_ns;
+	shard->start_random = world_random(world);
+	TAILQ_INIT(&shard->active);
+	TAILQ_INIT(&shard->dirty);
+	TAILQ_INIT(&shard->dozed);
+	TAILQ_INIT(&shard->graveyard);
+	TAILQ_INIT(&shard->flush);
+	TAILQ_INIT(&shard->serve);
+	TAILQ_INIT(&shard->clients);
+	shard->expedited = wake_barrier() == 0;
+	shard->read_buffer = malloc(DRIVER_INPUT_MAX + SHARD_READ_BYTES);
+	shard->copy_buffer = malloc(3 * (size_t)UINT16_MAX);
+	shard->pools = calloc(config->pool_count, sizeof(*shard->pools));
+	if (shard->read_buffer == NULL || shard->copy_buffer == NULL || shard->pools == NULL)
+		return -TG_ENOMEM;
+	for (; shard->pool_count < config->pool_count; shard->pool_count++) {
+		struct pool *pool = &shard->pools[shard->pool_count];
+		int rc = pool_init(pool, shard, &config->pools[shard->pool_count], shard->pool_count);
+		if (rc != 0) {
+			pool_fini(pool);
+			return rc;
+		}
+	}
+	return 0;
+}
+
+static void
+bury(struct shard *shard)
+{
+	while (!TAILQ_EMPTY(&shard->graveyard))
+		lane_free(TAILQ_FIRST(&shard->graveyard));
+}
+
+void
+shard_fini(struct shard *shard)
+{
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		pool_fini(&shard->pools[i]);
+	bury(shard);
+	free(shard->pools);
+	free(shard->read_buffer);
+	free(shard->copy_buffer);
+	timers_fini(&shard->timers);
+	shard->pools = NULL;
+	shard->pool_count = 0;
+	shard->read_buffer = shard->copy_buffer = NULL;
+}
+
+void
+shard_start(struct shard *shard)
+{
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		pool_start(&shard->pools[i]);
+}
+
+struct pool *
+shard_pool(struct shard *shard, const char *name)
+{
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		if (strcmp(shard->pools[i].config->name, name) == 0)
+			return &shard->pools[i];
+	return NULL;
+}
+
+/* ---- a turn ---- */
+
+/* Those that wait come first: they waited. */
+static void
+serve_waiters(struct shard *shard)
+{
+	struct link *last = TAILQ_LAST(&shard->serve, link_list);
+	struct link *link;
+
+	while (last != NULL && (link = TAILQ_FIRST(&shard->serve)) != NULL) {
+		TAILQ_REMOVE(&shard->serve, link, serve_entry);
+		link->serving = 0;
+		link_serve(link);
+		pool_serve(link->broker->pool);
+		if (link == last)
+			break;
+	}
+}
+
+/*
+ * Drains active lanes, each within its share. One that has had nothing for spin_us leaves the
+ * polling. Returns whether any lane has more to give now.
+ */
+static int
+pump_active(struct shard *shard)
+{
+	uint64_t spin_ns = shard->config->spin_us * NS_PER_US;
+	struct lane *lane, *next;
+	int more = 0;
+
+	uint32_t budget = shard->active_count;
+	for (lane = TAILQ_FIRST(&shard->active); lane != NULL && budget > 0; lane = next, budget--) {
+		next = TAILQ_NEXT(lane, place_entry);
+		switch (lane_pump(lane, SHARD_QUANTUM)) {
+		case LANE_PUMP_MORE:
+			more = 1;
+			break;
+		case LANE_PUMP_MOVED:
+			break;
+		case LANE_PUMP_IDLE:
+			if (lane->client == NULL) {
+				if (lane_is_empty(lane))
+					lane_finish_orphan(lane);
+				else
+					lane_rest(lane);
+				break;
+			}
+			if (shard->now_ns - lane->active_ns >= spin_ns)
+				lane_sleep(lane);
+			break;
+		}
+	}
+	return more;
+}
+
+/* Pair C, the daemon's side: the lanes have said that they sleep; after the fence each is looked at once more. */
+static void
+settle_dozed(struct shard *shard)
+{
+	struct lane *lane;
+
+	if (TAILQ_EMPTY(&shard->dozed))
+		return;
+	if (shard->expedited)
+		wake_barrier();
+	else
+		order_fence_full(ORDER_C);
+	while ((lane = TAILQ_FIRST(&shard->dozed)) != NULL) {
+		TAILQ_REMOVE(&shard->dozed, lane, dozed_entry);
+		lane->dozed = 0;
+		lane_look(lane);
+	}
+}
+
+static void
+flush_links(struct shard *shard)
+{
+	struct link *link;
+
+	while ((link = TAILQ_FIRST(&shard->flush)) != NULL) {
+		TAILQ_REMOVE(&shard->flush, link, flush_entry);
+		link->flushing = 0;
+		link_flush(link);
+	}
+}
+
+/* Commit all, one fence for all (pair F), then ring who sleeps. */
+static void
+commit_lanes(struct shard *shard)
+{
+	struct lane *lane;
+
+	if (TAILQ_EMPTY(&shard->dirty))
+		return;
+	TAILQ_FOREACH (lane, &shard->dirty, dirty_entry)
+		lane_commit(lane);
+	order_fence_full(ORDER_F);
+	while ((lane = TAILQ_FIRST(&shard->dirty)) != NULL) {
+		TAILQ_REMOVE(&shard->dirty, lane, dirty_entry);
+		lane_ring(lane);
+		lane_finish_orphan(lane);
+	}
+}
+
+int
+shard_turn(struct shard *shard)
+{
+	shard->count.turns++;
+	serve_waiters(shard);
+	int more = pump_active(shard);
+	flush_links(shard);
+	commit_lanes(shard);
+	settle_dozed(shard);
+	bury(shard);
+	return more || shard->active_count > 0 || !TAILQ_EMPTY(&shard->serve) || !TAILQ_EMPTY(&shard->dirty) ||
+	    !TAILQ_EMPTY(&shard->flush);
+}
+
+/* ---- the end ---- */
+
+int
+shard_is_empty(const struct shard *shard)
+{
+	struct lane *lane;
+
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
+			if (!lane_is_empty(lane))
+				return 0;
+	return 1;
+}
+
+void
+shard_drain_links(struct shard *shard)
+{
+	for (uint32_t p = 0; p < shard->pool_count; p++)
+		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
+			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
+				link_drain(&shard->pools[p].brokers[b].links[l]);
+	flush_links(shard);
+}

@@ -1,0 +1,83 @@
+/*
+ * Everything one loop thread owns. Shards share nothing.
+ *
+ * A turn (shard_turn), after the loop has read sockets and fired timers:
+ *   1  lanes     waiting lanes of writable links, then active lanes, are drained onto links, in turns
+ *   2  links     what was framed is written
+ *   3  lanes     completions are committed, releases stored, sleeping clients rung
+ *   4  lanes     that had nothing to do for spin_us go to sleep
+ *
+ * Returns whether there is anything left to do at once; if not the loop may block until
+ * timers_next().
+ */
+#ifndef TG_DAEMON_SHARD_H
+#define TG_DAEMON_SHARD_H
+
+#include "lane.h"
+#include "link.h"
+#include "pool.h"
+#include "timer.h"
+#include "world.h"
+
+#define SHARD_READ_BYTES (256u << 10)
+#define SHARD_QUANTUM (64 << 10) /* bytes a lane may frame a turn; one record may exceed it */
+
+TAILQ_HEAD(link_list, link);
+TAILQ_HEAD(client_list, client);
+
+struct shard {
+	struct world *world;
+	const struct config *config;
+	uint64_t now_ns; /* of this turn */
+	struct timers timers;
+
+	struct pool *pools;
+	uint32_t pool_count;
+	uint32_t link_ids;
+	uint64_t lane_ids;
+	uint64_t started_ns;
+	uint64_t start_random; /* of this start, in client ids */
+
+	struct lane_list active;
+	uint32_t active_count;
+	struct lane_list dirty;      /* by dirty_entry */
+	struct lane_list dozed;      /* fell asleep in this turn, by dozed_entry */
+	struct lane_list graveyard;  /* gone lanes no link refers to, freed at the end of the turn */
+	struct link_list flush;      /* by flush_entry */
+	struct link_list serve;      /* writable links with waiters, by serve_entry */
+	struct client_list clients;
+	uint32_t client_count;
+	uint32_t lane_count;
+	uint64_t lane_memory; /* bytes of all lanes' memfds */
+	int expedited;        /* membarrier works: clients need no fence */
+	int stopping;
+	int clock_is_stale; /* the loop has run since now_ns was read */
+
+	uint8_t *read_buffer; /* DRIVER_INPUT_MAX + SHARD_READ_BYTES */
+	uint8_t *copy_buffer; /* topic, key and headers of the record being framed */
+
+	struct {
+		uint64_t turns, lanes_opened, lanes_closed, lanes_quarantined, lanes_orphaned, doorbells, bells,
+		    clients, refused;
+	} count;
+};
+
+/* Returns 0 or -TG_ENOMEM; everything is in place and nothing started. */
+int shard_init(struct shard *shard, struct world *world, const struct config *config);
+void shard_fini(struct shard *shard);
+
+/* Starts the links of all pools. */
+void shard_start(struct shard *shard);
+
+/* One turn. Returns 1 if the next must follow at once, 0 if nothing is to be done until an event. */
+int shard_turn(struct shard *shard);
+
+/* Whether every lane is empty (for a drain). */
+int shard_is_empty(const struct shard *shard);
+
+/* Links say goodbye. */
+void shard_drain_links(struct shard *shard);
+
+struct pool *shard_pool(struct shard *shard, const char *name);
+
+#endif
