@@ -83,7 +83,9 @@ lane_memfd_create(const struct lane_geometry *geo, const struct lane_header *hea
 	int rc = -TG_ESYSTEM;
 
 	if (fd < 0)
-		return errno == EMFILE || errno == ENFILE ? -TG_ELIMIT : errno == ENOMEM ? -TG_ENOMEM : -TG_ESYSTEM;
+		return errno == EMFILE || errno == ENFILE ? -TG_ELIMIT
+		       : errno == ENOMEM                  ? -TG_ENOMEM
+							  : -TG_ESYSTEM;
 	/*
 	 * fallocate sizes it and finds out now, not at a later touch, that memory has run out. A
 	 * signal ends it with nothing done.

@@ -49,7 +49,10 @@
  *      both fences at once (membarrier) and the client's is the compiler's alone
  *  D   daemon store-release cq_tail  -> client load-acquire cq_tail   sees the tail: sees entries
  *  E   client store-release cq_head  -> daemon load-acquire cq_head   client's loads are over
- *  F   daemon store cq_tail; FENCE; load waiting  ||  client store waiting; FENCE; load cq_tail
+ *  F   daemon store cq_tail, sq_head; FENCE; load waiting
+ *                                     ||  client store waiting; FENCE; load cq_tail, sq_head
+ *      sq_head too, and before the ring: a client that waits for room has perhaps no completion
+ *      left to come
  *  G   daemon store cq_tail; store-release sq_head  -> recovery load-acquire sq_head; load cq_tail
  *      never released unfinished. The one store of sq_head serves B and G
  */
@@ -77,7 +80,7 @@ struct record {
 	uint16_t topic_len;
 	uint16_t key_len;
 	uint16_t headers_len;
-	uint16_t flags; /* enum record_flags */
+	uint16_t flags;  /* enum record_flags */
 	uint32_t cancel; /* the only word written after commit: non-zero asks for TG_CANCELLED */
 	uint32_t reserved;
 };
@@ -249,7 +252,7 @@ sq_peek(const struct sq_consumer *sq, struct record *copy)
 	order_fence_compiler(); /* T4: from here on, only the copy */
 	if (copy->size > avail || copy->check != record_check(sq->cursor) ||
 	    (uint64_t)copy->size !=
-	        record_bytes(copy->topic_len, copy->key_len, copy->headers_len, copy->body_len))
+		record_bytes(copy->topic_len, copy->key_len, copy->headers_len, copy->body_len))
 		return -TG_EBROKEN;
 	return 0;
 }

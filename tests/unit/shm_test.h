@@ -56,7 +56,7 @@ random_seeded(const char *test)
 
 	clock_gettime(CLOCK_REALTIME, &now);
 	uint64_t seed = given != NULL ? strtoull(given, NULL, 0)
-	                              : (uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec;
+				      : (uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec;
 	fprintf(stderr, "%s: TIDEGATE_TEST_SEED=%llu\n", test, (unsigned long long)seed);
 	return (struct random){ .state = seed };
 }

@@ -253,7 +253,8 @@ random_packets_are_refused_or_terminated(void **state)
 				assert_true(strnlen(got.u.error.text, FRAME_TEXT) < FRAME_TEXT);
 			if (got.type == FRAME_LANE_OPEN)
 				assert_true(strnlen(got.u.open.pool, LANE_POOL_NAME) < LANE_POOL_NAME &&
-				    strnlen(got.u.open.name, sizeof(got.u.open.name)) < sizeof(got.u.open.name));
+					    strnlen(got.u.open.name, sizeof(got.u.open.name)) <
+						sizeof(got.u.open.name));
 		} else {
 			assert_int_equal(came, 0);
 			assert_true(rc == -TG_EPROTOCOL || rc == -TG_EVERSION);
@@ -343,7 +344,8 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(frame_arrives_whole, setup, teardown),
 		cmocka_unit_test_setup_teardown(descriptors_arrive_in_order_and_close_on_exec, setup, teardown),
-		cmocka_unit_test_setup_teardown(send_refuses_more_descriptors_than_a_frame_carries, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+		    send_refuses_more_descriptors_than_a_frame_carries, setup, teardown),
 		cmocka_unit_test_setup_teardown(too_many_descriptors_are_refused_and_closed, setup, teardown),
 		cmocka_unit_test_setup_teardown(packet_of_any_wrong_length_is_refused, setup, teardown),
 		cmocka_unit_test_setup_teardown(empty_packet_is_a_closed_peer, setup, teardown),
@@ -353,7 +355,8 @@ main(void)
 		cmocka_unit_test_setup_teardown(closed_peer_is_said_so_both_ways, setup, teardown),
 		cmocka_unit_test_setup_teardown(peer_that_died_with_unread_frames_is_closed, setup, teardown),
 		cmocka_unit_test_setup_teardown(full_socket_says_again_and_loses_nothing, setup, teardown),
-		cmocka_unit_test_setup_teardown(receiver_without_descriptors_is_told_of_its_limit, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+		    receiver_without_descriptors_is_told_of_its_limit, setup, teardown),
 	};
 
 	return cmocka_run_group_tests_name("frame", tests, NULL, NULL);

@@ -123,8 +123,8 @@ geometry_made_is_geometry_checked(void **state)
 			assert_true(sq > LANE_SQ_MAX || cq > LANE_CQ_MAX);
 		}
 		geo = (struct lane_geometry){ sq, cq };
-		int is_good = __builtin_popcountll(sq) == 1 && __builtin_popcount(cq) == 1 && sq >= LANE_SQ_MIN &&
-		    sq <= LANE_SQ_MAX && cq >= LANE_CQ_MIN && cq <= LANE_CQ_MAX;
+		int is_good = __builtin_popcountll(sq) == 1 && __builtin_popcount(cq) == 1 &&
+			      sq >= LANE_SQ_MIN && sq <= LANE_SQ_MAX && cq >= LANE_CQ_MIN && cq <= LANE_CQ_MAX;
 		assert_int_equal(lane_geometry_check(&geo), is_good ? 0 : -TG_EINVAL);
 	}
 }
