@@ -46,8 +46,13 @@ transport_fail(const struct tg_client *client, int rc, const struct frame *answe
 		    answer != NULL ? answer->abi : 0, LANE_ABI);
 	case -TG_EPROTOCOL:
 		return detail_fail(rc, "socket %s: the answer is not a tidegate frame", client->path);
-	default:
+	case -TG_ESYSTEM:
 		return detail_fail(rc, "socket %s: %s", client->path, strerror(errno));
+	case -TG_ELIMIT:
+		return detail_fail(
+		    rc, "socket %s: this process has no descriptors left for a lane's three", client->path);
+	default:
+		return detail_fail(rc, "socket %s: %s", client->path, error_text(rc));
 	}
 }
 

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -403,6 +404,35 @@ silent_daemon_is_a_timeout(void **state)
 	fake_stop(&fake);
 }
 
+static void
+no_descriptors_left_is_a_limit(void **state)
+{
+	struct fake fake;
+	struct tg_client *client, *second;
+	struct tg_lane *lane;
+	struct tg_client_options options = { .socket = fake.path };
+	struct rlimit was, none;
+	int fd, rc;
+
+	(void)state;
+	fake_start(&fake, FAKE_HOLD);
+	client = client_of(&fake, 2000);
+	assert_int_equal(tg_lane_open(client, &lane, "events", NULL), 0);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &was), 0);
+	none = was;
+	none.rlim_cur = 3; /* all in use */
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	fd = tg_fd(lane);
+	rc = tg_client_open(&second, &options);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &was), 0);
+	assert_int_equal(fd, -TG_ELIMIT);
+	assert_int_equal(rc, -TG_ELIMIT);
+	assert_detail("Too many open files");
+	assert_true(tg_fd(lane) >= 0);
+	tg_client_close(client);
+	fake_stop(&fake);
+}
+
 /* ---- fork ---- */
 
 static int
@@ -574,6 +604,7 @@ main(void)
 		cmocka_unit_test(lies_are_found_and_nothing_leaks),
 		cmocka_unit_test(late_answer_is_skipped_and_its_lane_given_back),
 		cmocka_unit_test(silent_daemon_is_a_timeout),
+		cmocka_unit_test(no_descriptors_left_is_a_limit),
 		cmocka_unit_test(child_gets_forked_and_opens_its_own),
 		cmocka_unit_test(grandchild_is_not_its_parent_either),
 		cmocka_unit_test(descriptors_are_close_on_exec),

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -479,6 +480,66 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 	assert_true(cpu_ns() - last < 20000000u);
 }
 
+/* ---- threads ---- */
+
+#define THREADS 4
+
+struct worker {
+	pthread_t thread;
+	struct fake *fake;
+	struct tg_lane *lane;
+	uint64_t base;
+};
+
+/* Each has its lane; words of its own errors, too, whatever the others run into. */
+static void *
+worker_run(void *arg)
+{
+	struct worker *w = arg;
+	struct tg_client_options options = { .socket = w->fake->path };
+	struct tg_message wrong = { .topic = "t", .body = "", .body_len = 100000 + w->base };
+	struct tg_client *own;
+	struct tg_completion c;
+	char number[32];
+
+	snprintf(number, sizeof(number), "%zu", wrong.body_len);
+	if (tg_client_open(&own, &options) != 0)
+		return (void *)1;
+	for (uint64_t i = 0; i < 300; i++) {
+		struct tg_message m = { .topic = "t", .tag = w->base + i };
+
+		if (tg_publish_sync(w->lane, &m, FAKE_DEADLINE_MS, &c) != 0 || c.tag != w->base + i)
+			return (void *)2;
+		if (tg_publish(w->lane, &wrong, NULL) != -TG_ETOOBIG)
+			return (void *)3;
+		if (strstr(tg_client_detail(NULL), number) == NULL)
+			return (void *)4;
+	}
+	tg_client_close(own);
+	return NULL;
+}
+
+static void
+lanes_of_one_client_run_in_threads(void **state)
+{
+	struct setup *s = *state;
+	struct worker workers[THREADS];
+	struct tg_lane_options options = { .ring_bytes = LANE_SQ_MIN };
+
+	for (unsigned i = 0; i < THREADS; i++) {
+		workers[i] = (struct worker){ .fake = &s->fake, .base = i * 1000u };
+		assert_int_equal(tg_lane_open(s->client, &workers[i].lane, "events", &options), 0);
+	}
+	for (unsigned i = 0; i < THREADS; i++)
+		assert_int_equal(pthread_create(&workers[i].thread, NULL, worker_run, &workers[i]), 0);
+	for (unsigned i = 0; i < THREADS; i++) {
+		void *failed;
+
+		assert_int_equal(pthread_join(workers[i].thread, &failed), 0);
+		assert_null(failed);
+	}
+}
+
 #define HOLD(f) cmocka_unit_test_setup_teardown(f, setup_hold, teardown)
 
 int
@@ -495,6 +556,7 @@ main(void)
 		HOLD(descriptor_fires_for_each_reason),
 		HOLD(descriptor_fires_for_a_closed_lane),
 		HOLD(descriptor_survives_waiting_in_between),
+		cmocka_unit_test_setup_teardown(lanes_of_one_client_run_in_threads, setup_answer, teardown),
 		cmocka_unit_test_setup_teardown(
 		    no_wakeup_is_lost_and_every_byte_arrives, setup_answer, teardown),
 		{ "no_wakeup_is_lost_with_fences_of_our_own", no_wakeup_is_lost_and_every_byte_arrives,
