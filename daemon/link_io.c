@@ -66,6 +66,8 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 	if (link->outstanding++ == 0)
 		link->last_progress_ns = link->shard->now_ns;
 	link->outstanding_bytes += bytes;
+	link->shard->outstanding++;
+	link->shard->work++;
 	link->count.framed++;
 	link_want_flush(link);
 	link_update_writable(link);
@@ -94,16 +96,27 @@ link_update_writable(struct link *link)
 	pool_link_changed(link->broker->pool, link);
 }
 
-/* One entry is answered: its lane is told, the window moves. */
-static void
-answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t reference, uint32_t code,
-    const char *text, size_t text_len)
+/* An entry is resolved: it leaves the window. Returns its lane. */
+static struct lane *
+take(struct link *link, struct inflight *entry)
 {
 	struct lane *lane = entry->lane;
 
 	entry->lane = NULL;
 	link->outstanding--;
 	link->outstanding_bytes -= entry->bytes;
+	link->shard->outstanding--;
+	link->shard->work++;
+	return lane;
+}
+
+/* One entry is answered: its lane is told, the window moves. */
+static void
+answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t reference, uint32_t code,
+    const char *text, size_t text_len)
+{
+	struct lane *lane = take(link, entry);
+
 	switch (outcome) {
 	case TG_DELIVERED:
 		link->count.delivered++;
@@ -367,10 +380,7 @@ on_again(struct link *link, const struct driver_event *event)
 
 	if (entry == NULL)
 		return;
-	struct lane *lane = entry->lane;
-	entry->lane = NULL;
-	link->outstanding--;
-	link->outstanding_bytes -= entry->bytes;
+	struct lane *lane = take(link, entry);
 	lane_take_back(lane, entry->slot, link, LANE_BACK_AGAIN);
 	progress(link);
 }
@@ -472,15 +482,12 @@ link_abandon(struct link *link)
 
 	for (; link->base != link->next; link->base++) {
 		struct inflight *entry = entry_at(link, link->base);
-		struct lane *lane = entry->lane;
-		if (lane == NULL)
+		if (entry->lane == NULL)
 			continue;
-		entry->lane = NULL;
+		struct lane *lane = take(link, entry);
 		lane_take_back(lane, entry->slot, link, entry->start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
 	}
 	link->base = link->next = 0;
-	link->outstanding = 0;
-	link->outstanding_bytes = 0;
 	while (!TAILQ_EMPTY(&link->bound))
 		lane_unbind(TAILQ_FIRST(&link->bound), 0);
 }

@@ -53,6 +53,9 @@ struct shard {
 	int stopping;
 	int clock_is_stale; /* the loop has run since now_ns was read */
 
+	uint64_t outstanding; /* unanswered messages of all links */
+	uint32_t work;        /* records framed and answers read since the last turn began */
+
 	uint8_t *read_buffer; /* DRIVER_INPUT_MAX + SHARD_READ_BYTES */
 	uint8_t *copy_buffer; /* topic, key and headers of the record being framed */
 

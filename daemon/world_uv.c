@@ -199,10 +199,11 @@ on_poll(uv_poll_t *poll, int status, int events)
 
 	loop_refresh_clock(w->shard);
 	if (s->connecting) {
-		int error = status < 0 ? -status : 0;
+		int error = 0;
 		socklen_t len = sizeof(error);
-		if (error == 0)
-			getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &error, &len);
+		/* libuv reports any error condition as EBADF; the socket knows better. */
+		if (getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &error, &len) != 0 || (error == 0 && status < 0))
+			error = -status;
 		s->connecting = 0;
 		set_events(s, UV_READABLE);
 		s->sock.handlers->connected(s->sock.owner, error);
