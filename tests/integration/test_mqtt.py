@@ -18,6 +18,11 @@ def summary(result):
     return {key: value for key, value in (word.split("=") for word in line.split())}
 
 
+def secret(path, password):
+    path.touch(mode=0o600)
+    path.write_text(password + "\n")
+
+
 def mqtt(version=5, qos=1, **more):
     return {"version": version, "qos": qos, **more}
 
@@ -85,7 +90,7 @@ def test_lines_of_a_file_arrive_in_order(daemon, mosquitto, tmp_path):
 @pytest.mark.parametrize("version", [4, 5])
 def test_right_password_is_let_in(box, daemon, tmp_path, version):
     broker = Mosquitto(box, users={"gate": "tide!"}).start()
-    (tmp_path / "pw").write_text("tide!\n")
+    secret(tmp_path / "pw", "tide!")
     d = daemon(pool([broker], mqtt=mqtt(version=version, username="gate", password_file=tmp_path / "pw")))
     assert d.publish("-m", "x").returncode == 0
 
@@ -94,7 +99,7 @@ def test_right_password_is_let_in(box, daemon, tmp_path, version):
 @pytest.mark.parametrize("version", [4, 5])
 def test_wrong_password_holds_messages_and_says_why(box, daemon, tmp_path, version):
     broker = Mosquitto(box, users={"gate": "tide!"}).start()
-    (tmp_path / "pw").write_text("ebb\n")
+    secret(tmp_path / "pw", "ebb")
     d = daemon(pool([broker], mqtt=mqtt(version=version, username="gate", password_file=tmp_path / "pw")), ready=False)
     wait_for(lambda: "not auth" in str(d.rows("brokers")).lower() or "password" in str(d.rows("brokers")).lower(),
              lambda: f"the broker's row to say why: {d.rows('brokers')}")
@@ -198,7 +203,7 @@ def test_receive_maximum_of_the_broker_is_kept(box, daemon):
 
 def test_mosquitto_clients_see_what_was_published(daemon, mosquitto):
     """Debian's own command-line client, as a user would check."""
-    subscriber = subprocess.Popen(["mosquitto_sub", "-p", str(mosquitto.port), "-t", "seen", "-C", "1", "-W", "20",
+    subscriber = subprocess.Popen(["stdbuf", "-oL", "mosquitto_sub", "-p", str(mosquitto.port), "-t", "seen", "-C", "1", "-W", "20",
                                    "-d"], stdout=subprocess.PIPE, text=True)
     for line in subscriber.stdout:
         if "received SUBACK" in line:
