@@ -173,9 +173,9 @@ def test_nonsense_on_the_control_socket_hurts_nobody(box, daemon, sink):
 
 
 def test_idle_daemon_uses_no_cpu(box, daemon, sink):
-    """Ready links and attached lanes, nothing to publish. The probes of 10 s are all it does."""
-    d = daemon(pool([sink], health={"idle_ms": 600000}))
-    quiet = [Producer(box, d, number=n, count=1, lanes=50, words=["-L"]) for n in (1, 2)]
+    """A thousand attached lanes, nothing to publish: a probe each second is all that happens."""
+    d = daemon(pool([sink]))
+    quiet = [Producer(box, d, number=n, count=1, lanes=50, ring=16384, words=["-L"]) for n in range(20)]
     for producer in quiet:
         wait_for(lambda p=producer: p.file.state == 4, "all lanes to have published")
     wait_for(lambda: cpu_over(d, 1.0) <= 1, "an idle second", 10)
