@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """The demonstration that tools/quickstart builds and starts.
 
-Two brokers, one tidegated, 4 producers. A quarter of the messages is published at a steady rate, so
+Two brokers, one tidegated, 4 producers. Some of the messages are published at a steady rate, so
 that a broker can be frozen and resumed while they flow; the rest follows at full speed. Then what
 the brokers recorded is compared, line by line, with what was published.
 """
@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -21,7 +22,9 @@ import tempfile
 import time
 
 PRODUCERS = 4
+MESSAGES = 1000000
 STEADY_S = 14.0    # how long the steady part takes
+STEADY_MAX = 50000 # messages in it
 FREEZE_AT = 0.25   # of it
 FROZEN_S = 5.0
 LIMIT_S = 120.0    # for anything that is waited for
@@ -122,6 +125,10 @@ class Broker:
                     self.arrived += chunk.count(b"\n")
         return self.arrived
 
+    def lines(self):
+        """Every whole line of the record, as it was published."""
+        return self.record.read_bytes().split(b"\n")[:-1]
+
     def freeze(self):
         self.process.send_signal(signal.SIGSTOP)
 
@@ -129,8 +136,19 @@ class Broker:
         self.process.send_signal(signal.SIGCONT)
 
 
+ESCAPED = re.compile(rb"\\(x[0-9a-f]{2}|.)")
+ESCAPES = {b"t": b"\t", b"n": b"\n", b"r": b"\r", b"\\": b"\\"}
+
+
 class Sink(Broker):
     kind = "tidegate-sink"
+
+    def lines(self):
+        """The sink writes control characters and backslashes as escapes."""
+        def unescape(match):
+            code = match.group(1)
+            return ESCAPES.get(code) or bytes([int(code[1:], 16)])
+        return [ESCAPED.sub(unescape, line) if b"\\" in line else line for line in super().lines()]
 
     def start(self, running, programs):
         self.process = running.start([programs["tidegate-sink"], "--protocol", "mqtt", "--listen", self.address,
@@ -193,7 +211,7 @@ class Demo:
         if self.sockets_elsewhere:
             self.sockets = pathlib.Path(tempfile.mkdtemp(prefix="tidegate-"))
         self.programs = {name: self.find(options.build, name)
-                         for name in ("tidegated", "tidegate-sink", "tidegate-pub", "tidegatectl")}
+                         for name in ("tidegated", "tidegate-sink", "tidegate-pub")}
         kind = {"sink": Sink, "mosquitto": Mosquitto}[options.broker]
         self.brokers = [kind("A", self.folder), kind("B", self.folder)]
         self.links = {}
@@ -225,9 +243,10 @@ class Demo:
         if not lines:
             raise Failure(f"{self.source} has no lines")
         self.lines = len(lines)
-        count = count or max(200000, len(lines))
+        count = count or max(MESSAGES, len(lines))
         count -= count % PRODUCERS
-        steady = count // 4 - count // 4 % PRODUCERS
+        steady = min(count // 4, STEADY_MAX)
+        steady -= steady % PRODUCERS
         self.published = [b"%d\t%s" % (number + 1, lines[number % len(lines)]) for number in range(count)]
         for part, first, last in (("steady", 0, steady), ("full", steady, count)):
             for p in range(PRODUCERS):
@@ -250,14 +269,17 @@ class Demo:
         self.links = self.states()
 
     def states(self):
-        """Each broker's link's state, as tidegatectl has it."""
-        answer = subprocess.run([self.programs["tidegatectl"], "-s", self.sockets / "admin.sock", "--json", "links"],
-                                stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if answer.returncode != 0:
+        """Each broker's link's state, as `tidegatectl links` shows it."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+                s.settimeout(5)
+                s.connect(str(self.sockets / "admin.sock"))
+                s.sendall(b'{"cmd":"links"}\n')
+                with s.makefile("rb") as lines:
+                    rows = json.loads(lines.readline())["links"]
+        except (OSError, ValueError):
             return {}
-        answer = json.loads(answer.stdout)
-        rows = answer["links"] if isinstance(answer, dict) else answer
-        return {broker.letter: row["state"].lower() for broker in self.brokers for row in rows
+        return {broker.letter: row["state"] for broker in self.brokers for row in rows
                 if row["broker"] == broker.address}
 
     def publish(self, part, rate=None):
@@ -291,7 +313,12 @@ class Demo:
         frozen_at = 0.0
         did = False
         begin = time.monotonic()
+        shown = 0.0
         while any(producer.poll() is None for producer in producers):
+            time.sleep(0.01)
+            if time.monotonic() - shown < 0.1:
+                continue
+            shown = time.monotonic()
             if time.monotonic() - begin > LIMIT_S:
                 raise Failure(f"the producers did not end within {LIMIT_S:.0f} s")
             before = [broker.arrived for broker in self.brokers]
@@ -307,7 +334,6 @@ class Demo:
                 frozen.resume()
                 self.screen.event(f"broker {frozen.letter} goes on (SIGCONT)")
                 frozen = None
-            time.sleep(0.1)
         if frozen:
             frozen.resume()
             self.screen.event(f"broker {frozen.letter} goes on (SIGCONT)")
@@ -355,7 +381,7 @@ class Demo:
         recorded = collections.Counter()
         per_broker = []
         for broker in self.brokers:
-            lines = broker.record.read_bytes().split(b"\n")[:-1]
+            lines = broker.lines()
             distinct = set(lines)
             per_broker.append((broker, len(lines), len(distinct)))
             recorded.update(lines)
@@ -372,9 +398,10 @@ class Demo:
                   f"{result['delivered']:>10,} {result['resent']:>8,} "
                   f"{result['delivered'] / max(result['seconds'], 1e-3):>11,.0f} {figures}")
         full = sum(result["delivered"] for result in self.results if result["part"] == "full")
-        print(f"  {'all':10} {total['accepted']:>10,} {total['delivered']:>10,} {total['resent']:>8,} "
-              f"{full / max(r['seconds'] for r in self.results if r['part'] == 'full'):>11,.0f}   at full speed, "
-              f"{PRODUCERS} processes together")
+        print(f"  {'all':10} {total['accepted']:>10,} {total['delivered']:>10,} {total['resent']:>8,}")
+        print()
+        print(f"  Full speed: {full:,} messages of {PRODUCERS} processes in {self.full_s:.2f} s, "
+              f"{full / self.full_s:,.0f} a second, from the start of the first process to the end of the last")
         print()
         print(f"  {'broker':10} {'arrived':>10} {'distinct':>10} {'twice':>8}")
         for broker, lines, distinct in per_broker:
