@@ -1,7 +1,9 @@
 /*
- * Publishing through libmosquitto: MQTT 3.1.1, QoS 1, without its thread, a window of messages
- * under way that is refilled when it is half empty (each slot refilled alone costs more), Nagle
- * off. This is the fastest we know to use it.
+ * Publishing through libmosquitto: MQTT 3.1.1, QoS 1, without its thread, Nagle off, and a window of
+ * messages under way that is refilled as it empties. A broker with Nagle on (mosquitto as it comes)
+ * holds back the last acknowledgements of a window; refilled at half-empty, libmosquitto then waits
+ * for our kernel's delayed acknowledgement, so here the continuous refill is the fast one. So is a
+ * window of 100 among 20, 100, 1,000 and 10,000.
  */
 #include "build_config.h"
 
@@ -27,7 +29,7 @@ struct mosquitto_client {
 	uint64_t under_way; /* published and not acknowledged */
 	uint64_t finished;  /* acknowledged since the last collect */
 	int refused;        /* a reason code of CONNACK */
-	int connected, filling;
+	int connected;
 };
 
 static void
@@ -95,16 +97,12 @@ publish_mosquitto(void *self, uint64_t count)
 	uint64_t taken = 0;
 	int error;
 
-	if (m->under_way <= m->window / 2)
-		m->filling = 1;
-	while (m->filling && taken < count) {
+	while (m->under_way < m->window && taken < count) {
 		error = mosquitto_publish(m->mosq, NULL, m->topic, m->body_len, m->body, 1, false);
 		if (error != MOSQ_ERR_SUCCESS)
 			return client_fail("libmosquitto: publish: %s", mosquitto_strerror(error));
 		m->under_way++;
 		taken++;
-		if (m->under_way >= m->window)
-			m->filling = 0;
 	}
 	return (int64_t)taken;
 }

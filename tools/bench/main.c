@@ -65,7 +65,7 @@ static const struct {
 	{ { "direct", OPT_DIRECT, NULL, "the same through the broker's own client library, taking turns" },
 	    IN_DIRECT },
 	{ { "broker", OPT_BROKER, "HOST:PORT", "where --direct connects to; the pool's broker" }, IN_DIRECT },
-	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [1000]" }, IN_THROUGHPUT },
+	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [100]" }, IN_THROUGHPUT },
 	{ { "broker-pid", OPT_BROKER_PID, "PID", "the broker's process, for its CPU time" }, IN_THROUGHPUT },
 	{ { "daemon-pid", OPT_DAEMON_PID, "PID", "tidegated's process [the one behind the socket]" },
 	    IN_THROUGHPUT | IN_IDLE },
@@ -318,7 +318,7 @@ main(int argc, char **argv)
 		.size = 128,
 		.processes = 1,
 		.batch = 32,
-		.window = 1000,
+		.window = 100,
 		.pace_ms = 10,
 		.lanes = 1000 };
 	struct stage stage = { 0 };
