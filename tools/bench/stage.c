@@ -205,7 +205,7 @@ start_sink(struct stage *stage, char *log_path, size_t size)
 {
 	char listen_on[64];
 	char *argv[] = { (char *)"tidegate-sink", (char *)"--protocol", (char *)"mqtt", (char *)"--listen",
-		listen_on, NULL };
+		listen_on, (char *)"--no-record", NULL };
 
 	snprintf(listen_on, sizeof(listen_on), "127.0.0.1:%u", stage->port);
 	return start_program(stage, "tidegate-sink", argv, &stage->broker, log_path, size);
