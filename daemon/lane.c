@@ -861,7 +861,7 @@ lane_quarantine(struct lane *lane, const char *why)
 	if (lane->place == LANE_GONE)
 		return;
 	lane->shard->count.lanes_quarantined++;
-	log_event(LOG_LEVEL_WARN, "lane_quarantined",
+	log_limited(&lane->shard->quarantine_limit, LOG_LEVEL_WARN, "lane_quarantined",
 	    "lane=%llu pool=%s pid=%d why=%s sq_head=%llu cursor=%llu sq_tail=%llu sq_bytes=%llu",
 	    (unsigned long long)lane->id, lane->pool->config->name,
 	    lane->client != NULL ? client_pid(lane->client) : 0, log_quote((char[128]){ 0 }, 128, why, strlen(why)),

@@ -50,6 +50,7 @@ struct shard {
 	uint32_t lane_count;
 	uint64_t lane_memory; /* bytes of all lanes' memfds */
 	int expedited;        /* membarrier works: clients need no fence */
+	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
 	int clock_is_stale; /* the loop has run since now_ns was read */
 

@@ -1,0 +1,251 @@
+/*
+ * hostile: a client that lies. It attaches like any other, without the library, and then does what
+ * no library would: random bytes anywhere in the shared mapping, random cursors, records whose
+ * fields contradict each other and that change while they are read, punched holes, a doorbell that
+ * never stops, completions that are never taken.
+ *
+ *   hostile SOCKET POOL SEED MUTATIONS MODE     MODE: bytes words records holes flood mix
+ *
+ * Prints `mutations=N lanes=N quarantined=N` at the end. Exit status: 0; 1 when the daemon hangs up or
+ * refuses a lane; 2 wrong use. A lane that the daemon has closed is replaced by a new one.
+ */
+#include "shm/frame.h"
+#include "shm/ring.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define PUBLISH_EVERY 64u /* random writes between two looks at the lane */
+
+struct hostile {
+	int control, memfd, doorbell, bell;
+	uint64_t lane_id;
+	struct lane_map map;
+	struct lane_geometry geo;
+	uint64_t random, mutations, lanes, quarantined, tail;
+	const char *pool;
+};
+
+static uint64_t
+next_random(struct hostile *h)
+{
+	h->random ^= h->random << 13;
+	h->random ^= h->random >> 7;
+	h->random ^= h->random << 17;
+	return h->random;
+}
+
+static void
+die(const char *what)
+{
+	fprintf(stderr, "hostile: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static void
+attach(struct hostile *h)
+{
+	struct frame frame;
+	int fds[FRAME_FDS];
+
+	frame_init(&frame, FRAME_LANE_OPEN, (uint32_t)next_random(h));
+	frame.u.open.sq_bytes = LANE_SQ_MIN << next_random(h) % 3;
+	snprintf(frame.u.open.pool, sizeof(frame.u.open.pool), "%s", h->pool);
+	for (size_t i = 0; i < sizeof(frame.u.open.name); i++)
+		frame.u.open.name[i] = (char)next_random(h);
+	if (frame_send(h->control, &frame, NULL, 0) != 0 || frame_recv(h->control, &frame, fds) != 0)
+		die("control socket");
+	if (frame.type != FRAME_LANE_OPENED) {
+		fprintf(stderr, "hostile: refused: %s\n", frame.u.error.text);
+		exit(1);
+	}
+	h->lane_id = frame.u.lane.lane_id;
+	h->geo.sq_bytes = frame.u.lane.sq_bytes;
+	h->geo.cq_entries = frame.u.lane.cq_entries;
+	h->memfd = fds[FRAME_FD_MEMFD];
+	h->doorbell = fds[FRAME_FD_DOORBELL];
+	h->bell = fds[FRAME_FD_BELL];
+	h->tail = 0;
+	if (lane_map_init(&h->map, h->memfd, &h->geo, 0) != 0)
+		die("mapping");
+	h->lanes++;
+}
+
+/* Drops the lane: half the time in good order, half by forgetting it (its records stay behind). */
+static void
+detach(struct hostile *h)
+{
+	struct frame frame;
+	int fds[FRAME_FDS];
+
+	if (h->map.daemon->closed != 0)
+		h->quarantined++;
+	frame_init(&frame, FRAME_LANE_CLOSE, 1);
+	frame.u.lane.lane_id = h->lane_id;
+	if (frame_send(h->control, &frame, NULL, 0) != 0 || frame_recv(h->control, &frame, fds) != 0)
+		die("control socket");
+	lane_map_fini(&h->map);
+	close(h->memfd);
+	close(h->doorbell);
+	close(h->bell);
+}
+
+static void
+ring(struct hostile *h)
+{
+	static const uint64_t one = 1;
+
+	if (write(h->doorbell, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		die("doorbell");
+}
+
+/* A random byte, word or run of them anywhere: header, both sides' words, rings. */
+static void
+mutate_bytes(struct hostile *h)
+{
+	uint64_t bytes = lane_memfd_bytes(&h->geo);
+	uint8_t *base = h->map.base; /* page and SQ; the CQ follows the second SQ */
+	uint64_t at = next_random(h) % bytes;
+	uint64_t r = next_random(h);
+
+	if (at >= LANE_PAGE + h->geo.sq_bytes)
+		at += h->geo.sq_bytes;
+	if (r % 4 == 0)
+		at %= LANE_PAGE; /* the words are few: aim at them */
+	base[at] = (uint8_t)(r >> 8);
+}
+
+static void
+mutate_words(struct hostile *h)
+{
+	uint64_t r = next_random(h);
+	uint64_t near = h->map.daemon->sq_head + (r >> 8) % 65536 - 32768;
+	uint64_t value = (r & 1) ? near : (r & 2) ? near & ~UINT64_C(7) : r;
+
+	switch ((r >> 3) % 6) {
+	case 0:
+		order_store_release_64(ORDER_A, &h->map.client->sq_tail, value);
+		break;
+	case 1:
+		order_store_release_64(ORDER_E, &h->map.client->cq_head, value);
+		break;
+	case 2:
+		order_store_relaxed_32(&h->map.client->waiting, (uint32_t)r);
+		break;
+	case 3:
+		order_store_relaxed_64(&h->map.daemon->sq_head, value);
+		break;
+	case 4:
+		order_store_relaxed_64(&h->map.daemon->cq_tail, value);
+		break;
+	default:
+		order_store_relaxed_32(&h->map.daemon->asleep, (uint32_t)r);
+		break;
+	}
+}
+
+/* A record that looks right at first sight and may lie in any field, now or a moment later. */
+static void
+mutate_record(struct hostile *h)
+{
+	uint64_t r = next_random(h), lie = next_random(h);
+	uint64_t used = h->tail - order_load_relaxed_64(&h->map.daemon->sq_head);
+	uint16_t topic = (uint16_t)(r % 40), key = (uint16_t)((r >> 8) % 20), headers = (r & 0xf0) != 0 ? 0 : (uint16_t)((r >> 16) % 60);
+	uint32_t body = (uint32_t)((r >> 24) % 3000);
+	uint64_t size = record_bytes(topic, key, headers, body);
+	struct record *record = (struct record *)(void *)(h->map.sq + (h->tail & (h->geo.sq_bytes - 1)));
+
+	if (used + size > h->geo.sq_bytes) {
+		/* Full: change what the daemon is reading instead. */
+		h->map.sq[lie % h->geo.sq_bytes] = (uint8_t)(lie >> 40);
+		return;
+	}
+	for (uint64_t i = 0; i < size; i++)
+		((uint8_t *)record)[i] = (uint8_t)next_random(h);
+	*record = (struct record){
+		.size = (uint32_t)size,
+		.check = record_check(h->tail),
+		.tag = r,
+		.published_ns = (lie & 1) ? lie : 0,
+		.timeout_ms = (uint32_t)(lie >> 32),
+		.body_len = body,
+		.topic_len = topic,
+		.key_len = key,
+		.headers_len = headers,
+		.flags = (uint16_t)(lie >> 1),
+		.cancel = (lie & 6) == 6,
+	};
+	if ((lie & 0xf00) == 0)
+		((uint8_t *)record)[lie % sizeof(*record)] ^= (uint8_t)(1u << (lie >> 60) % 8);
+	h->tail += size;
+	order_store_release_64(ORDER_A, &h->map.client->sq_tail, h->tail);
+	((uint8_t *)record)[(lie >> 16) % size] = (uint8_t)lie;
+	if ((lie & 0xf0) == 0)
+		order_store_release_64(ORDER_E, &h->map.client->cq_head, order_load_relaxed_64(&h->map.daemon->cq_tail));
+}
+
+static void
+mutate_hole(struct hostile *h)
+{
+	uint64_t pages = lane_memfd_bytes(&h->geo) / LANE_PAGE;
+	uint64_t r = next_random(h);
+
+	fallocate(h->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(r % pages * LANE_PAGE),
+	    (off_t)(LANE_PAGE * (1 + (r >> 32) % 4)));
+}
+
+static void
+mutate(struct hostile *h, const char *mode)
+{
+	uint64_t pick = next_random(h) % 16;
+
+	if (strcmp(mode, "bytes") == 0 || (strcmp(mode, "mix") == 0 && pick < 4))
+		mutate_bytes(h);
+	else if (strcmp(mode, "words") == 0 || (strcmp(mode, "mix") == 0 && pick == 4))
+		mutate_words(h);
+	else if (strcmp(mode, "holes") == 0 || (strcmp(mode, "mix") == 0 && pick == 5))
+		mutate_hole(h);
+	else if (strcmp(mode, "flood") == 0)
+		ring(h);
+	else
+		mutate_record(h);
+	h->mutations++;
+}
+
+int
+main(int argc, char **argv)
+{
+	struct hostile h = { .random = 1 };
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+	if (argc != 6 || strlen(argv[1]) >= sizeof(addr.sun_path)) {
+		fprintf(stderr, "usage: hostile SOCKET POOL SEED MUTATIONS bytes|words|records|holes|flood|mix\n");
+		return 2;
+	}
+	h.pool = argv[2];
+	h.random = strtoull(argv[3], NULL, 0) * UINT64_C(0x9e3779b97f4a7c15) | 1;
+	uint64_t goal = strtoull(argv[4], NULL, 0);
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", argv[1]);
+	h.control = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (h.control < 0 || connect(h.control, (struct sockaddr *)&addr, sizeof(addr)) != 0)
+		die(argv[1]);
+	while (h.mutations < goal) {
+		uint64_t life = 1 + next_random(&h) % 4096;
+		attach(&h);
+		while (life-- > 0 && h.mutations < goal && h.map.daemon->closed != 1) {
+			for (unsigned i = 0; i < PUBLISH_EVERY; i++)
+				mutate(&h, argv[5]);
+			ring(&h);
+		}
+		detach(&h);
+	}
+	printf("mutations=%llu lanes=%llu quarantined=%llu\n", (unsigned long long)h.mutations,
+	    (unsigned long long)h.lanes, (unsigned long long)h.quarantined);
+	return 0;
+}

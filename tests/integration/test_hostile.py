@@ -1,0 +1,36 @@
+"""Clients that lie in shared memory, under the daemon built with ASan where there is one. The daemon
+never falters, and the other lanes go on.
+
+200,000 mutations of each kind, or 12 million in all with TG_FULL=1 (tools/check --faults)."""
+
+import pytest
+
+from harness import FULL, Process, Sink, pool, program, wait_for
+from load import Producer, check_all_arrived
+
+KINDS = ("bytes", "words", "records", "holes", "flood", "mix")
+MUTATIONS = 2_000_000 if FULL else 200_000
+
+
+def hostile(box, d, kind, seed, mutations=MUTATIONS):
+    return Process(box, f"hostile-{kind}-{seed}", [program("hostile"), d.socket, "events", str(seed), str(mutations), kind])
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("kind", KINDS)
+def test_lying_client_hurts_only_its_own_lanes(box, daemon, kind):
+    sink = Sink(box).start()
+    d = daemon(pool([sink]))
+    witness = Producer(box, d, number=1, count=20000, batch=8, rate=4000, low=10, high=6000)
+    witness.wait_accepted(1)
+    descriptors = d.process.descriptors()
+    liars = [hostile(box, d, kind, seed) for seed in (1, 2)]
+    for liar in liars:
+        assert liar.wait(600) == 0, liar.text()
+        assert f"mutations={MUTATIONS}" in liar.text()
+    assert d.process.alive(), d.process.text()
+    assert witness.finish() == {"delivered": 20000}
+    check_all_arrived([witness], sink)
+    d.wait_no_lanes(60)
+    wait_for(lambda: d.process.descriptors() <= descriptors, lambda: f"{descriptors} descriptors, {d.process.descriptors()}")
+    assert d.stop() == 0
