@@ -1,0 +1,239 @@
+#include "tools/ctl/ask.h"
+
+#include "tools/common/cli.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static void
+complain_connect(const char *path, int error)
+{
+	switch (error) {
+	case ENOENT:
+		cli_error("no tidegated at %s: there is no such socket. Is it running, and is this the \"admin\" of its "
+		          "configuration? -s or TIDEGATE_ADMIN names another",
+		    path);
+		break;
+	case ECONNREFUSED:
+		cli_error("no tidegated at %s: nobody listens there any more. Start it (systemctl start tidegated, or "
+		          "tidegated -c FILE)",
+		    path);
+		break;
+	case EACCES:
+	case EPERM:
+		cli_error("%s: permission denied: the admin socket is for root and the group tidegate. Become root, or "
+		          "join the group: adduser USER tidegate",
+		    path);
+		break;
+	default:
+		cli_error("%s: cannot connect: %s", path, strerror(error));
+		break;
+	}
+}
+
+int
+ask_open(struct ask *ask, const char *path)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+	*ask = (struct ask){ .path = path, .fd = -1 };
+	if (strlen(path) >= sizeof(addr.sun_path)) {
+		cli_error("%s: a socket's path has at most %zu bytes, this one %zu", path, sizeof(addr.sun_path) - 1,
+		    strlen(path));
+		return -1;
+	}
+	memcpy(addr.sun_path, path, strlen(path) + 1);
+	ask->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (ask->fd < 0 || connect(ask->fd, (const struct sockaddr *)&addr, sizeof(addr)) != 0) {
+		complain_connect(path, errno);
+		ask_close(ask);
+		return -1;
+	}
+	return 0;
+}
+
+void
+ask_close(struct ask *ask)
+{
+	if (ask->path != NULL && ask->fd >= 0)
+		close(ask->fd);
+	free(ask->buffer);
+	*ask = (struct ask){ .fd = -1 };
+}
+
+static int
+send_line(struct ask *ask, const char *text)
+{
+	size_t len = strlen(text), at = 0;
+
+	while (at < len) {
+		ssize_t n = send(ask->fd, text + at, len - at, MSG_NOSIGNAL);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -1;
+		at += (size_t)n;
+	}
+	return 0;
+}
+
+/* Room for more bytes behind those that are there. */
+static int
+make_room(struct ask *ask)
+{
+	size_t size = ask->size == 0 ? 64u << 10 : ask->size * 2;
+	char *buffer;
+
+	if (ask->start > 0) {
+		memmove(ask->buffer, ask->buffer + ask->start, ask->len);
+		ask->start = 0;
+	}
+	if (ask->len < ask->size)
+		return 0;
+	if (size > ASK_LINE) {
+		cli_error("%s: a line of more than %u bytes: is this tidegated's admin socket?", ask->path, ASK_LINE);
+		return -1;
+	}
+	buffer = realloc(ask->buffer, size);
+	if (buffer == NULL) {
+		cli_error("out of memory for an answer of %zu bytes", size);
+		return -1;
+	}
+	ask->buffer = buffer;
+	ask->size = size;
+	return 0;
+}
+
+/* Adds what comes to the buffer. Returns 1; 0 at the end of the stream; -1 after saying what failed. */
+static int
+receive(struct ask *ask, int timeout_ms)
+{
+	struct pollfd pollfd = { .fd = ask->fd, .events = POLLIN };
+	int ready;
+
+	if (make_room(ask) != 0)
+		return -1;
+	do
+		ready = poll(&pollfd, 1, timeout_ms);
+	while (ready < 0 && errno == EINTR);
+	if (ready == 0) {
+		cli_error("%s: tidegated has not answered for %d s", ask->path, timeout_ms / 1000);
+		return -1;
+	}
+	ssize_t n = read(ask->fd, ask->buffer + ask->len, ask->size - ask->len);
+	if (n < 0 && errno == EINTR)
+		return 1;
+	if (n < 0 && errno != ECONNRESET) {
+		cli_error("%s: %s", ask->path, strerror(errno));
+		return -1;
+	}
+	if (n <= 0)
+		return 0;
+	ask->len += (size_t)n;
+	return 1;
+}
+
+/* One line as JSON; NULL after saying what failed. */
+static json_t *
+next_line(struct ask *ask, int timeout_ms)
+{
+	json_error_t error;
+	size_t seen = 0;
+	char *end;
+
+	while (ask->len == seen || (end = memchr(ask->buffer + ask->start + seen, '\n', ask->len - seen)) == NULL) {
+		seen = ask->len;
+		int rc = receive(ask, timeout_ms);
+		if (rc == 0)
+			cli_error("%s: tidegated has hung up: it has ended, or has 64 admins already, or this one did not read "
+			          "fast enough; its log says which",
+			    ask->path);
+		if (rc <= 0)
+			return NULL;
+	}
+	size_t used = (size_t)(end - (ask->buffer + ask->start)) + 1;
+	json_t *line = json_loadb(ask->buffer + ask->start, used - 1, 0, &error);
+	if (line == NULL)
+		cli_error("%s: not an answer of tidegated: %s", ask->path, error.text);
+	ask->start += used;
+	ask->len -= used;
+	return line;
+}
+
+json_t *
+ask_next(struct ask *ask)
+{
+	return next_line(ask, -1);
+}
+
+static json_t *
+ask_borrowed(struct ask *ask, const json_t *request)
+{
+	char *text = request != NULL ? json_dumps(request, JSON_COMPACT) : NULL;
+	json_t *answer;
+	const char *error;
+
+	if (text == NULL) {
+		cli_error("out of memory for a request");
+		return NULL;
+	}
+	/* One that has hung up already may have left its reason to be read. */
+	if (send_line(ask, text) != 0 || send_line(ask, "\n") != 0) {
+		if (errno != EPIPE && errno != ECONNRESET) {
+			cli_error("%s: %s", ask->path, strerror(errno));
+			free(text);
+			return NULL;
+		}
+	}
+	free(text);
+	answer = next_line(ask, ASK_TIMEOUT_S * 1000);
+	if (answer == NULL || json_is_true(json_object_get(answer, "ok")))
+		return answer;
+	error = json_string_value(json_object_get(answer, "error"));
+	cli_error("tidegated says: %s", error != NULL ? error : "neither ok nor an error");
+	json_decref(answer);
+	return NULL;
+}
+
+json_t *
+ask_once(struct ask *ask, json_t *request)
+{
+	json_t *answer = ask_borrowed(ask, request);
+
+	json_decref(request);
+	return answer;
+}
+
+json_t *
+ask_all(struct ask *ask, json_t *request, const char *list)
+{
+	json_t *answer = ask_borrowed(ask, request);
+	json_t *all = json_object_get(answer, list);
+	json_t *next;
+
+	while (answer != NULL && (next = json_object_get(answer, "next")) != NULL && json_is_array(all)) {
+		json_object_set(request, "from", next);
+		json_object_del(answer, "next");
+		json_t *page = ask_borrowed(ask, request);
+		json_t *more = json_object_get(page, list);
+		/* A page without rows would be asked for again and again. */
+		if (page == NULL || json_array_size(more) == 0 || json_array_extend(all, more) != 0) {
+			if (page == NULL) {
+				json_decref(answer);
+				answer = NULL;
+			}
+			json_decref(page);
+			break;
+		}
+		if (json_object_get(page, "next") != NULL)
+			json_object_set(answer, "next", json_object_get(page, "next"));
+		json_decref(page);
+	}
+	json_decref(request);
+	return answer;
+}
