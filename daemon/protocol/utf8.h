@@ -43,28 +43,33 @@ utf8_word_has(uint64_t word, uint8_t c)
 	return (x - UTF8_ONES) & ~x & UTF8_HIGHS;
 }
 
+/* Non-zero if a word may have a fault. */
+static inline uint64_t
+utf8_word_bad(uint64_t word, const char forbidden[2])
+{
+	return (word & UTF8_HIGHS) | ((word - UTF8_ONES * ' ') & ~word & UTF8_HIGHS) |
+	       utf8_word_has(word, 0x7f) | utf8_word_has(word, (uint8_t)forbidden[0]) |
+	       utf8_word_has(word, (uint8_t)forbidden[1]);
+}
+
 /* As utf8_check_slow, eight bytes at a time while they are plain ASCII. */
 static inline enum utf8_fault
 utf8_check(const uint8_t *bytes, size_t len, const char forbidden[2], size_t *offset)
 {
-	size_t at = 0;
-	uint64_t word, bad = 0;
+	uint64_t word = UTF8_ONES * ' ', bad = 0;
 
-	while (len - at >= sizeof(word)) {
-		memcpy(&word, bytes + at, sizeof(word));
-		bad |= (word & UTF8_HIGHS) | ((word - UTF8_ONES * 0x20) & ~word & UTF8_HIGHS) |
-		       utf8_word_has(word, 0x7f) | utf8_word_has(word, (uint8_t)forbidden[0]) |
-		       utf8_word_has(word, (uint8_t)forbidden[1]);
-		at += sizeof(word);
+	if (len >= sizeof(word)) {
+		for (size_t at = 0; at < len - sizeof(word); at += sizeof(word)) {
+			memcpy(&word, bytes + at, sizeof(word));
+			bad |= utf8_word_bad(word, forbidden);
+		}
+		/* The last eight, some of them for the second time. */
+		memcpy(&word, bytes + len - sizeof(word), sizeof(word));
+	} else {
+		for (size_t at = 0; at < len; at++)
+			word = word << 8 | bytes[at];
 	}
-	if (at < len) {
-		/* The rest, filled up with spaces. */
-		word = UTF8_ONES * 0x20;
-		memcpy(&word, bytes + at, len - at);
-		bad |= (word & UTF8_HIGHS) | ((word - UTF8_ONES * 0x20) & ~word & UTF8_HIGHS) |
-		       utf8_word_has(word, 0x7f) | utf8_word_has(word, (uint8_t)forbidden[0]) |
-		       utf8_word_has(word, (uint8_t)forbidden[1]);
-	}
+	bad |= utf8_word_bad(word, forbidden);
 	if (__builtin_expect(bad == 0, 1))
 		return UTF8_PLAIN;
 	return utf8_check_slow(bytes, len, forbidden, offset);

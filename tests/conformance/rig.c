@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void
+__attribute__((format(printf, 2, 3))) static void
 broken(struct rig *rig, const char *format, ...)
 {
 	va_list args;
@@ -58,7 +58,7 @@ digest(struct rig *rig, const void *bytes, size_t len)
 		rig->digest = (rig->digest ^ at[i]) * UINT64_C(0x100000001b3);
 }
 
-static void
+__attribute__((format(printf, 2, 3))) static void
 say(struct rig *rig, const char *format, ...)
 {
 	char line[600];

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int
+__attribute__((format(printf, 3, 4))) static int
 wrong(struct transcript *transcript, unsigned line, const char *format, ...)
 {
 	char what[200];

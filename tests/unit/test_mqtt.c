@@ -56,11 +56,16 @@ ids_stay_unique_and_in_step_over_their_wrap(void **state)
 
 	up(&rig, 100000);
 	assert_int_equal(fill(&rig), 65535);
+	rig.quiet = 0;
 	for (uint64_t seq = 0; seq < 3 * 65535 + 17; seq++) {
 		assert_int_equal(rig.waits[seq], 1);
 		puback(&rig, seq);
 		assert_int_equal(rig.waits[seq], 0);
+		rig_forget(&rig);
 		assert_int_equal(fill(&rig), 1);
+		/* 32 06 00 01 't' id id 'b': the id that was just given back */
+		assert_int_equal(rig.sent.len, 8);
+		assert_int_equal(rig.sent.bytes[5] << 8 | rig.sent.bytes[6], seq % 65535 + 1);
 	}
 	assert_int_equal(rig.outstanding, 65535);
 	rig_close(&rig);
