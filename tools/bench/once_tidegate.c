@@ -29,6 +29,7 @@ main(int argc, char **argv)
 	struct tg_completion completion;
 	struct tg_client *client;
 	struct tg_lane *lane;
+	void *body;
 	int error;
 
 	if (argc != 5)
@@ -36,10 +37,10 @@ main(int argc, char **argv)
 	client_options.socket = argv[1][0] != '\0' ? argv[1] : NULL;
 	message.topic = argv[3];
 	message.body_len = (size_t)strtoul(argv[4], NULL, 10);
-	message.body = calloc(1, message.body_len + 1);
+	message.body = body = calloc(1, message.body_len + 1);
 	while (lane_options.ring_bytes / 4 < message.body_len)
 		lane_options.ring_bytes *= 2;
-	if (message.body == NULL)
+	if (body == NULL)
 		return failed(argv[4], "out of memory");
 	error = tg_client_open(&client, &client_options);
 	if (error != 0)
@@ -52,5 +53,6 @@ main(int argc, char **argv)
 	if (completion.outcome != TG_DELIVERED && completion.outcome != TG_SENT)
 		return failed("publish", tg_outcome_name(completion.outcome));
 	tg_client_close(client);
+	free(body);
 	return 0;
 }
