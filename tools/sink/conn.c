@@ -115,6 +115,7 @@ conn_new(struct sink *sink, const struct listener *listener, int fd, const struc
 	if (conn->protocol->open)
 		conn->protocol->open(conn);
 	conn_interest(conn);
+	server_dirty(sink, conn); /* read-rate may have to set the time of the first read */
 }
 
 void
@@ -405,6 +406,15 @@ release_answers(struct conn *conn)
 	conn->answers_head += count;
 	conn->counters.acks += count;
 	conn->sink->counters.acks += count;
+}
+
+void
+conn_settle(struct conn *conn)
+{
+	if (conn->sink->behaviour.freeze || conn->answers_head == conn->answers_tail)
+		return;
+	record_flush(&conn->sink->record);
+	release_answers(conn);
 }
 
 /* --- reading ----------------------------------------------------------------------------------- */

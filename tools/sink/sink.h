@@ -251,6 +251,12 @@ void conn_message(struct conn *conn, const struct record_message *message, struc
 /* Queues an answer that belongs to no message (the second half of QoS 2). */
 void conn_answer(struct conn *conn, const struct answer *answer);
 
+/*
+ * Frames the answers that are due, so that what the protocol frames next comes after them. Only for
+ * what is rare (a ping, a farewell): it writes the record first.
+ */
+void conn_settle(struct conn *conn);
+
 /* Sends random bytes. */
 void conn_garbage(struct conn *conn, uint64_t bytes);
 

@@ -355,6 +355,14 @@ put_packet(struct conn *conn, uint8_t type, const uint8_t *body, size_t len)
 	server_dirty(conn->sink, conn);
 }
 
+/* A packet that answers no message: after the answers that are due. */
+static void
+put_in_turn(struct conn *conn, uint8_t type, const uint8_t *body, size_t len)
+{
+	conn_settle(conn);
+	put_packet(conn, type, body, len);
+}
+
 /* The reason string as a property section of its own, or the empty section. */
 static uint8_t *
 put_reason(const struct conn *conn, uint8_t *to)
@@ -381,7 +389,7 @@ mqtt_farewell(struct conn *conn, uint32_t code)
 		return;
 	*to++ = (uint8_t)code;
 	to = put_reason(conn, to);
-	put_packet(conn, DISCONNECT, body, (size_t)(to - body));
+	put_in_turn(conn, DISCONNECT, body, (size_t)(to - body));
 }
 
 /* Ends a connection for what the client did, with a DISCONNECT where the protocol has one. */
@@ -392,7 +400,7 @@ bad(struct conn *conn, uint32_t code, const char *what)
 
 	if (mqtt->version == 5 && conn_may_answer(conn)) {
 		const uint8_t body[1] = { (uint8_t)code };
-		put_packet(conn, DISCONNECT, body, sizeof(body));
+		put_in_turn(conn, DISCONNECT, body, sizeof(body));
 	}
 	return conn_fail(conn, "%s (0x%02x)", what, code);
 }
@@ -714,7 +722,7 @@ on_subscribe(struct conn *conn, uint8_t type, struct cursor *packet)
 			body.len++;
 	}
 	if (!wrong && conn_may_answer(conn))
-		put_packet(conn, type == SUBSCRIBE ? SUBACK : UNSUBACK, body.data, body.len);
+		put_in_turn(conn, type == SUBSCRIBE ? SUBACK : UNSUBACK, body.data, body.len);
 	buf_fini(&body);
 	return wrong ? bad(conn, RC_MALFORMED,
 			   type == SUBSCRIBE ? "SUBSCRIBE: malformed" : "UNSUBSCRIBE: malformed")
@@ -729,7 +737,7 @@ on_ping(struct conn *conn, const struct cursor *packet)
 	conn->counters.pings++;
 	conn->sink->counters.pings++;
 	if (conn_may_answer(conn) && !conn->sink->behaviour.no_pong)
-		put_packet(conn, PINGRESP, NULL, 0);
+		put_in_turn(conn, PINGRESP, NULL, 0);
 	return 0;
 }
 
