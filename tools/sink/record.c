@@ -109,6 +109,8 @@ escape_byte(char *to, uint8_t byte)
 static char *
 escape(char *to, struct record_view view, bool in_header)
 {
+	if (view.len == 0)
+		return to; /* an absent one has no address either */
 	const uint8_t *at = view.bytes, *end = view.bytes + view.len;
 
 	while (at < end) {
