@@ -19,9 +19,9 @@ struct behaviour {
 #undef FLAG
 #undef TEXT
 	/* Derived, so that a good broker pays nothing for all this: */
-	bool rejects;  /* any of reject, reject-every, reject-topic */
-	bool counts;   /* any of stall-after, close-after, reset-after */
-	char *user;    /* of auth */
+	bool rejects; /* any of reject, reject-every, reject-topic */
+	bool counts;  /* any of stall-after, close-after, reset-after */
+	char *user;   /* of auth */
 	char *password;
 	size_t password_len;
 };

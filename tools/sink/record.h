@@ -56,13 +56,14 @@ struct record_message {
 	bool retain;
 };
 
-/* Opens for appending; path NULL records nothing. Returns 0 or a negative errno. fini accepts a zeroed one with fd -1. */
+/* Opens for appending; path NULL records nothing. Returns 0 or a negative errno. fini accepts a zeroed one with
+ * fd -1. */
 int record_init(struct record *record, const char *path, enum record_format format);
 void record_fini(struct record *record);
 
 /* Appends a line. Writes by itself when a lot has gathered. */
-void record_add(struct record *record, const struct record_message *message, uint64_t time_ns, uint64_t conn,
-    uint64_t seq);
+void record_add(
+    struct record *record, const struct record_message *message, uint64_t time_ns, uint64_t conn, uint64_t seq);
 
 /* Returns 0, or -1 if the record is broken; the first time it says so on stderr. */
 int record_flush(struct record *record);

@@ -60,9 +60,9 @@ struct answer {
 
 struct protocol {
 	const char *name;
-	size_t state_size;       /* zeroed for each connection at conn->state */
-	uint32_t reject_code;    /* "not authorised", for --reject-every without --reject */
-	uint32_t reject_least;   /* codes from here on say no; smaller ones are successes with a remark */
+	size_t state_size;     /* zeroed for each connection at conn->state */
+	uint32_t reject_code;  /* "not authorised", for --reject-every without --reject */
+	uint32_t reject_least; /* codes from here on say no; smaller ones are successes with a remark */
 
 	/* Connected. A protocol whose server speaks first does so here. May be NULL. */
 	void (*open)(struct conn *conn);
@@ -79,7 +79,8 @@ struct protocol {
 	/* Frames an answer into conn->out. */
 	void (*answer)(struct conn *conn, const struct answer *answer);
 
-	/* Says goodbye with a code, where the protocol's server can; the connection is closed then. May be NULL. */
+	/* Says goodbye with a code, where the protocol's server can; the connection is closed then. May be
+	 * NULL. */
 	void (*farewell)(struct conn *conn, uint32_t code);
 };
 
@@ -100,7 +101,8 @@ struct counters {
 enum conn_end {
 	CONN_STAYS,
 	CONN_FLUSH,  /* answers that are due leave, then FIN */
-	CONN_LINGER, /* FIN is sent; reads and drops until the peer closes too, or a RST would overtake the answers */
+	CONN_LINGER, /* FIN is sent; reads and drops until the peer closes too, or a RST would overtake the
+			answers */
 	CONN_RESET,  /* RST; nothing more leaves */
 	CONN_GONE,   /* closed; freed at the end of the turn */
 };
@@ -127,8 +129,8 @@ struct conn {
 	bool stalled;       /* by stall-after */
 	bool reject_closes; /* the protocol cannot say no to one message */
 	bool write_blocked;
-	bool unparsed;      /* `in` may hold whole packets, left when stop was set */
-	uint64_t left[3];   /* messages to go until stall-, close-, reset-after; see conn_rearm() */
+	bool unparsed;    /* `in` may hold whole packets, left when stop was set */
+	uint64_t left[3]; /* messages to go until stall-, close-, reset-after; see conn_rearm() */
 
 	struct buf in;  /* an incomplete packet */
 	struct buf out; /* framed, not written */
@@ -175,11 +177,11 @@ struct sink {
 	int signal_fd;
 	bool quit;
 	bool quiet;
-	uint64_t now_ns;  /* monotonic, once a turn */
+	uint64_t now_ns; /* monotonic, once a turn */
 	uint64_t start_ns;
-	uint64_t time_ns; /* wall clock of the turn, for the record */
+	uint64_t time_ns;         /* wall clock of the turn, for the record */
 	uint64_t accept_again_ns; /* out of descriptors: not before */
-	uint64_t tick_ns; /* next look at keepalives; 0: nobody has one */
+	uint64_t tick_ns;         /* next look at keepalives; 0: nobody has one */
 	uint64_t random;
 	uint64_t reject_turn; /* counts for reject-every */
 	struct counters counters;
@@ -227,7 +229,8 @@ void conn_new(struct sink *sink, const struct listener *listener, int fd, const 
 void conn_free(struct conn *conn);
 
 void conn_readable(struct conn *conn);
-/* The answering half: frames what is due, writes, ends. Called for dirty connections after the record is written. */
+/* The answering half: frames what is due, writes, ends. Called for dirty connections after the record is
+ * written. */
 void conn_turn(struct conn *conn);
 /* Parses what was left when it stopped, if it may go on. */
 void conn_continue(struct conn *conn);
@@ -278,7 +281,8 @@ conn_may_answer(const struct conn *conn)
 /* The statistics as one line of JSON; the caller frees it. */
 char *control_stats(const struct sink *sink, bool with_connections);
 
-/* Client mode: sends the words as one line to a control socket and prints the answer. Returns the exit status. */
+/* Client mode: sends the words as one line to a control socket and prints the answer. Returns the exit status.
+ */
 int control_tell(const char *address, char *const *words, int count);
 
 /* The commands' part of --help. */
