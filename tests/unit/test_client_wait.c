@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,6 +44,12 @@ static int
 setup_hold(void **state)
 {
 	return setup_of(state, FAKE_HOLD, LANE_SQ_MIN, -1);
+}
+
+static int
+setup_hold_fenced(void **state)
+{
+	return setup_of(state, FAKE_HOLD, LANE_SQ_MIN, 0);
 }
 
 static int
@@ -83,6 +90,39 @@ fires(int fd, int timeout_ms)
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 
 	return poll(&p, 1, timeout_ms);
+}
+
+static uint64_t
+now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000u + (uint64_t)ts.tv_nsec / 1000000u;
+}
+
+/*
+ * Waits that end only because the time is up find what they missed and say 0; so a lost wake-up is
+ * known by how long it took.
+ */
+static void
+sync_in_time(struct tg_lane *lane, const struct tg_message *m)
+{
+	uint64_t begin = now_ms();
+	struct tg_completion c;
+
+	assert_int_equal(tg_publish_sync(lane, m, FAKE_DEADLINE_MS, &c), 0);
+	assert_int_equal(c.tag, m->tag);
+	assert_true(now_ms() - begin < FAKE_DEADLINE_MS);
+}
+
+static void
+wait_in_time(struct tg_lane *lane)
+{
+	uint64_t begin = now_ms();
+
+	assert_int_equal(tg_wait(lane, FAKE_DEADLINE_MS), 0);
+	assert_true(now_ms() - begin < FAKE_DEADLINE_MS);
 }
 
 /* ---- what the daemon may do while the client sleeps ---- */
@@ -151,7 +191,7 @@ wait_wakes_for_completions(void **state)
 	for (int i = 0; i < 50; i++) {
 		assert_int_equal(publish(s, 10, 0), 0);
 		fake_later_start(&later, s->peer, i % 2 == 0 ? do_deliver : do_bare_ring, NULL);
-		assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+		wait_in_time(s->lane);
 		fake_later_join(&later);
 		assert_int_equal(tg_poll(s->lane, c, 2), 1);
 	}
@@ -169,7 +209,7 @@ wait_wakes_for_room(void **state)
 	while (publish(s, 4000, TG_QUIET) == 0)
 		continue;
 	fake_later_start(&later, s->peer, do_deliver, NULL);
-	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	wait_in_time(s->lane);
 	fake_later_join(&later);
 	assert_int_equal(tg_poll(s->lane, &c, 1), 0);
 	assert_int_equal(tg_wait(s->lane, 0), -TG_ETIMEOUT); /* said once */
@@ -180,7 +220,7 @@ wait_wakes_for_room(void **state)
 		continue;
 	assert_non_null(strstr(tg_client_detail(NULL), "slots"));
 	fake_later_start(&later, s->peer, do_deliver, NULL);
-	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	wait_in_time(s->lane);
 	fake_later_join(&later);
 	assert_int_equal(publish(s, 0, TG_QUIET), 0);
 }
@@ -195,7 +235,7 @@ wait_wakes_when_writable_again(void **state)
 	order_store_relaxed_32(&s->peer->map.daemon->writable, 0);
 	assert_int_equal(tg_writable(s->lane), 0);
 	fake_later_start(&later, s->peer, do_writable, NULL);
-	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	wait_in_time(s->lane);
 	fake_later_join(&later);
 	assert_int_equal(tg_writable(s->lane), 1);
 	assert_int_equal(tg_wait(s->lane, 0), -TG_ETIMEOUT);
@@ -210,9 +250,9 @@ closed_lane_ends_the_wait_after_its_completions(void **state)
 
 	assert_int_equal(publish(s, 10, 0), 0);
 	fake_later_start(&later, s->peer, do_deliver_and_close, NULL);
-	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	wait_in_time(s->lane);
 	fake_later_join(&later);
-	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	wait_in_time(s->lane);
 	assert_int_equal(tg_poll(s->lane, c, 2), 1);
 	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), -TG_EBROKEN);
 	assert_int_equal(tg_poll(s->lane, c, 2), -TG_EBROKEN);
@@ -232,7 +272,7 @@ dead_daemon_ends_the_wait_after_its_completions(void **state)
 	fake_later_start(&later, s->peer, do_hang_up, &s->fake);
 	assert_int_equal(tg_flush(s->lane, FAKE_DEADLINE_MS), -TG_ECLOSED);
 	fake_later_join(&later);
-	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+	wait_in_time(s->lane);
 	assert_int_equal(tg_poll(s->lane, c, 2), 2);
 	assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), -TG_ECLOSED);
 	assert_int_equal(tg_poll(s->lane, c, 2), -TG_ECLOSED);
@@ -429,8 +469,7 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 	for (int i = 0; i < 3000; i++) {
 		struct tg_message m = { .topic = "t", .body = "a", .body_len = 1, .tag = (uint64_t)i };
 
-		assert_int_equal(tg_publish_sync(s->lane, &m, FAKE_DEADLINE_MS, c), 0);
-		assert_int_equal(c[0].tag, i);
+		sync_in_time(s->lane, &m);
 		sum += 'a';
 		bytes++;
 	}
@@ -456,7 +495,7 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 			if (use_fd >= 0)
 				assert_int_equal(fires(use_fd, FAKE_DEADLINE_MS), 1);
 			else
-				assert_int_equal(tg_wait(s->lane, FAKE_DEADLINE_MS), 0);
+				wait_in_time(s->lane);
 		}
 		assert_int_equal(rc, 0);
 		for (size_t i = 0; i < m.body_len; i++)
@@ -478,6 +517,150 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 	last = cpu_ns();
 	assert_int_equal(tg_wait(s->lane, 100), -TG_ETIMEOUT);
 	assert_true(cpu_ns() - last < 20000000u);
+}
+
+/* ---- races, aimed at ---- */
+
+#define RACES 20000u
+#define RACE_EAGER 4096u /* looks before it lets someone else run */
+#define RACE_SWEEP 97u   /* stalls: from before the other side's last look to well after it */
+
+struct racer {
+	pthread_t thread;
+	struct setup *s;
+	unsigned rounds;
+	int sleeps; /* dozes between messages, and must be rung */
+	int failed;
+};
+
+static void
+stall(unsigned n)
+{
+	while (n-- > 0)
+		ck_pr_stall();
+}
+
+/* Sleeps as the daemon does, a little earlier or later each time; true if it was rung or saw work. */
+static int
+racer_sleep(struct racer *r, struct fake_lane *lane, unsigned heard)
+{
+	uint64_t deadline = now_ms() + FAKE_DEADLINE_MS;
+	int seen;
+
+	wake_doze(&lane->asleep);
+	if (r->s->fake.flags == 0 || wake_barrier() != 0)
+		order_fence_full(ORDER_C);
+	seen = sq_consumer_refresh(&lane->sq) > 0;
+	while (!seen && fake_rings(&r->s->fake) == heard) {
+		if (now_ms() > deadline)
+			return 0;
+		sched_yield();
+	}
+	wake_rise(&lane->asleep);
+	return 1;
+}
+
+/* Answers each message once, after a delay that sweeps over the client's way to sleep. */
+static void *
+racer_run(void *arg)
+{
+	struct racer *r = arg;
+	struct fake_lane *lane = r->s->peer;
+	uint64_t deadline;
+
+	for (unsigned i = 0; i < r->rounds;) {
+		unsigned heard = r->sleeps ? fake_rings(&r->s->fake) : 0;
+
+		if (r->sleeps) {
+			stall(i % RACE_SWEEP);
+			if (!racer_sleep(r, lane, heard)) {
+				__atomic_store_n(&r->failed, 1, __ATOMIC_RELAXED);
+				fake_lane_drain(lane, TG_DELIVERED); /* lets the client go on to its end */
+				return NULL;
+			}
+		}
+		deadline = now_ms() + FAKE_DEADLINE_MS;
+		for (unsigned n = 0; sq_consumer_refresh(&lane->sq) <= 0; n++) {
+			if (n % RACE_EAGER != RACE_EAGER - 1)
+				continue;
+			if (now_ms() > deadline)
+				return NULL;
+			sched_yield();
+		}
+		stall(r->sleeps ? 0 : i % (RACE_SWEEP / 2));
+		i += fake_lane_drain(lane, TG_DELIVERED);
+	}
+	return NULL;
+}
+
+static void
+racer_start(struct racer *r, struct setup *s, unsigned rounds, int sleeps)
+{
+	*r = (struct racer){ .s = s, .rounds = rounds, .sleeps = sleeps };
+	wake_rise(&s->peer->asleep);
+	assert_int_equal(pthread_create(&r->thread, NULL, racer_run, r), 0);
+}
+
+static void
+answer_that_comes_while_falling_asleep_is_seen(void **state)
+{
+	struct setup *s = *state;
+	struct tg_message m = { .topic = "t" };
+	struct tg_lane_options options = { .ring_bytes = LANE_SQ_MIN, .spin_us = 1 };
+	struct racer racer;
+
+	/* A short spin, so that the way to sleep begins when the answer is about to come. */
+	assert_int_equal(tg_lane_open(s->client, &s->lane, "events", &options), 0);
+	s->peer = fake_lane(&s->fake);
+	racer_start(&racer, s, RACES, 0);
+	for (m.tag = 0; m.tag < RACES; m.tag++) {
+		sync_in_time(s->lane, &m);
+	}
+	assert_int_equal(pthread_join(racer.thread, NULL), 0);
+}
+
+static void
+answer_that_comes_while_arming_the_descriptor_is_seen(void **state)
+{
+	struct setup *s = *state;
+	struct tg_message m = { .topic = "t" };
+	struct tg_completion c;
+	struct racer racer;
+	int fd = tg_fd(s->lane);
+	int n;
+
+	racer_start(&racer, s, RACES, 0);
+	for (m.tag = 0; m.tag < RACES; m.tag++) {
+		assert_int_equal(tg_publish(s->lane, &m, NULL), 0);
+		stall((unsigned)m.tag * 7u % (RACE_SWEEP / 2));
+		while ((n = tg_poll(s->lane, &c, 1)) == 0)
+			assert_int_equal(fires(fd, FAKE_DEADLINE_MS), 1);
+		assert_int_equal(n, 1);
+		assert_int_equal(c.tag, m.tag);
+	}
+	assert_int_equal(pthread_join(racer.thread, NULL), 0);
+}
+
+static void
+message_that_comes_while_the_daemon_falls_asleep_rings(void **state)
+{
+	struct setup *s = *state;
+	struct tg_message m = { .topic = "t" };
+	struct tg_completion c;
+	struct racer racer;
+	int rc = 0;
+
+	racer_start(&racer, s, RACES / 4, 1);
+	for (m.tag = 0; m.tag < RACES / 4 && rc == 0; m.tag++) {
+		if ((rc = tg_publish(s->lane, &m, NULL)) == 0)
+			while ((rc = tg_poll(s->lane, &c, 1)) == 0 &&
+			       !__atomic_load_n(&racer.failed, __ATOMIC_RELAXED))
+				ck_pr_stall();
+		rc = rc == 1 ? 0 : -1;
+	}
+	assert_int_equal(pthread_join(racer.thread, NULL), 0);
+	assert_int_equal(racer.failed, 0);
+	assert_int_equal(rc, 0);
 }
 
 /* ---- threads ---- */
@@ -556,6 +739,11 @@ main(void)
 		HOLD(descriptor_fires_for_each_reason),
 		HOLD(descriptor_fires_for_a_closed_lane),
 		HOLD(descriptor_survives_waiting_in_between),
+		HOLD(answer_that_comes_while_falling_asleep_is_seen),
+		HOLD(answer_that_comes_while_arming_the_descriptor_is_seen),
+		HOLD(message_that_comes_while_the_daemon_falls_asleep_rings),
+		{ "message_that_comes_while_the_daemon_falls_asleep_rings_fenced",
+		    message_that_comes_while_the_daemon_falls_asleep_rings, setup_hold_fenced, teardown, NULL },
 		cmocka_unit_test_setup_teardown(lanes_of_one_client_run_in_threads, setup_answer, teardown),
 		cmocka_unit_test_setup_teardown(
 		    no_wakeup_is_lost_and_every_byte_arrives, setup_answer, teardown),
