@@ -96,6 +96,7 @@ class Process:
         self.log = box.path / f"{name}.log"
         self.out = open(self.log, "ab")
         self.frozen = False
+        self.orderly = False
         self.popen = subprocess.Popen([str(word) for word in argv], stdin=subprocess.DEVNULL,
                                       stdout=options.pop("stdout", self.out), stderr=self.out, cwd=box.path, **options)
         box.add(self)
@@ -177,6 +178,9 @@ class Box:
 
     def fini(self):
         for process in reversed(self.processes):
+            # Leaks are only looked for at an orderly end.
+            if SANITIZED and process.orderly and process.alive():
+                process.stop(30)
             process.kill()
 
     def port(self):
@@ -392,7 +396,8 @@ class Daemon:
         self.admin = box.path / f"{name}.admin"
         self.config = box.path / f"{name}.conf"
         self.config.write_text(libconfig_file(merged(
-            {"socket": self.socket, "admin": self.admin, "pools": pools}, settings)))
+            {"socket": self.socket, "admin": self.admin, "drain_timeout_ms": 2000 if SANITIZED else 10000, "pools": pools},
+            settings)))
         self.process = None
         self.starts = 0
 
@@ -400,6 +405,7 @@ class Daemon:
         self.starts += 1
         self.process = Process(self.box, f"{self.name}-{self.starts}",
                                [program("tidegated"), "-c", self.config], **options)
+        self.process.orderly = True
         wait_for(lambda: not self.process.alive() or self.answers(), f"{self.name} to answer")
         assert self.process.alive(), f"{self.name} does not start:\n{self.process.text()}"
         if ready:
