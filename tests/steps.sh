@@ -11,6 +11,13 @@ scratch=$CHECK_SCRATCH
 logs=$CHECK_LOGS
 jobs=${CHECK_JOBS-2}
 
+# launcher NAME: what starts the programs of a build. ThreadSanitizer's shadow does not fit every
+# random layout of newer kernels.
+launcher() {
+	launch=(env)
+	if [ "$1" = thread ] && setarch -R true 2>/dev/null; then launch=(setarch -R); fi
+}
+
 # step_build NAME CONFIGURE_ARGUMENT...: configures out of tree and builds everything, tests included.
 step_build() {
 	local folder=$scratch/$1
@@ -22,14 +29,14 @@ step_build() {
 	make -j"$jobs" check TESTS=
 }
 
-# step_make_check NAME [LAUNCHER...]: what automake runs: cmocka, model and mutants. Logs of programs
+# step_make_check NAME: what automake runs: cmocka, model and mutants. Logs of programs
 # that fail go where tools/check shows them.
 step_make_check() {
 	local name=$1 status=0 trs
-	shift
+	launcher "$name"
 	cd "$scratch/$name"
 	find . -name '*.trs' -delete
-	"$@" make -k check || status=$?
+	"${launch[@]}" make -k check || status=$?
 	rm -rf "$logs/make-$name.d"
 	mkdir -p "$logs/make-$name.d"
 	while IFS= read -r trs; do
@@ -42,9 +49,10 @@ step_make_check() {
 step_pytest() {
 	local report=$2
 	export TG_BUILD=$scratch/$1 PYTHONDONTWRITEBYTECODE=1
+	launcher "$1"
 	shift 2
 	cd "$source"
-	/usr/bin/python3 -m pytest -p no:cacheprovider -q -rfE --durations=8 --junitxml="$logs/$report.xml" "$@"
+	"${launch[@]}" /usr/bin/python3 -m pytest -p no:cacheprovider -q -rfE --durations=8 --junitxml="$logs/$report.xml" "$@"
 }
 
 verdict() { # STATUS NAME
