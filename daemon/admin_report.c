@@ -2,22 +2,18 @@
 #include "admin.h"
 
 #include "build_config.h"
+#include "census.h"
 #include "client.h"
 #include "config.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #ifdef HAVE_JEMALLOC
 #include <jemalloc/jemalloc.h>
 #endif
-
-static json_t *
-count(uint64_t n)
-{
-	return json_integer((json_int_t)n);
-}
 
 static uint64_t
 ms_since(const struct shard *shard, uint64_t ns)
@@ -41,7 +37,7 @@ resident_bytes(void)
 }
 
 static void
-add_allocator(json_t *to)
+add_allocator(struct answer *to)
 {
 #ifdef HAVE_JEMALLOC
 	uint64_t epoch = 1;
@@ -55,32 +51,96 @@ add_allocator(json_t *to)
 		{ "mapped", "stats.mapped" },
 		{ "retained", "stats.retained" },
 	};
-	json_t *heap = json_object();
+	struct answer heap;
 
+	answer_init(&heap);
 	mallctl("epoch", &epoch, &len, &epoch, len);
 	for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++) {
 		len = sizeof(value);
 		if (mallctl(figures[i].name, &value, &len, NULL, 0) == 0)
-			json_object_set_new(heap, figures[i].key, count(value));
+			answer_count(&heap, figures[i].key, value);
 	}
-	json_object_set_new(to, "jemalloc", heap);
+	answer_json(to, "jemalloc", answer_end(&heap));
 #else
-	json_object_set_new(to, "jemalloc", json_null());
+	answer_null(to, "jemalloc");
 #endif
 }
 
-#define FOR_EACH_BROKER(shard, pool, broker)                                                            \
-	for (struct pool *pool = (shard)->pools; pool < (shard)->pools + (shard)->pool_count; pool++)   \
-		for (struct broker *broker = pool->brokers; broker < pool->brokers + pool->broker_count; broker++)
+#define FOR_EACH_POOL(query, pool)                                                                              \
+	for (struct pool *pool = (query)->shard->pools; pool < (query)->shard->pools + (query)->shard->pool_count; \
+	     pool++)                                                                                             \
+		if ((query)->pool == NULL || (query)->pool == pool)
 
-static json_t *
-pool_counts(const struct pool *pool)
+#define FOR_EACH_BROKER(pool, broker) \
+	for (struct broker *broker = (pool)->brokers; broker < (pool)->brokers + (pool)->broker_count; broker++)
+
+#define FOR_EACH_LINK(broker, link) \
+	for (struct link *link = (broker)->links; link < (broker)->links + (broker)->link_count; link++)
+
+/* ---- pages ---- */
+
+/* Rows are numbered for the daemon's life; they come in the order of their numbers. */
+struct page {
+	struct admin_query *query;
+	json_t *rows; /* the answer's */
+	uint64_t made;
+	uint64_t next; /* number of the first row that had no place; 0: none */
+};
+
+static void
+page_init(struct page *page, struct admin_query *query, const char *name)
 {
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "accepted", count(pool->count.accepted),
-	    "delivered", count(pool->count.delivered), "sent", count(pool->count.sent), "rejected",
-	    count(pool->count.rejected), "expired", count(pool->count.expired), "unknown",
-	    count(pool->count.unknown), "cancelled", count(pool->count.cancelled), "resent",
-	    count(pool->count.resent), "bytes", count(pool->count.bytes));
+	*page = (struct page){ .query = query, .rows = answer_list(&query->answer, name) };
+}
+
+/* Whether the row of this number is to be made. */
+static int
+page_wants(struct page *page, uint64_t number)
+{
+	if (number < page->query->from || page->next != 0)
+		return 0;
+	if (page->made < page->query->max) {
+		page->made++;
+		return 1;
+	}
+	page->next = number;
+	return 0;
+}
+
+static void
+page_add(struct page *page, struct answer *row)
+{
+	answer_row(&page->query->answer, page->rows, row);
+}
+
+static void
+page_end(const struct page *page)
+{
+	if (page->next != 0)
+		answer_count(&page->query->answer, "next", page->next);
+}
+
+/* ---- reports ---- */
+
+static void
+add_pool_counts(struct answer *to, const struct pool *pool)
+{
+	answer_count(to, "accepted", pool->count.accepted);
+	answer_count(to, "delivered", pool->count.delivered);
+	answer_count(to, "sent", pool->count.sent);
+	answer_count(to, "rejected", pool->count.rejected);
+	answer_count(to, "expired", pool->count.expired);
+	answer_count(to, "unknown", pool->count.unknown);
+	answer_count(to, "cancelled", pool->count.cancelled);
+	answer_count(to, "resent", pool->count.resent);
+	answer_count(to, "bytes", pool->count.bytes);
+}
+
+static uint64_t
+finished(const struct pool *pool)
+{
+	return pool->count.delivered + pool->count.sent + pool->count.rejected + pool->count.expired +
+	    pool->count.unknown + pool->count.cancelled;
 }
 
 static uint32_t
@@ -93,172 +153,443 @@ ready_links(const struct broker *broker)
 	return n;
 }
 
-static json_t *
-status(struct shard *shard)
+static void
+status(struct admin_query *query)
 {
-	uint32_t ready = 0, links = 0;
-	uint64_t accepted = 0, finished = 0;
+	const struct shard *shard = query->shard;
+	uint32_t ready = 0, all = 0;
+	uint64_t accepted = 0, answered = 0;
+	struct answer s;
 
-	FOR_EACH_BROKER (shard, pool, broker) {
-		ready += ready_links(broker);
-		links += broker->link_count;
-	}
-	for (uint32_t i = 0; i < shard->pool_count; i++) {
-		const struct pool *pool = &shard->pools[i];
+	FOR_EACH_POOL (query, pool) {
 		accepted += pool->count.accepted;
-		finished += pool->count.delivered + pool->count.sent + pool->count.rejected + pool->count.expired +
-		    pool->count.unknown + pool->count.cancelled;
+		answered += finished(pool);
+		FOR_EACH_BROKER (pool, broker) {
+			ready += ready_links(broker);
+			all += broker->link_count;
+		}
 	}
-	return json_pack("{s:s, s:i, s:o, s:b, s:i, s:i, s:i, s:i, s:i, s:o, s:o, s:o, s:o}", "version",
-	    PACKAGE_VERSION, "pid", (int)getpid(), "uptime_ms", count(ms_since(shard, shard->started_ns)), "stopping",
-	    shard->stopping, "clients", (int)shard->client_count, "lanes", (int)shard->lane_count, "pools",
-	    (int)shard->pool_count, "links_ready", (int)ready, "links", (int)links, "accepted", count(accepted),
-	    "finished", count(finished), "lane_memory_bytes", count(shard->lane_memory), "resident_bytes",
-	    count(resident_bytes()));
+	answer_init(&s);
+	answer_text(&s, "version", PACKAGE_VERSION);
+	answer_count(&s, "pid", (uint64_t)getpid());
+	answer_count(&s, "uptime_ms", ms_since(shard, shard->started_ns));
+	answer_truth(&s, "stopping", shard->stopping);
+	answer_count(&s, "clients", shard->client_count);
+	answer_count(&s, "lanes", shard->lane_count);
+	answer_count(&s, "pools", shard->pool_count);
+	answer_count(&s, "links_ready", ready);
+	answer_count(&s, "links", all);
+	answer_count(&s, "accepted", accepted);
+	answer_count(&s, "finished", answered);
+	answer_count(&s, "lane_memory_bytes", shard->lane_memory);
+	answer_count(&s, "resident_bytes", resident_bytes());
+	answer_json(&query->answer, "status", answer_end(&s));
 }
 
-static json_t *
-pools(struct shard *shard)
+static void
+add_failing(struct answer *to, const struct pool *pool)
 {
-	json_t *list = json_array();
+	json_t *list = answer_list(to, "failing");
 
-	for (uint32_t i = 0; i < shard->pool_count; i++) {
-		const struct pool *pool = &shard->pools[i];
-		json_t *brokers = json_array();
+	FOR_EACH_BROKER (pool, broker) {
+		struct answer row;
+		if (broker->why[0] == '\0' || broker_is_ready(broker))
+			continue;
+		answer_init(&row);
+		answer_text(&row, "broker", broker->config->address.text);
+		answer_text(&row, "why", broker->why);
+		answer_row(to, list, &row);
+	}
+}
+
+static void
+pools(struct admin_query *query)
+{
+	struct page page;
+
+	page_init(&page, query, "pools");
+	FOR_EACH_POOL (query, pool) {
+		struct answer row;
 		uint32_t ready = 0;
-		for (uint32_t b = 0; b < pool->broker_count; b++) {
-			const struct broker *broker = &pool->brokers[b];
+		if (!page_wants(&page, pool->index + 1u))
+			continue;
+		FOR_EACH_BROKER (pool, broker)
 			ready += (uint32_t)broker_is_ready(broker);
-			if (broker->why[0] != '\0' && !broker_is_ready(broker))
-				json_array_append_new(brokers,
-				    json_pack("{s:s, s:s}", "broker", broker->config->address.text, "why", broker->why));
+		answer_init(&row);
+		answer_text(&row, "name", pool->config->name);
+		answer_text(&row, "protocol", pool->config->driver->name);
+		answer_count(&row, "brokers", pool->broker_count);
+		answer_count(&row, "brokers_ready", ready);
+		answer_truth(&row, "writable", pool->writable);
+		answer_count(&row, "lanes", pool->lane_count);
+		answer_count(&row, "lanes_waiting", pool->waiting);
+		answer_count(&row, "under_way", pool->count.accepted - finished(pool));
+		add_failing(&row, pool);
+		add_pool_counts(&row, pool);
+		page_add(&page, &row);
+	}
+	page_end(&page);
+}
+
+static void
+broker_row(struct answer *row, const struct broker *broker, uint64_t id, uint64_t now_ns)
+{
+	answer_init(row);
+	answer_count(row, "id", id);
+	answer_text(row, "pool", broker->pool->config->name);
+	answer_text(row, "address", broker->config->address.text);
+	answer_count(row, "weight", broker->config->weight);
+	answer_count(row, "priority", broker->config->priority);
+	answer_text(row, "breaker", broker_breaker_word(broker, now_ns));
+	answer_count(row, "consecutive_failures", broker->failures);
+	answer_count(row, "share_thousandths",
+	    broker->config->weight > 0 ? broker_weight(broker, now_ns) / broker->config->weight : 0);
+	answer_count(row, "links", broker->link_count);
+	answer_count(row, "links_ready", ready_links(broker));
+	answer_count(row, "attempts", broker->count.attempts);
+	answer_count(row, "failures", broker->count.failures);
+	answer_count(row, "delivered", broker->count.delivered);
+	answer_count(row, "sent", broker->count.sent);
+	answer_count(row, "rejected", broker->count.rejected);
+	answer_count(row, "resent", broker->count.resent);
+	answer_text(row, "why", broker->why);
+}
+
+static void
+brokers(struct admin_query *query)
+{
+	const struct shard *shard = query->shard;
+	struct page page;
+	uint64_t id = 0;
+
+	page_init(&page, query, "brokers");
+	for (uint32_t p = 0; p < shard->pool_count; p++)
+		FOR_EACH_BROKER (&shard->pools[p], broker) {
+			struct answer row;
+			id++;
+			if ((query->pool != NULL && query->pool != &shard->pools[p]) || !page_wants(&page, id))
+				continue;
+			broker_row(&row, broker, id, shard->now_ns);
+			page_add(&page, &row);
 		}
-		json_t *one = json_pack("{s:s, s:s, s:i, s:i, s:b, s:i, s:i, s:o}", "name", pool->config->name,
-		    "protocol", pool->config->driver->name, "brokers", (int)pool->broker_count, "brokers_ready",
-		    (int)ready, "writable", pool->writable, "lanes", (int)pool->lane_count, "lanes_waiting",
-		    (int)pool->waiting, "failing", brokers);
-		json_t *counts = pool_counts(pool);
-		json_object_update(one, counts);
-		json_decref(counts);
-		json_array_append_new(list, one);
-	}
-	return list;
+	page_end(&page);
 }
 
-static json_t *
-brokers(struct shard *shard)
+static void
+link_row(struct answer *row, const struct link *link)
 {
-	json_t *list = json_array();
+	const struct shard *shard = link->shard;
 
-	FOR_EACH_BROKER (shard, pool, broker) {
-		json_array_append_new(list,
-		    json_pack("{s:s, s:s, s:i, s:i, s:s, s:i, s:o, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:s}",
-		        "pool", pool->config->name, "address", broker->config->address.text, "weight",
-		        (int)broker->config->weight, "priority", (int)broker->config->priority, "breaker",
-		        broker_breaker_word(broker, shard->now_ns), "consecutive_failures", (int)broker->failures,
-		        "share_thousandths", count(broker_weight(broker, shard->now_ns) / broker->config->weight),
-		        "links", (int)broker->link_count, "links_ready", (int)ready_links(broker), "attempts",
-		        count(broker->count.attempts), "failures", count(broker->count.failures), "delivered",
-		        count(broker->count.delivered), "sent", count(broker->count.sent), "rejected",
-		        count(broker->count.rejected), "resent", count(broker->count.resent), "why", broker->why));
-	}
-	return list;
+	answer_init(row);
+	answer_count(row, "id", link->id);
+	answer_text(row, "pool", link->broker->pool->config->name);
+	answer_text(row, "broker", link->broker->config->address.text);
+	answer_text(row, "state", link_state_word(link->state));
+	answer_count(row, "state_ms", ms_since(shard, link->state_since_ns));
+	answer_truth(row, "writable", link_is_writable(link));
+	answer_truth(row, "blocked", link->blocked);
+	answer_count(row, "outstanding", link->outstanding);
+	answer_count(row, "outstanding_bytes", link->outstanding_bytes);
+	answer_count(row, "unsent_bytes", out_unwritten(&link->out));
+	answer_count(row, "window", link->window);
+	answer_count(row, "lanes", link->bound_count);
+	answer_count(row, "probe_rtt_us", link->probe_rtt_ns / NS_PER_US);
+	answer_count(row, "last_read_ms", ms_since(shard, link->last_read_ns));
+	answer_count(row, "connects", link->connects);
+	answer_count(row, "failures", link->count.failures);
+	answer_count(row, "framed", link->count.framed);
+	answer_count(row, "delivered", link->count.delivered);
+	answer_count(row, "sent", link->count.sent);
+	answer_count(row, "rejected", link->count.rejected);
+	answer_count(row, "resent", link->count.resent);
+	answer_count(row, "bytes_out", link->count.bytes_out);
+	answer_count(row, "bytes_in", link->count.bytes_in);
+	answer_text(row, "why", link->why);
 }
 
-static json_t *
-links(struct shard *shard)
+static void
+links(struct admin_query *query)
 {
-	json_t *list = json_array();
+	struct page page;
 
-	FOR_EACH_BROKER (shard, pool, broker) {
-		for (uint32_t i = 0; i < broker->link_count; i++) {
-			const struct link *link = &broker->links[i];
-			json_array_append_new(list,
-			    json_pack("{s:i, s:s, s:s, s:s, s:o, s:b, s:b, s:i, s:o, s:o, s:i, s:i, s:o, s:o, s:o, s:o, "
-			              "s:o, s:o, s:o, s:o, s:o, s:o, s:s}",
-			        "id", (int)link->id, "pool", pool->config->name, "broker", broker->config->address.text,
-			        "state", link_state_word(link->state), "state_ms", count(ms_since(shard, link->state_since_ns)),
-			        "writable", link_is_writable(link), "blocked", link->blocked, "outstanding",
-			        (int)link->outstanding, "outstanding_bytes", count(link->outstanding_bytes), "unsent_bytes",
-			        count(out_unwritten(&link->out)), "window", (int)link->window, "lanes", (int)link->bound_count,
-			        "probe_rtt_us", count(link->probe_rtt_ns / NS_PER_US), "last_read_ms",
-			        count(ms_since(shard, link->last_read_ns)), "connects", count(link->connects), "failures",
-			        count(link->count.failures), "framed", count(link->count.framed), "delivered",
-			        count(link->count.delivered), "sent", count(link->count.sent), "rejected",
-			        count(link->count.rejected), "bytes_out", count(link->count.bytes_out), "bytes_in",
-			        count(link->count.bytes_in), "why", link->why));
-		}
-	}
-	return list;
+	page_init(&page, query, "links");
+	FOR_EACH_POOL (query, pool)
+		FOR_EACH_BROKER (pool, broker)
+			FOR_EACH_LINK (broker, link) {
+				struct answer row;
+				if (!page_wants(&page, link->id))
+					continue;
+				link_row(&row, link);
+				page_add(&page, &row);
+			}
+	page_end(&page);
 }
 
-static json_t *
-lanes(struct shard *shard)
+/* ---- lanes ---- */
+
+static void
+lane_row(struct answer *row, const struct lane *lane, uint32_t *budget)
 {
-	json_t *list = json_array();
+	const struct client *client = lane->client;
+	struct census census;
+
+	census_take(&census, lane, budget);
+	answer_init(row);
+	answer_count(row, "id", lane->id);
+	answer_text(row, "pool", lane->pool->config->name);
+	answer_count(row, "pid", client != NULL ? (uint64_t)client_pid(client) : 0);
+	if (client != NULL)
+		answer_count(row, "uid", client->uid);
+	else
+		answer_null(row, "uid");
+	answer_text(row, "name", client != NULL ? client->name : "");
+	answer_truth(row, "orphan", client == NULL);
+	answer_text(row, "place", lane_place_word(lane->place));
+	if (lane->link != NULL)
+		answer_count(row, "link", lane->link->id);
+	else
+		answer_null(row, "link");
+	answer_count(row, "waiting", census.waiting);
+	answer_truth(row, "waiting_more", census.more);
+	answer_count(row, "in_flight", census.in_flight);
+	if (census.oldest_ns != 0)
+		answer_count(row, "oldest_ms", ms_since(lane->shard, census.oldest_ns));
+	else
+		answer_null(row, "oldest_ms");
+	answer_count(row, "waiting_bytes", census.bytes);
+	answer_count(row, "ring_bytes", lane->map.geo.sq_bytes);
+	answer_count(row, "completions", lane->map.geo.cq_entries);
+	answer_count(row, "completions_unread", census.unread);
+	answer_count(row, "records", lane->count.records);
+	answer_count(row, "bytes", lane->count.bytes);
+	answer_count(row, "delivered", lane->count.delivered);
+	answer_count(row, "sent", lane->count.sent);
+	answer_count(row, "rejected", lane->count.rejected);
+	answer_count(row, "expired", lane->count.expired);
+	answer_count(row, "unknown", lane->count.unknown);
+	answer_count(row, "cancelled", lane->count.cancelled);
+	answer_count(row, "resent", lane->count.resent);
+}
+
+static int
+by_id(const void *a, const void *b)
+{
+	const struct lane *const *left = a, *const *right = b;
+
+	return (*left)->id < (*right)->id ? -1 : (*left)->id > (*right)->id;
+}
+
+/* Of all lanes from `from` on, those with the lowest numbers: a page stays right while lanes come and go. */
+static void
+lanes(struct admin_query *query)
+{
+	uint32_t budget = CENSUS_BUDGET, count = 0;
+	const struct lane **list = calloc(query->shard->lane_count + 1u, sizeof(*list));
 	struct lane *lane;
+	struct page page;
 
-	for (uint32_t i = 0; i < shard->pool_count; i++) {
-		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry) {
-			json_array_append_new(list,
-			    json_pack("{s:o, s:s, s:i, s:s, s:b, s:s, s:o, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
-			              "s:o, s:o}",
-			        "id", count(lane->id), "pool", lane->pool->config->name, "pid",
-			        lane->client != NULL ? client_pid(lane->client) : 0, "name",
-			        lane->client != NULL ? lane->client->name : "", "orphan", lane->client == NULL, "place",
-			        lane_place_word(lane->place), "link", lane->link != NULL ? count(lane->link->id) : json_null(),
-			        "in_flight", (int)lane->inflight, "waiting_bytes",
-			        count(lane->sq.tail_seen - lane->sq.head), "ring_bytes", count(lane->map.geo.sq_bytes),
-			        "completions", count(lane->map.geo.cq_entries), "records", count(lane->count.records),
-			        "bytes", count(lane->count.bytes), "delivered", count(lane->count.delivered), "sent",
-			        count(lane->count.sent), "rejected", count(lane->count.rejected), "expired",
-			        count(lane->count.expired), "unknown", count(lane->count.unknown), "resent",
-			        count(lane->count.resent)));
-		}
+	page_init(&page, query, "lanes");
+	if (list == NULL) {
+		query->answer.failed = 1;
+		return;
 	}
-	return list;
+	FOR_EACH_POOL (query, pool)
+		TAILQ_FOREACH (lane, &pool->lanes, pool_entry)
+			if (lane->id >= query->from && (!query->orphans || lane->client == NULL) &&
+			    count < query->shard->lane_count)
+				list[count++] = lane;
+	qsort(list, count, sizeof(*list), by_id);
+	for (uint32_t i = 0; i < count && page_wants(&page, list[i]->id); i++) {
+		struct answer row;
+		lane_row(&row, list[i], &budget);
+		page_add(&page, &row);
+	}
+	page_end(&page);
+	free(list);
 }
 
-static json_t *
-stats(struct shard *shard)
+/* ---- counters and events ---- */
+
+static void
+stats(struct admin_query *query)
 {
-	json_t *all = json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "turns",
-	    count(shard->count.turns), "clients_attached", count(shard->count.clients), "refused",
-	    count(shard->count.refused), "lanes_opened", count(shard->count.lanes_opened), "lanes_closed",
-	    count(shard->count.lanes_closed), "lanes_orphaned", count(shard->count.lanes_orphaned),
-	    "lanes_quarantined", count(shard->count.lanes_quarantined), "doorbells", count(shard->count.doorbells),
-	    "bells", count(shard->count.bells), "lane_memory_bytes", count(shard->lane_memory), "resident_bytes",
-	    count(resident_bytes()));
-	json_t *by_pool = json_object();
+	const struct shard *shard = query->shard;
+	struct answer all, by_pool;
 
-	for (uint32_t i = 0; i < shard->pool_count; i++)
-		json_object_set_new(by_pool, shard->pools[i].config->name, pool_counts(&shard->pools[i]));
-	json_object_set_new(all, "pools", by_pool);
-	add_allocator(all);
-	return all;
+	answer_init(&all);
+	answer_count(&all, "turns", shard->count.turns);
+	answer_count(&all, "clients_attached", shard->count.clients);
+	answer_count(&all, "refused", shard->count.refused);
+	answer_count(&all, "lanes_opened", shard->count.lanes_opened);
+	answer_count(&all, "lanes_closed", shard->count.lanes_closed);
+	answer_count(&all, "lanes_orphaned", shard->count.lanes_orphaned);
+	answer_count(&all, "lanes_quarantined", shard->count.lanes_quarantined);
+	answer_count(&all, "doorbells", shard->count.doorbells);
+	answer_count(&all, "bells", shard->count.bells);
+	answer_count(&all, "lane_memory_bytes", shard->lane_memory);
+	answer_count(&all, "resident_bytes", resident_bytes());
+	answer_init(&by_pool);
+	FOR_EACH_POOL (query, pool) {
+		struct answer one;
+		answer_init(&one);
+		add_pool_counts(&one, pool);
+		answer_json(&by_pool, pool->config->name, answer_end(&one));
+	}
+	answer_json(&all, "pools", answer_end(&by_pool));
+	add_allocator(&all);
+	answer_json(&query->answer, "stats", answer_end(&all));
 }
+
+json_t *
+admin_event(struct events *events, uint64_t seq)
+{
+	char line[LOG_LINE];
+	enum log_level level;
+	struct answer event;
+
+	if (events_get(events, seq, &level, line) != 0)
+		return NULL;
+	answer_init(&event);
+	answer_count(&event, "seq", seq);
+	answer_text(&event, "level", log_level_word(level));
+	answer_text(&event, "line", line);
+	return answer_end(&event);
+}
+
+static void
+events(struct admin_query *query)
+{
+	struct events *kept = &query->admin->events;
+	uint64_t first = events_first(kept), next = events_next(kept);
+	uint64_t from = query->since > first ? query->since : first;
+
+	if (from > next)
+		from = next;
+	if (next - from > query->max)
+		from = next - query->max;
+	answer_count(&query->answer, "seq", next);
+	answer_count(&query->answer, "missed", query->since > 0 && query->since < first ? first - query->since : 0);
+	json_t *list = answer_list(&query->answer, "events");
+	for (uint64_t seq = from; seq < next; seq++) {
+		json_t *event = admin_event(kept, seq);
+		if (event != NULL && json_array_append_new(list, event) != 0)
+			query->answer.failed = 1;
+	}
+}
+
+/* ---- requests ---- */
 
 static const struct {
 	const char *name;
-	json_t *(*report)(struct shard *shard);
+	void (*report)(struct admin_query *query);
 } commands[] = {
 #define X(name, function, text) { #name, function },
 #include "admin_commands.def"
 #undef X
 };
 
-json_t *
-admin_answer(struct shard *shard, const json_t *request)
-{
-	const char *cmd = json_string_value(json_object_get(request, "cmd"));
-	char error[320];
-	size_t at = 0;
+#define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
-	for (size_t i = 0; cmd != NULL && i < sizeof(commands) / sizeof(commands[0]); i++)
+static int
+number_member(struct admin_query *query, const char *key, const json_t *value, uint64_t *number, uint64_t least)
+{
+	if (!json_is_integer(value) || json_integer_value(value) < (json_int_t)least) {
+		snprintf(query->error, sizeof(query->error), "%s: a whole number from %llu on is wanted", key,
+		    (unsigned long long)least);
+		return -1;
+	}
+	*number = (uint64_t)json_integer_value(value);
+	return 0;
+}
+
+static void
+unknown_pool(struct admin_query *query, const char *name)
+{
+	size_t at = (size_t)snprintf(query->error, sizeof(query->error), "pool \"%.63s\" does not exist; there are:", name);
+
+	for (uint32_t i = 0; i < query->shard->pool_count && at < sizeof(query->error); i++)
+		at += (size_t)snprintf(query->error + at, sizeof(query->error) - at, " %s",
+		    query->shard->pools[i].config->name);
+}
+
+static int
+pool_member(struct admin_query *query, const json_t *value)
+{
+	const char *name = json_string_value(value);
+
+	query->pool = name != NULL ? shard_pool(query->shard, name) : NULL;
+	if (query->pool == NULL)
+		unknown_pool(query, name != NULL ? name : "");
+	return query->pool != NULL ? 0 : -1;
+}
+
+static int
+member(struct admin_query *query, const char *key, const json_t *value)
+{
+	if (strcmp(key, "cmd") == 0)
+		return 0;
+	if (strcmp(key, "pool") == 0)
+		return pool_member(query, value);
+	if (strcmp(key, "lane") == 0)
+		return number_member(query, key, value, &query->lane, 1);
+	if (strcmp(key, "from") == 0)
+		return number_member(query, key, value, &query->from, 0);
+	if (strcmp(key, "since") == 0)
+		return number_member(query, key, value, &query->since, 0);
+	if (strcmp(key, "max") == 0)
+		return number_member(query, key, value, &query->max, 1);
+	if (strcmp(key, "orphans") == 0 || strcmp(key, "follow") == 0) {
+		if (strcmp(key, "orphans") == 0)
+			query->orphans = json_is_true(value);
+		if (json_is_boolean(value))
+			return 0;
+		snprintf(query->error, sizeof(query->error), "%s: true or false is wanted", key);
+		return -1;
+	}
+	snprintf(query->error, sizeof(query->error),
+	    "member \"%.60s\" is not known; there are: cmd pool lane from since max orphans follow", key);
+	return -1;
+}
+
+static void
+run(struct admin_query *query, const json_t *request)
+{
+	const char *cmd = json_string_value(json_object_get(request, "cmd")), *key;
+	json_t *value;
+	size_t at, i;
+
+	json_object_foreach((json_t *)(uintptr_t)request, key, value)
+		if (member(query, key, value) != 0)
+			return;
+	for (i = 0; cmd != NULL && i < COMMANDS; i++)
 		if (strcmp(commands[i].name, cmd) == 0)
-			return json_pack("{s:b, s:o}", "ok", 1, cmd, commands[i].report(shard));
-	at += (size_t)snprintf(error, sizeof(error), "cmd \"%.60s\" is not known; there are:", cmd != NULL ? cmd : "");
-	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]) && at < sizeof(error); i++)
-		at += (size_t)snprintf(error + at, sizeof(error) - at, " %s", commands[i].name);
-	return json_pack("{s:b, s:s}", "ok", 0, "error", error);
+			break;
+	if (cmd != NULL && i < COMMANDS) {
+		uint64_t most = strcmp(cmd, "events") == 0 ? EVENTS_KEPT : ADMIN_PAGE;
+		if (query->max > most)
+			query->max = most;
+		commands[i].report(query);
+		return;
+	}
+	at = (size_t)snprintf(query->error, sizeof(query->error), "cmd \"%.60s\" is not known; there are:",
+	    cmd != NULL ? cmd : "");
+	for (i = 0; i < COMMANDS && at < sizeof(query->error); i++)
+		at += (size_t)snprintf(query->error + at, sizeof(query->error) - at, " %s", commands[i].name);
+}
+
+json_t *
+admin_answer(struct admin *admin, const json_t *request)
+{
+	struct admin_query query = { .admin = admin, .shard = admin->shard, .max = UINT64_MAX };
+
+	answer_init(&query.answer);
+	answer_truth(&query.answer, "ok", 1);
+	run(&query, request);
+	if (query.error[0] == '\0')
+		return answer_end(&query.answer);
+	json_decref(answer_end(&query.answer));
+	answer_init(&query.answer);
+	answer_truth(&query.answer, "ok", 0);
+	answer_text(&query.answer, "error", query.error);
+	return answer_end(&query.answer);
 }

@@ -403,6 +403,7 @@ link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(link->why, sizeof(link->why), format, args);
 	va_end(args);
+	link->failed_kind = kind;
 	int draining = link->state == LINK_DRAINING && link->shard->stopping;
 	snprintf(link->broker->why, sizeof(link->broker->why), "%s", link->why);
 	link_event(link, LINK_EV_FAIL);

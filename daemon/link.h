@@ -137,6 +137,7 @@ struct link {
 
 	/* for admins */
 	char why[200]; /* cause of the last failure or suspicion */
+	enum driver_fatal failed_kind; /* of the last failure */
 	struct {
 		uint64_t framed, delivered, sent, rejected, resent, bytes_out, bytes_in, failures, ready;
 		uint64_t writes, reads;

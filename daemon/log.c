@@ -14,6 +14,7 @@
 static _Atomic enum log_level lowest = LOG_LEVEL_INFO;
 static atomic_int log_fd = STDERR_FILENO;
 static atomic_uint lost; /* lines a full pipe did not take */
+static _Atomic(struct log_tap *) log_tap;
 
 static const char *const words[] = {
 #define X(name, word) word,
@@ -56,6 +57,21 @@ void
 log_set_fd(int fd)
 {
 	atomic_store_explicit(&log_fd, fd, memory_order_relaxed);
+}
+
+void
+log_set_tap(struct log_tap *tap)
+{
+	atomic_store_explicit(&log_tap, tap, memory_order_release);
+}
+
+/* Who listens to such an event, or NULL. */
+static struct log_tap *
+tap_of(enum log_level level, const char *event)
+{
+	struct log_tap *tap = atomic_load_explicit(&log_tap, memory_order_acquire);
+
+	return tap != NULL && (level <= LOG_LEVEL_INFO || strcmp(event, "link_state") == 0) ? tap : NULL;
 }
 
 /* The length of the printable UTF-8 character at text, or 0. */
@@ -181,7 +197,9 @@ log_args(enum log_level level, const char *event, uint64_t suppressed, const cha
 	struct timespec now;
 	struct tm utc;
 	int saved = errno;
-	unsigned gone = atomic_exchange_explicit(&lost, 0, memory_order_relaxed);
+	int wanted = level <= log_get_level();
+	unsigned gone = wanted ? atomic_exchange_explicit(&lost, 0, memory_order_relaxed) : 0;
+	struct log_tap *tap = tap_of(level, event);
 
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &utc);
@@ -194,20 +212,23 @@ log_args(enum log_level level, const char *event, uint64_t suppressed, const cha
 		used += (size_t)snprintf(line + used, sizeof(line) - used, " lost=%u", gone);
 	if (format[0] != '\0') {
 		line[used++] = ' ';
-		int wanted = vsnprintf(line + used, sizeof(line) - used, format, args);
-		if (wanted > 0 && used + (size_t)wanted + 1 > sizeof(line)) {
+		int len = vsnprintf(line + used, sizeof(line) - used, format, args);
+		if (len > 0 && used + (size_t)len + 1 > sizeof(line)) {
 			used = last_pair(line, sizeof(line) - sizeof(cut) - 1);
 			memcpy(line + used, cut, sizeof(cut) - 1);
 			used += sizeof(cut) - 1;
-		} else if (wanted > 0) {
-			used += (size_t)wanted;
+		} else if (len > 0) {
+			used += (size_t)len;
 		}
 	}
 	for (size_t i = 0; i < used; i++)
 		if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
 			line[i] = '?';
+	if (tap != NULL)
+		tap->line(tap, level, line, used);
 	line[used++] = '\n';
-	write_line(line, used, gone);
+	if (wanted)
+		write_line(line, used, gone);
 	errno = saved;
 }
 
@@ -216,7 +237,7 @@ log_event(enum log_level level, const char *event, const char *format, ...)
 {
 	va_list args;
 
-	if (level > log_get_level())
+	if (level > log_get_level() && tap_of(level, event) == NULL)
 		return;
 	va_start(args, format);
 	log_args(level, event, 0, format, args);

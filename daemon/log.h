@@ -8,7 +8,7 @@
  * quoted. Whatever is passed, one call writes one line of at most LOG_LINE bytes with one write(2), so
  * that lines of several threads and processes do not mix, and no value can forge a line or a key.
  *
- * Owner: the level and the descriptor are the process's, the only state here; stderr is one too.
+ * Owner: the level, the descriptor and the tap are the process's, the only state here; stderr is one too.
  * Threads: any. A struct log_limit belongs to one thread.
  */
 #ifndef TG_DAEMON_LOG_H
@@ -42,6 +42,17 @@ const char *log_level_word(enum log_level level);
 
 /* Where lines go instead of stderr; the descriptor stays the caller's. */
 void log_set_fd(int fd);
+
+/*
+ * Somebody who listens: gets each line of level info and above, and every link_state event, even when
+ * the log's level is lower. line is called in whatever thread logs, without the line break, and must
+ * not log. One at a time; NULL: nobody. It must outlive all threads that may log.
+ */
+struct log_tap {
+	void (*line)(struct log_tap *tap, enum log_level level, const char *line, size_t len);
+};
+
+void log_set_tap(struct log_tap *tap);
 
 /* format may be "" for an event without figures. A line that is too long loses its last pairs and ends
  * in cut=1. errno is left as it was. */

@@ -147,7 +147,7 @@ static int
 run(const struct config *config)
 {
 	static struct loop loop;
-	struct admin admin = { .shard = &loop.shard, .loop = &loop.uv };
+	struct admin admin = { .started = 0 };
 	struct listener control = { .fd = -1 }, admins = { .fd = -1 };
 	int rc = loop_init(&loop, config);
 
@@ -155,6 +155,9 @@ run(const struct config *config)
 		log_event(LOG_LEVEL_ERROR, "start_failed", "cause=\"%s\"", error_text(rc));
 		goto out;
 	}
+	rc = admin_init(&admin, &loop.shard, &loop.uv);
+	if (rc != 0)
+		goto out;
 	rc = listener_init(&control, &loop.uv, config->socket, SOCK_SEQPACKET, (mode_t)config->socket_mode, NULL,
 	    inherited_socket(), on_client, &loop);
 	if (rc != 0)
@@ -171,6 +174,7 @@ run(const struct config *config)
 out:
 	listener_fini(&control);
 	listener_fini(&admins);
+	admin_fini(&admin);
 	loop_fini(&loop);
 	log_event(LOG_LEVEL_INFO, "stopped", "status=%d", rc != 0);
 	return rc != 0;

@@ -171,13 +171,14 @@ ask_next(struct ask *ask)
 	return next_line(ask, -1);
 }
 
-static json_t *
-ask_borrowed(struct ask *ask, const json_t *request)
+json_t *
+ask_once(struct ask *ask, json_t *request)
 {
 	char *text = request != NULL ? json_dumps(request, JSON_COMPACT) : NULL;
 	json_t *answer;
 	const char *error;
 
+	json_decref(request);
 	if (text == NULL) {
 		cli_error("out of memory for a request");
 		return NULL;
@@ -198,42 +199,4 @@ ask_borrowed(struct ask *ask, const json_t *request)
 	cli_error("tidegated says: %s", error != NULL ? error : "neither ok nor an error");
 	json_decref(answer);
 	return NULL;
-}
-
-json_t *
-ask_once(struct ask *ask, json_t *request)
-{
-	json_t *answer = ask_borrowed(ask, request);
-
-	json_decref(request);
-	return answer;
-}
-
-json_t *
-ask_all(struct ask *ask, json_t *request, const char *list)
-{
-	json_t *answer = ask_borrowed(ask, request);
-	json_t *all = json_object_get(answer, list);
-	json_t *next;
-
-	while (answer != NULL && (next = json_object_get(answer, "next")) != NULL && json_is_array(all)) {
-		json_object_set(request, "from", next);
-		json_object_del(answer, "next");
-		json_t *page = ask_borrowed(ask, request);
-		json_t *more = json_object_get(page, list);
-		/* A page without rows would be asked for again and again. */
-		if (page == NULL || json_array_size(more) == 0 || json_array_extend(all, more) != 0) {
-			if (page == NULL) {
-				json_decref(answer);
-				answer = NULL;
-			}
-			json_decref(page);
-			break;
-		}
-		if (json_object_get(page, "next") != NULL)
-			json_object_set(answer, "next", json_object_get(page, "next"));
-		json_decref(page);
-	}
-	json_decref(request);
-	return answer;
 }

@@ -30,9 +30,6 @@ void ask_close(struct ask *ask);
  */
 json_t *ask_once(struct ask *ask, json_t *request);
 
-/* The same, and when the answer comes in pages (`next`) all of them, with `list` joined into one. */
-json_t *ask_all(struct ask *ask, json_t *request, const char *list);
-
 /* The next line from the daemon, waited for without end: an event. NULL when it has hung up. */
 json_t *ask_next(struct ask *ask);
 

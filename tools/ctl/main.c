@@ -41,7 +41,7 @@ struct settings {
 struct command {
 	const char *name, *operand;
 	int features;
-	const char *list, *summary, *more;
+	const char *summary, *more;
 	show_answer *show;
 };
 
@@ -49,7 +49,7 @@ struct command {
 #define show_events NULL
 
 static const struct command commands[] = {
-#define X(name, operand, features, list, summary, more) { #name, operand, features, list, summary, more, show_##name },
+#define X(name, operand, features, summary, more) { #name, operand, features, summary, more, show_##name },
 #include "tools/ctl/commands.def"
 #undef X
 };
@@ -233,7 +233,7 @@ print_json(const json_t *json)
 static int
 run_once(struct ask *ask, const struct settings *s, const struct command *command)
 {
-	json_t *answer = ask_all(ask, make_request(s, command), command->list);
+	json_t *answer = ask_once(ask, make_request(s, command));
 
 	if (answer == NULL)
 		return CLI_FAILED;
@@ -252,7 +252,7 @@ run_watch(struct ask *ask, const struct settings *s, const struct command *comma
 	uint64_t before_ns = 0, next_ns = clock_now_ns();
 	int status = CLI_OK;
 
-	while ((answer = ask_all(ask, make_request(s, command), command->list)) != NULL) {
+	while ((answer = ask_once(ask, make_request(s, command))) != NULL) {
 		uint64_t now_ns = clock_now_ns();
 		struct sample sample = { .answer = answer, .before = before, .rates = 1,
 			.seconds = (double)(now_ns - before_ns) / (double)CLOCK_NS_PER_S };

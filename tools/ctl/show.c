@@ -152,6 +152,20 @@ finish(struct table *table, FILE *out, const char *nothing)
 	table_fini(table);
 }
 
+/* Below a table: what is wrong with one of its rows. */
+static void
+cause(FILE *out, const char *of, const char *what, const char *why)
+{
+	if (why[0] == '\0')
+		return;
+	table_paint(out, PAINT_BAD, of);
+	fputs(" ", out);
+	table_paint(out, PAINT_NONE, what);
+	fputs(": ", out);
+	table_paint(out, PAINT_NONE, why);
+	fputc('\n', out);
+}
+
 /* ---- status ---- */
 
 static void
@@ -189,7 +203,7 @@ show_status(const struct sample *sample, FILE *out)
 		snprintf(text, sizeof(text), "%.0f/s accepted, %.0f/s answered", in, done);
 		line(out, "rate", PAINT_NONE, text);
 	}
-	snprintf(text, sizeof(text), "%s resident, %s of it or beside it in lanes",
+	snprintf(text, sizeof(text), "%s resident, lanes of %s",
 	    units_bytes(a, sizeof(a), number(s, "resident_bytes")),
 	    units_bytes(b, sizeof(b), number(s, "lane_memory_bytes")));
 	line(out, "memory", PAINT_NONE, text);
@@ -256,14 +270,8 @@ show_pools(const struct sample *sample, FILE *out)
 		pool_row(&table, sample, row);
 	finish(&table, out, "There are no pools.");
 	json_array_foreach(rows, i, row)
-		json_array_foreach(json_object_get(row, "failing"), f, failing) {
-			table_paint(out, PAINT_BAD, string(row, "name"));
-			fputs(": ", out);
-			table_paint(out, PAINT_NONE, string(failing, "broker"));
-			fputs(": ", out);
-			table_paint(out, PAINT_NONE, string(failing, "why"));
-			fputc('\n', out);
-		}
+		json_array_foreach(json_object_get(row, "failing"), f, failing)
+			cause(out, string(row, "name"), string(failing, "broker"), string(failing, "why"));
 }
 
 /* ---- brokers ---- */
@@ -271,20 +279,13 @@ show_pools(const struct sample *sample, FILE *out)
 void
 show_brokers(const struct sample *sample, FILE *out)
 {
-	static const struct table_column plain[] = { { "POOL", 0 }, { "BROKER", 0 }, { "WEIGHT", 1 }, { "SHARE", 1 },
-		{ "LINKS", 1 }, { "BREAKER", 0 }, { "FAILED", 1 }, { "DELIVERED", 1 }, { "SENT", 1 }, { "RESENT", 1 },
-		{ "LAST FAILURE", 0 } };
-	static const struct table_column watched[] = { { "POOL", 0 }, { "BROKER", 0 }, { "WEIGHT", 1 }, { "SHARE", 1 },
-		{ "LINKS", 1 }, { "BREAKER", 0 }, { "FAILED", 1 }, { "DELIVERED", 1 }, { "SENT", 1 }, { "RESENT", 1 },
-		{ "LAST FAILURE", 0 } };
+	static const struct table_column columns[] = { { "POOL", 0 }, { "BROKER", 0 }, { "WEIGHT", 1 }, { "SHARE", 1 },
+		{ "LINKS", 1 }, { "BREAKER", 0 }, { "FAILED", 1 }, { "DELIVERED", 1 }, { "SENT", 1 }, { "RESENT", 1 } };
 	struct table table;
 	size_t i;
 	json_t *row;
 
-	if (sample->rates)
-		table_init(&table, COLUMNS(watched));
-	else
-		table_init(&table, COLUMNS(plain));
+	table_init(&table, COLUMNS(columns));
 	json_array_foreach(json_object_get(sample->answer, "brokers"), i, row) {
 		const json_t *before = row_before(sample, "brokers", "id", row);
 		const char *breaker = string(row, "breaker");
@@ -308,10 +309,11 @@ show_brokers(const struct sample *sample, FILE *out)
 			cell_count(&table, PAINT_NONE, number(row, "sent"));
 			cell_count(&table, PAINT_WARN, number(row, "resent"));
 		}
-		table_cell(&table, number(row, "links_ready") < number(row, "links") ? PAINT_NONE : PAINT_DIM,
-		    string(row, "why"));
 	}
 	finish(&table, out, "There are no brokers.");
+	json_array_foreach(json_object_get(sample->answer, "brokers"), i, row)
+		if (number(row, "links_ready") < number(row, "links"))
+			cause(out, string(row, "pool"), string(row, "address"), string(row, "why"));
 }
 
 /* ---- links ---- */
@@ -342,10 +344,10 @@ show_links(const struct sample *sample, FILE *out)
 {
 	static const struct table_column plain[] = { { "LINK", 1 }, { "POOL", 0 }, { "BROKER", 0 }, { "STATE", 0 },
 		{ "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 }, { "UNSENT", 1 }, { "LANES", 1 }, { "PROBE", 1 },
-		{ "READ", 1 }, { "DELIVERED", 1 }, { "LAST CAUSE", 0 } };
+		{ "READ", 1 } };
 	static const struct table_column watched[] = { { "LINK", 1 }, { "POOL", 0 }, { "BROKER", 0 }, { "STATE", 0 },
 		{ "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 }, { "UNSENT", 1 }, { "LANES", 1 }, { "PROBE", 1 },
-		{ "OUT", 1 }, { "BYTES OUT", 1 }, { "LAST CAUSE", 0 } };
+		{ "OUT", 1 }, { "BYTES OUT", 1 } };
 	struct table table;
 	size_t i;
 	json_t *row;
@@ -377,11 +379,15 @@ show_links(const struct sample *sample, FILE *out)
 			cell_rate(&table, sample, row, before, "bytes_out", 1);
 		} else {
 			cell_duration(&table, PAINT_NONE, number(row, "last_read_ms"));
-			cell_count(&table, PAINT_NONE, number(row, "delivered") + number(row, "sent"));
 		}
-		table_cell(&table, strcmp(state, "ready") == 0 ? PAINT_DIM : PAINT_NONE, string(row, "why"));
 	}
 	finish(&table, out, "There are no links.");
+	json_array_foreach(json_object_get(sample->answer, "links"), i, row)
+		if (strcmp(string(row, "state"), "ready") != 0) {
+			char text[UNITS_TEXT + 8];
+			snprintf(text, sizeof(text), "link %" PRIu64, number(row, "id"));
+			cause(out, text, string(row, "broker"), string(row, "why"));
+		}
 }
 
 /* ---- lanes ---- */
@@ -399,7 +405,7 @@ show_lanes(const struct sample *sample, FILE *out)
 {
 	static const struct table_column plain[] = { { "LANE", 1 }, { "POOL", 0 }, { "PID", 1 }, { "USER", 1 },
 		{ "PLACE", 0 }, { "LINK", 1 }, { "WAIT", 1 }, { "FLIGHT", 1 }, { "OLDEST", 1 }, { "USED", 1 },
-		{ "RECORDS", 1 }, { "DELIVERED", 1 }, { "FAILED", 1 }, { "PROGRAM", 0 } };
+		{ "RECORDS", 1 }, { "FAILED", 1 }, { "PROGRAM", 0 } };
 	static const struct table_column watched[] = { { "LANE", 1 }, { "POOL", 0 }, { "PID", 1 }, { "USER", 1 },
 		{ "PLACE", 0 }, { "LINK", 1 }, { "WAIT", 1 }, { "FLIGHT", 1 }, { "OLDEST", 1 }, { "USED", 1 },
 		{ "IN", 1 }, { "BYTES IN", 1 }, { "FAILED", 1 }, { "PROGRAM", 0 } };
@@ -446,7 +452,6 @@ show_lanes(const struct sample *sample, FILE *out)
 			cell_rate(&table, sample, row, before, "bytes", 1);
 		} else {
 			cell_count(&table, PAINT_NONE, number(row, "records"));
-			cell_count(&table, PAINT_NONE, number(row, "delivered") + number(row, "sent"));
 		}
 		cell_count(&table, PAINT_BAD, failed(row));
 		table_cell(&table, PAINT_NONE, string(row, "name"));
