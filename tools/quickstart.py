@@ -169,8 +169,8 @@ class Mosquitto(Broker):
         self.process = running.start([server, "-c", config], log)
         wait_for(lambda: answers(self.port) or self.process.poll() is not None, f"broker {self.letter} to listen", 10)
         with open(self.record, "wb") as record:
-            running.start(["mosquitto_sub", "-p", self.port, "-i", f"recorder-{self.letter}", "-q", 1, "-t", "#"],
-                          self.folder / f"{self.letter}-recorder.log", stdout=record)
+            running.start(["mosquitto_sub", "-h", "127.0.0.1", "-p", self.port, "-i", f"recorder-{self.letter}",
+                           "-q", 1, "-t", "#"], self.folder / f"{self.letter}-recorder.log", stdout=record)
         wait_for(lambda: f"recorder-{self.letter}" in log.read_text(), f"the recorder on {self.letter}", 10)
 
 

@@ -1,6 +1,7 @@
 """One daemon, one real mosquitto: what a message is, what becomes of it, and what is refused."""
 
 import os
+import socket
 import subprocess
 
 import pytest
@@ -180,6 +181,10 @@ def test_message_expires_honestly_when_no_broker_comes(box, daemon):
 
 
 def test_broker_by_name_and_over_ipv6(box, daemon):
+    try:
+        socket.getaddrinfo("localhost", None)
+    except socket.gaierror:
+        pytest.skip("this machine has no name for itself: /etc/hosts is without localhost")
     broker = Mosquitto(box, lines=[])
     broker.config.write_text(broker.config.read_text().replace(f"listener {broker.port} 127.0.0.1",
                                                                f"listener {broker.port}"))
@@ -203,7 +208,7 @@ def test_receive_maximum_of_the_broker_is_kept(box, daemon):
 
 def test_mosquitto_clients_see_what_was_published(daemon, mosquitto):
     """Debian's own command-line client, as a user would check."""
-    subscriber = subprocess.Popen(["stdbuf", "-oL", "mosquitto_sub", "-p", str(mosquitto.port), "-t", "seen", "-C", "1", "-W", "20",
+    subscriber = subprocess.Popen(["stdbuf", "-oL", "mosquitto_sub", "-h", "127.0.0.1", "-p", str(mosquitto.port), "-t", "seen", "-C", "1", "-W", "20",
                                    "-d"], stdout=subprocess.PIPE, text=True)
     for line in subscriber.stdout:
         if "received SUBACK" in line:
