@@ -1,0 +1,219 @@
+/* The test protocol, the daemon's side. Frames are of one size; a publish has topic and body behind. */
+#include "wire.h"
+
+#include "sim.h"
+
+#include "daemon/protocol/driver.h"
+#include "shm/error.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* A frame whose bytes are not all with the socket yet. */
+struct framed {
+	uint64_t start;
+	uint64_t position;
+	struct producer *producer;
+};
+
+struct driver_session {
+	struct session session;
+	uint64_t next;       /* sequence number */
+	uint32_t unanswered; /* as far as the driver's own window goes */
+	struct framed *framed; /* a queue */
+	uint32_t first, count, capacity;
+};
+
+static struct sim *
+sim_of(struct session *session)
+{
+	return *(struct sim *const *)session->settings;
+}
+
+static int
+sim_open(struct session *session)
+{
+	return 0;
+}
+
+static void
+sim_close(struct session *session)
+{
+	free(((struct driver_session *)session)->framed);
+}
+
+static void
+put(struct out *out, enum wire_type type, uint64_t seq)
+{
+	struct wire wire = { .type = (uint8_t)type, .seq = seq };
+
+	out_copy(out, &wire, sizeof(wire));
+}
+
+static int
+sim_hello(struct session *session, struct out *out)
+{
+	out_mark(out);
+	put(out, WIRE_HELLO, 0);
+	return out_commit(out);
+}
+
+static int
+sim_probe(struct session *session, struct out *out)
+{
+	out_mark(out);
+	put(out, WIRE_PROBE, 0);
+	return out_commit(out);
+}
+
+static int
+sim_goodbye(struct session *session, struct out *out)
+{
+	out_mark(out);
+	put(out, WIRE_BYE, 0);
+	return out_commit(out);
+}
+
+static void
+remember(struct driver_session *s, const struct framed *framed)
+{
+	if (s->first > 1024 && s->first * 2 > s->count) {
+		memmove(s->framed, s->framed + s->first, (s->count - s->first) * sizeof(*s->framed));
+		s->count -= s->first;
+		s->first = 0;
+	}
+	if (s->count == s->capacity) {
+		s->capacity = s->capacity == 0 ? 64 : s->capacity * 2;
+		s->framed = realloc(s->framed, s->capacity * sizeof(*s->framed));
+		if (s->framed == NULL)
+			abort();
+	}
+	s->framed[s->count++] = *framed;
+}
+
+static int
+sim_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
+    struct driver_rejection *rejection)
+{
+	struct driver_session *s = (struct driver_session *)session;
+	struct sim *sim = sim_of(session);
+	struct link *link = session->events.owner;
+	struct producer *producer = sim_producer_of(sim, message->lane_id);
+	struct wire wire = {
+		.type = WIRE_PUBLISH,
+		.topic_len = (uint16_t)message->topic_len,
+		.body_len = message->body_len,
+		.seq = seq,
+		.lane = message->lane_id,
+		.position = message->position,
+	};
+
+	if (producer == NULL)
+		sim_fail(sim, "a record of lane %llu, which is unknown", (unsigned long long)message->lane_id);
+	if (seq != s->next)
+		sim_fail(sim, "sequence number %llu where %llu is next", (unsigned long long)seq,
+		    (unsigned long long)s->next);
+	check_publish(sim, link, producer->lane, message->position);
+	if (message->topic_len == 1 && message->topic[0] == '!') {
+		producer_entry(producer, message->position)->refused = 1;
+		rejection->code = REJECT_TOPIC;
+		rejection->text = "such a topic is not allowed";
+		return DRIVER_REJECTED;
+	}
+	if (sim->credit != 0 && s->unanswered >= sim->credit)
+		return DRIVER_FULL;
+	remember(s, &(struct framed){
+	    .start = out_end(out), .position = message->position, .producer = producer });
+	out_copy(out, &wire, sizeof(wire));
+	out_copy(out, message->topic, message->topic_len);
+	out_body(out, message->body, message->body_len);
+	s->next++;
+	s->unanswered++;
+	return sim->brokers[link->broker->index].ack_mode == ACK_NONE ? DRIVER_PUBLISHED_NO_ACK : DRIVER_PUBLISHED;
+}
+
+/* The socket has taken that much of the connection's bytes. */
+void
+driver_sim_written(void *watcher, void *owner, uint64_t written)
+{
+	struct link *link = owner;
+	struct driver_session *s = (struct driver_session *)link->session;
+
+	while (s->first != s->count && s->framed[s->first].start < written) {
+		struct framed *framed = &s->framed[s->first++];
+		struct entry *entry = producer_entry(framed->producer, framed->position);
+		entry->given++;
+		if (order_load_relaxed_64(&framed->producer->map.daemon->sq_sent) < entry->position + entry->size)
+			sim_fail(watcher, "lane %llu: a byte of record %llu was written before sq_sent passed it",
+			    (unsigned long long)framed->producer->id, (unsigned long long)entry->position);
+	}
+}
+
+static void
+answer(struct driver_session *s, const struct reply *reply)
+{
+	struct session *session = &s->session;
+
+	switch ((enum reply_type)reply->type) {
+	case REPLY_UP:
+		driver_emit(session, EV_UP, 0);
+		break;
+	case REPLY_ALIVE:
+		driver_emit(session, EV_ALIVE, 0);
+		break;
+	case REPLY_ACK:
+		s->unanswered--;
+		driver_ack(session, EV_ACK, reply->value, TG_DELIVERED, reply->value + 1);
+		break;
+	case REPLY_ACK_UPTO:
+		s->unanswered -= reply->count;
+		driver_ack(session, EV_ACK_UPTO, reply->value, TG_DELIVERED, 0);
+		break;
+	case REPLY_NACK:
+		s->unanswered--;
+		driver_nack(session, reply->value, 7, "no room", 7);
+		break;
+	case REPLY_AGAIN:
+		s->unanswered--;
+		driver_emit(session, EV_AGAIN, reply->value);
+		break;
+	case REPLY_BLOCKED:
+		driver_emit(session, EV_BLOCKED, 0);
+		break;
+	case REPLY_UNBLOCKED:
+		driver_emit(session, EV_UNBLOCKED, 0);
+		break;
+	case REPLY_WINDOW:
+		driver_emit(session, EV_WINDOW, reply->value);
+		break;
+	case REPLY_LEAVING:
+		driver_emit(session, EV_LEAVING, 0);
+		break;
+	}
+}
+
+static ssize_t
+sim_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out)
+{
+	size_t used = 0;
+
+	for (; len - used >= sizeof(struct reply); used += sizeof(struct reply)) {
+		struct reply reply;
+		memcpy(&reply, bytes + used, sizeof(reply));
+		answer((struct driver_session *)session, &reply);
+	}
+	return (ssize_t)used;
+}
+
+const struct driver driver_sim = {
+	.name = "sim",
+	.settings_size = sizeof(struct sim *),
+	.session_size = sizeof(struct driver_session),
+	.open = sim_open,
+	.close = sim_close,
+	.start = sim_hello,
+	.input = sim_input,
+	.publish = sim_publish,
+	.probe = sim_probe,
+	.goodbye = sim_goodbye,
+};
