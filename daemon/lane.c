@@ -698,15 +698,16 @@ lane_unbind(struct lane *lane, int rewind)
 	}
 	if (!rewind)
 		return;
+	/* To the first that was in flight, no further: with none, the record being routed stays the next. */
 	for (uint64_t n = lane->slot_next; n-- > lane->slot_head;) {
 		struct slot *slot = slot_at(lane, n);
 		if (slot->state == SLOT_INFLIGHT) {
 			slot->state = SLOT_PENDING;
 			slot->link = NULL;
 			lane->inflight--;
+			lane->slot_next = n;
 		}
 	}
-	lane->slot_next = lane->slot_head;
 }
 
 /* ---- commit ---- */

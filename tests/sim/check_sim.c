@@ -168,7 +168,7 @@ check_on_resolve(void *watcher, void *owner)
 
 /* K8, K9 */
 static void
-check_link(struct sim *sim, struct link *link, uint32_t *failed_now)
+check_link(struct sim *sim, struct link *link, uint32_t failed_now)
 {
 	const struct config_pool *config = &sim->pool_config;
 	struct link_watch *watch = &sim->watch[link->id];
@@ -189,8 +189,9 @@ check_link(struct sim *sim, struct link *link, uint32_t *failed_now)
 	sim->failed += link->count.failures - watch->failures;
 	watch->failures = link->count.failures;
 	watch->failed_ns = sim->w.now_ns;
-	uint32_t others = (*failed_now)++;
-	watch->wait_ns = half_step_ns(sim, link->broker->failures > others ? link->broker->failures - others : 1);
+	/* Of those that failed in this step it may have been the first. */
+	uint32_t before = failed_now - 1;
+	watch->wait_ns = half_step_ns(sim, link->broker->failures > before ? link->broker->failures - before : 1);
 }
 
 static int
@@ -209,17 +210,14 @@ check_words(struct sim *sim)
 {
 	const struct pool *pool = sim->pool;
 
-	if (takes_records(pool)) {
-		sim->unwritable_ns = 0;
-		if (!pool->writable_shown)
-			sim_fail(sim, "a link takes records, and the pool's word says no");
-	} else {
-		if (sim->unwritable_ns == 0)
-			sim->unwritable_ns = sim->w.now_ns;
-		if (pool->writable_shown && sim->w.now_ns - sim->unwritable_ns > WORD_LATE)
-			sim_fail(sim, "no link has taken records for %.3f ms, and the pool's word says yes",
-			    (double)(sim->w.now_ns - sim->unwritable_ns) / 1e6);
-	}
+	/* A link that fills up in the turn in which it has emptied has taken records. */
+	if (takes_records(pool) != pool->writable)
+		sim_fail(sim, "%s takes records, and the pool thinks otherwise", pool->writable ? "no link" : "a link");
+	if (pool->writable && !pool->writable_shown)
+		sim_fail(sim, "a link takes records, and the pool's word says no");
+	if (!pool->writable && pool->writable_shown && sim->w.now_ns - pool->unwritable_ns > WORD_LATE)
+		sim_fail(sim, "no link has taken records for %.3f ms, and the pool's word says yes",
+		    (double)(sim->w.now_ns - pool->unwritable_ns) / 1e6);
 	for (uint32_t i = sim->live_from; i < sim->producer_count; i++) {
 		const struct producer *p = sim->producers[i];
 		if (!p->closed && p->map.daemon->writable != (uint32_t)pool->writable_shown)
@@ -267,10 +265,13 @@ check_step(struct sim *sim)
 		sim->live_from++;
 	}
 	for (uint32_t b = 0; b < pool->broker_count; b++) {
+		struct broker *broker = &pool->brokers[b];
 		uint32_t failed_now = 0;
-		for (uint32_t l = pool->brokers[b].link_count; l-- > 0;) {
-			check_link(sim, &pool->brokers[b].links[l], &failed_now);
-			outstanding += pool->brokers[b].links[l].outstanding;
+		for (uint32_t l = 0; l < broker->link_count; l++)
+			failed_now += broker->links[l].count.failures != sim->watch[broker->links[l].id].failures;
+		for (uint32_t l = 0; l < broker->link_count; l++) {
+			check_link(sim, &broker->links[l], failed_now);
+			outstanding += broker->links[l].outstanding;
 		}
 	}
 	if (outstanding != sim->shard.outstanding)

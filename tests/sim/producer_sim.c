@@ -233,7 +233,7 @@ burst(struct producer *p)
 		uint32_t len = (uint32_t)chance_between(&sim->chance, p->body_low, p->body_high);
 		uint32_t timeout = 0;
 		if (chance_hit(&sim->chance, p->large))
-			len = (uint32_t)chance_between(&sim->chance, 4096, p->sq.mask / 4);
+			len = (uint32_t)chance_between(&sim->chance, 4096, p->sq.mask / 3);
 		if (chance_hit(&sim->chance, p->own_timeout))
 			timeout = (uint32_t)chance_between(&sim->chance, 10, 5000);
 		if (publish(p, chance_hit(&sim->chance, p->cancel / 4) ? "!" : TOPIC, len, timeout) != 0) {

@@ -139,7 +139,6 @@ struct sim {
 	uint64_t broker_ready_ns[SIM_BROKERS];
 	uint64_t broker_opened[SIM_BROKERS];
 	int was_usable;
-	uint64_t unwritable_ns; /* since when no link takes records; 0: one does */
 	uint64_t suspects, failed; /* transitions seen */
 	uint64_t turns;
 };
