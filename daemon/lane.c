@@ -61,7 +61,7 @@ lane_new(struct lane **out, uint64_t id, struct pool *pool, struct client *clien
 	lane->floor = UINT64_MAX;
 	lane->active_ns = shard->now_ns;
 	lane->place = LANE_GONE;
-	lane_show_writable(lane, pool->writable);
+	lane_show_writable(lane, pool->writable_shown);
 	TAILQ_INSERT_TAIL(&pool->lanes, lane, pool_entry);
 	pool->lane_count++;
 	shard->lane_count++;

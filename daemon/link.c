@@ -170,7 +170,10 @@ enter_ready(struct link *link)
 	link_update_writable(link);
 	broker_link_ready(link->broker, link);
 	look_soon(link);
-	pool_link_changed(link->broker->pool, link);
+	if (link->blocked) /* said so before it was ready */
+		link_event(link, LINK_EV_SUSPECT);
+	else
+		pool_link_changed(link->broker->pool, link);
 }
 
 void
