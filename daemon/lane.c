@@ -843,14 +843,14 @@ lane_orphan(struct lane *lane)
 	/* Nobody publishes here any more; freezing the tail keeps a copy of the memory from doing so. */
 	lane->sq.tail_word = &lane->sq.tail_seen;
 	lane->shard->count.lanes_orphaned++;
-	if (lane_is_empty(lane))
-		leave(lane);
+	lane_finish_orphan(lane);
 }
 
 void
 lane_finish_orphan(struct lane *lane)
 {
-	if (lane->place != LANE_GONE && lane->client == NULL && lane_is_empty(lane))
+	/* What is not committed yet has its turn first. */
+	if (lane->place != LANE_GONE && lane->client == NULL && lane_is_empty(lane) && !lane->dirty)
 		leave(lane);
 }
 
