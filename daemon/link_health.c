@@ -51,9 +51,18 @@ look(struct link *link, const struct config_health *health)
 		if (link->state == LINK_READY)
 			next = due;
 	}
-	if (link->blocked)
-		return next; /* round trips hang while it is blocked; its TCP is what is judged */
-	if (link->probe_ns == 0) {
+	if (link->blocked) {
+		/* Round trips hang while it is blocked; its TCP is what is judged, which shows nothing
+		 * unless there is something to acknowledge. */
+		uint64_t last = link->probe_ns > link->last_read_ns ? link->probe_ns : link->last_read_ns;
+		if (now >= last + link->idle_ns && out_unwritten(&link->out) == 0) {
+			link_probe(link);
+			last = now;
+		}
+		return last + link->idle_ns < next ? last + link->idle_ns : next;
+	}
+	/* Whatever is read while a probe is under way ends the silence that it was sent into. */
+	if (link->probe_ns == 0 || (link->state == LINK_READY && link->last_read_ns > link->probe_ns)) {
 		uint64_t due = link->last_read_ns + link->idle_ns;
 		if (now >= due) {
 			link_probe(link);
