@@ -18,6 +18,8 @@
  *  K10 the share cap: while the pool works no breaker opens beyond it
  *  K11 the pool's word follows its links: up at once, down within WORD_LATE, and the lanes' words
  *      follow the pool's
+ *  K12 a link is left only for a reason: blocked, silent for the whole detection time, or nothing
+ *      acknowledged for ack_timeout
  */
 #include "sim.h"
 
@@ -166,6 +168,21 @@ check_on_resolve(void *watcher, void *owner)
 		    link->id, (double)since / 1e6, broker->failures, (double)watch->wait_ns / 1e6);
 }
 
+/* K12 */
+static void
+check_suspect(struct sim *sim, const struct link *link)
+{
+	const struct config_health *health = &sim->pool_config.health;
+	uint64_t silent_ns = sim->w.now_ns - link->last_read_ns;
+	uint64_t stuck_ns = sim->w.now_ns - link->last_progress_ns;
+
+	sim->suspects++;
+	if (!link->blocked && silent_ns < SIM_MS(health->idle_ms + health->probe_misses * health->probe_timeout_ms) &&
+	    (link->outstanding == 0 || stuck_ns < SIM_MS(health->ack_timeout_ms)))
+		sim_fail(sim, "link %u is left after %.3f ms of silence and %.3f ms without progress: %s", link->id,
+		    (double)silent_ns / 1e6, (double)stuck_ns / 1e6, link->why);
+}
+
 /* K8, K9 */
 static void
 check_link(struct sim *sim, struct link *link, uint32_t failed_now)
@@ -184,6 +201,9 @@ check_link(struct sim *sim, struct link *link, uint32_t failed_now)
 		    (unsigned long long)link->outstanding_bytes);
 	if (link->ready_ns != 0 && link->ready_ns > sim->broker_ready_ns[link->broker->index])
 		sim->broker_ready_ns[link->broker->index] = link->ready_ns;
+	if (link->state == LINK_SUSPECT && !watch->suspect)
+		check_suspect(sim, link);
+	watch->suspect = link->state == LINK_SUSPECT;
 	if (link->count.failures == watch->failures)
 		return;
 	sim->failed += link->count.failures - watch->failures;
