@@ -698,14 +698,20 @@ lane_unbind(struct lane *lane, int rewind)
 	}
 	if (!rewind)
 		return;
-	/* To the first that was in flight, no further: with none, the record being routed stays the next. */
-	for (uint64_t n = lane->slot_next; n-- > lane->slot_head;) {
+	/*
+	 * All that is in flight: where the broker has given one back there are some behind slot_next too.
+	 * And back to the first of them, no further: with none, the record being routed stays the next.
+	 */
+	for (uint64_t n = lane->slot_tail; n-- > lane->slot_head;) {
 		struct slot *slot = slot_at(lane, n);
 		if (slot->state == SLOT_INFLIGHT) {
 			slot->state = SLOT_PENDING;
 			slot->link = NULL;
 			lane->inflight--;
-			lane->slot_next = n;
+			if (n < lane->slot_next)
+				lane->slot_next = n;
+			if (slot->deadline_ns < lane->earliest_ns)
+				lane->earliest_ns = slot->deadline_ns;
 		}
 	}
 }
