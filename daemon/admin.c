@@ -85,8 +85,8 @@ send_text(struct admin_session *s, char *text, size_t len, int is_answer)
 	struct reply *reply = calloc(1, sizeof(*reply));
 
 	if (reply == NULL || text == NULL || s->queued + len > ADMIN_QUEUED) {
-		log_event(LOG_LEVEL_WARN, "admin_cut_off", "queued=%zu limit=%u cause=\"%s\"", s->queued, ADMIN_QUEUED,
-		    reply == NULL || text == NULL ? "out of memory" : "does not read");
+		log_event(LOG_LEVEL_WARN, "admin_cut_off", "queued=%zu limit=%u cause=\"%s\"", s->queued,
+		    ADMIN_QUEUED, reply == NULL || text == NULL ? "out of memory" : "does not read");
 		free(reply);
 		free(text);
 		hang_up(s);
@@ -142,7 +142,8 @@ page_text(const json_t *json, int is_first, int is_last, size_t *len)
 static void
 begin_to_follow(struct admin_session *s, const json_t *answer)
 {
-	if (json_is_true(json_object_get(s->request, "follow")) && json_is_integer(json_object_get(answer, "seq")))
+	if (json_is_true(json_object_get(s->request, "follow")) &&
+	    json_is_integer(json_object_get(answer, "seq")))
 		s->follows = (uint64_t)json_integer_value(json_object_get(answer, "seq"));
 }
 
@@ -197,11 +198,13 @@ push_events(struct admin_session *s)
 	if (s->follows < first)
 		s->follows = first;
 	while (s->follows < next && !uv_is_closing((uv_handle_t *)&s->pipe)) {
+		struct answer event, outer;
 		size_t len = 0;
-		json_t *event = admin_event(&s->admin->events, s->follows++);
-		if (event == NULL)
+		if (admin_event(&event, &s->admin->events, s->follows++) != 0)
 			continue;
-		json_t *line = json_pack("{s:o}", "event", event);
+		answer_init(&outer);
+		answer_json(&outer, "event", answer_end(&event));
+		json_t *line = answer_end(&outer);
 		char *text = line != NULL ? page_text(line, 1, 1, &len) : NULL;
 		json_decref(line);
 		send_text(s, text, len, 0);

@@ -6,7 +6,8 @@
  *   {"cmd":"lanes","max":50}            →  {"ok":true,"lanes":[…],"next":51}
  *   {"cmd":"lanes","max":50,"from":51}  →  {"ok":true,"lanes":[…]}
  *   {"cmd":"why","lane":12}             →  {"ok":true,"why":[{"text":"lane 12: …",…}]}
- *   {"cmd":"events","follow":true}      →  {"ok":true,"seq":…,"events":[…]}, then {"event":{…}} for each new one
+ *   {"cmd":"events","follow":true}      →  {"ok":true,"seq":…,"events":[…]}, then {"event":{…}} for each new
+ * one
  *   {"cmd":"nonsense"}                  →  {"ok":false,"error":"…"}
  *
  * Commands are admin_commands.def. The loop must not wait for an admin: a report is made ADMIN_PAGE
@@ -29,9 +30,9 @@
 #include <uv.h>
 
 #define ADMIN_CONNECTIONS 64u
-#define ADMIN_LINE 65536u        /* longest request */
-#define ADMIN_QUEUED (4u << 20)  /* most bytes one admin may leave unread */
-#define ADMIN_PAGE 128u          /* rows made in a turn */
+#define ADMIN_LINE 65536u       /* longest request */
+#define ADMIN_QUEUED (4u << 20) /* most bytes one admin may leave unread */
+#define ADMIN_PAGE 128u         /* rows made in a turn */
 
 struct admin_session;
 TAILQ_HEAD(admin_sessions, admin_session);
@@ -78,8 +79,8 @@ struct admin_query {
 	char error[320]; /* "": none */
 };
 
-/* One event as it is answered and pushed. NULL when it is kept no longer, or without memory. */
-json_t *admin_event(struct events *events, uint64_t seq);
+/* One event as it is answered and pushed. Returns 0, or -TG_ENOTFOUND: it is kept no longer. */
+int admin_event(struct answer *event, struct events *events, uint64_t seq);
 
 /* admin_why.c */
 void admin_why(struct admin_query *query);

@@ -66,9 +66,9 @@ add_allocator(struct answer *to)
 #endif
 }
 
-#define FOR_EACH_POOL(query, pool)                                                                              \
-	for (struct pool *pool = (query)->shard->pools; pool < (query)->shard->pools + (query)->shard->pool_count; \
-	     pool++)                                                                                             \
+#define FOR_EACH_POOL(query, pool)                                              \
+	for (struct pool *pool = (query)->shard->pools;                         \
+	     pool < (query)->shard->pools + (query)->shard->pool_count; pool++) \
 		if ((query)->pool == NULL || (query)->pool == pool)
 
 #define FOR_EACH_BROKER(pool, broker) \
@@ -140,7 +140,7 @@ static uint64_t
 finished(const struct pool *pool)
 {
 	return pool->count.delivered + pool->count.sent + pool->count.rejected + pool->count.expired +
-	    pool->count.unknown + pool->count.cancelled;
+	       pool->count.unknown + pool->count.cancelled;
 }
 
 static uint32_t
@@ -440,20 +440,20 @@ stats(struct admin_query *query)
 	answer_json(&query->answer, "stats", answer_end(&all));
 }
 
-json_t *
-admin_event(struct events *events, uint64_t seq)
+int
+admin_event(struct answer *event, struct events *events, uint64_t seq)
 {
 	char line[LOG_LINE];
 	enum log_level level;
-	struct answer event;
+	int rc = events_get(events, seq, &level, line);
 
-	if (events_get(events, seq, &level, line) != 0)
-		return NULL;
-	answer_init(&event);
-	answer_count(&event, "seq", seq);
-	answer_text(&event, "level", log_level_word(level));
-	answer_text(&event, "line", line);
-	return answer_end(&event);
+	if (rc != 0)
+		return rc;
+	answer_init(event);
+	answer_count(event, "seq", seq);
+	answer_text(event, "level", log_level_word(level));
+	answer_text(event, "line", line);
+	return 0;
 }
 
 static void
@@ -468,12 +468,13 @@ events(struct admin_query *query)
 	if (next - from > query->max)
 		from = next - query->max;
 	answer_count(&query->answer, "seq", next);
-	answer_count(&query->answer, "missed", query->since > 0 && query->since < first ? first - query->since : 0);
+	answer_count(
+	    &query->answer, "missed", query->since > 0 && query->since < first ? first - query->since : 0);
 	json_t *list = answer_list(&query->answer, "events");
 	for (uint64_t seq = from; seq < next; seq++) {
-		json_t *event = admin_event(kept, seq);
-		if (event != NULL && json_array_append_new(list, event) != 0)
-			query->answer.failed = 1;
+		struct answer event;
+		if (admin_event(&event, kept, seq) == 0)
+			answer_row(&query->answer, list, &event);
 	}
 }
 
@@ -505,11 +506,12 @@ number_member(struct admin_query *query, const char *key, const json_t *value, u
 static void
 unknown_pool(struct admin_query *query, const char *name)
 {
-	size_t at = (size_t)snprintf(query->error, sizeof(query->error), "pool \"%.63s\" does not exist; there are:", name);
+	size_t at = (size_t)snprintf(
+	    query->error, sizeof(query->error), "pool \"%.63s\" does not exist; there are:", name);
 
 	for (uint32_t i = 0; i < query->shard->pool_count && at < sizeof(query->error); i++)
-		at += (size_t)snprintf(query->error + at, sizeof(query->error) - at, " %s",
-		    query->shard->pools[i].config->name);
+		at += (size_t)snprintf(
+		    query->error + at, sizeof(query->error) - at, " %s", query->shard->pools[i].config->name);
 }
 
 static int
@@ -558,7 +560,7 @@ run(struct admin_query *query, const json_t *request)
 	json_t *value;
 	size_t at, i;
 
-	json_object_foreach((json_t *)(uintptr_t)request, key, value)
+	json_object_foreach ((json_t *)(uintptr_t)request, key, value)
 		if (member(query, key, value) != 0)
 			return;
 	for (i = 0; cmd != NULL && i < COMMANDS; i++)
@@ -571,8 +573,8 @@ run(struct admin_query *query, const json_t *request)
 		commands[i].report(query);
 		return;
 	}
-	at = (size_t)snprintf(query->error, sizeof(query->error), "cmd \"%.60s\" is not known; there are:",
-	    cmd != NULL ? cmd : "");
+	at = (size_t)snprintf(query->error, sizeof(query->error),
+	    "cmd \"%.60s\" is not known; there are:", cmd != NULL ? cmd : "");
 	for (i = 0; i < COMMANDS && at < sizeof(query->error); i++)
 		at += (size_t)snprintf(query->error + at, sizeof(query->error) - at, " %s", commands[i].name);
 }

@@ -211,7 +211,8 @@ say_link(struct words *words, const struct link *link)
 	say(words, " ");
 	say_since(words, link->shard, link->state_since_ns);
 	if (link->why[0] != '\0' && link->state != LINK_CLOSED) {
-		int now = link->state == LINK_SUSPECT || link->state == LINK_BACKOFF || link->state == LINK_FAILED;
+		int now =
+		    link->state == LINK_SUSPECT || link->state == LINK_BACKOFF || link->state == LINK_FAILED;
 		say(words, now ? " (%s" : " (before that: %s", link->why);
 		if (link->state != LINK_SUSPECT && link->failed_kind == FATAL_REFUSED)
 			say(words, "; check the pool's credentials and rights");
@@ -268,7 +269,8 @@ reason_of(const struct lane *lane, const struct census *census, const struct lin
 		*link = census->link;
 		if (census->in_flight > 0)
 			return WHY_IN_FLIGHT;
-		return lane->client != NULL && census->unread >= lane->map.geo.cq_entries ? WHY_UNREAD : WHY_NOTHING;
+		return lane->client != NULL && census->unread >= lane->map.geo.cq_entries ? WHY_UNREAD
+											  : WHY_NOTHING;
 	}
 	switch (lane->place) {
 	case LANE_STALLED:
@@ -278,7 +280,8 @@ reason_of(const struct lane *lane, const struct census *census, const struct lin
 		*link = lane->link;
 		return waits_for_link(lane->link);
 	case LANE_WAIT_POOL:
-		if (lane->link != NULL && census->in_flight > 0 && !link_is_ready(lane->link) && lane->pool->writable) {
+		if (lane->link != NULL && census->in_flight > 0 && !link_is_ready(lane->link) &&
+		    lane->pool->writable) {
 			*link = lane->link;
 			return WHY_LINK_GONE;
 		}
@@ -434,10 +437,12 @@ say_cause(struct words *words, const struct group *group)
 		if (group->waiting > 0)
 			say(words, ": ");
 		say_number(words, group->unread);
-		say(words, " completions are unread, the completion ring is full: the program must call tg_poll or tg_wait");
+		say(words, " completions are unread, the completion ring is full: the program must call "
+			   "tg_poll or tg_wait");
 		break;
 	case WHY_TABLE:
-		say(words, ": as many records are unanswered, or answered behind one that is not, as the lane may have: ");
+		say(words, ": as many records are unanswered, or answered behind one that is not, as the lane "
+			   "may have: ");
 		say_in_flight(words, group);
 		break;
 	case WHY_BROKEN:
@@ -524,7 +529,8 @@ add_left_out(struct admin_query *query, json_t *list, uint64_t lanes)
 	struct answer row;
 	char text[128];
 
-	snprintf(text, sizeof(text), "and %" PRIu64 " lanes more, for other causes: ask for a pool or a lane", lanes);
+	snprintf(text, sizeof(text), "and %" PRIu64 " lanes more, for other causes: ask for a pool or a lane",
+	    lanes);
 	answer_init(&row);
 	answer_truth(&row, "waits", 1);
 	answer_count(&row, "lanes", lanes);
@@ -572,10 +578,10 @@ why_lane(struct admin_query *query, json_t *list, struct groups *groups)
 				add_group(query, list, &groups->list[0]);
 				return;
 			}
-	snprintf(query->error, sizeof(query->error),
-	    "lane %" PRIu64 " does not exist%s", query->lane,
-	    query->lane <= shard->lane_ids ? " any more: its process has closed it or gone, and all it held is answered"
-	                                   : ": the numbers are those of the command lanes");
+	snprintf(query->error, sizeof(query->error), "lane %" PRIu64 " does not exist%s", query->lane,
+	    query->lane <= shard->lane_ids
+		? " any more: its process has closed it or gone, and all it held is answered"
+		: ": the numbers are those of the command lanes");
 }
 
 void

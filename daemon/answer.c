@@ -56,7 +56,8 @@ answer_text(struct answer *answer, const char *key, const char *text)
 	size_t len = strlen(text), offset;
 	char clean[ANSWER_TEXT];
 
-	if (len >= sizeof(clean) || utf8_check((const uint8_t *)text, len, (const char[2]){ 0 }, &offset) != UTF8_PLAIN) {
+	if (len >= sizeof(clean) ||
+	    utf8_check((const uint8_t *)text, len, (const char[2]){ 0 }, &offset) != UTF8_PLAIN) {
 		len = utf8_clean(clean, sizeof(clean), (const uint8_t *)text, len);
 		text = clean;
 	}

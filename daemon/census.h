@@ -12,14 +12,14 @@
 #include "lane.h"
 
 struct census {
-	uint64_t waiting;    /* records committed, neither answered nor in flight */
-	int more;            /* there are more: the budget ended before the ring did */
-	int broken;          /* what lies in the ring is not what it must be */
+	uint64_t waiting; /* records committed, neither answered nor in flight */
+	int more;         /* there are more: the budget ended before the ring did */
+	int broken;       /* what lies in the ring is not what it must be */
 	uint64_t in_flight;
-	uint64_t bytes;      /* from the oldest unreleased record to the tail */
-	uint64_t unread;     /* completions the client has not taken */
-	uint64_t oldest_ns;  /* when the oldest unanswered record was published; 0: there is none */
-	struct link *link;   /* where the oldest record in flight is; NULL: none is */
+	uint64_t bytes;     /* from the oldest unreleased record to the tail */
+	uint64_t unread;    /* completions the client has not taken */
+	uint64_t oldest_ns; /* when the oldest unanswered record was published; 0: there is none */
+	struct link *link;  /* where the oldest record in flight is; NULL: none is */
 };
 
 #define CENSUS_BUDGET 8192u /* headers: each may cost a cache miss */

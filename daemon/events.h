@@ -27,8 +27,8 @@ struct event {
 struct events {
 	struct log_tap tap;
 	pthread_mutex_t lock;
-	struct event kept[EVENTS_KEPT]; /* seq s at s % EVENTS_KEPT */
-	uint64_t next;                  /* the number of the next */
+	struct event kept[EVENTS_KEPT];      /* seq s at s % EVENTS_KEPT */
+	uint64_t next;                       /* the number of the next */
 	void (*came)(struct events *events); /* from any thread, after each; may be NULL */
 };
 

@@ -15,19 +15,22 @@ complain_connect(const char *path, int error)
 {
 	switch (error) {
 	case ENOENT:
-		cli_error("no tidegated at %s: there is no such socket. Is it running, and is this the \"admin\" of its "
-		          "configuration? -s or TIDEGATE_ADMIN names another",
+		cli_error("no tidegated at %s: there is no such socket. Is it running, and is this the "
+			  "\"admin\" of its "
+			  "configuration? -s or TIDEGATE_ADMIN names another",
 		    path);
 		break;
 	case ECONNREFUSED:
-		cli_error("no tidegated at %s: nobody listens there any more. Start it (systemctl start tidegated, or "
-		          "tidegated -c FILE)",
+		cli_error("no tidegated at %s: nobody listens there any more. Start it (systemctl start "
+			  "tidegated, or "
+			  "tidegated -c FILE)",
 		    path);
 		break;
 	case EACCES:
 	case EPERM:
-		cli_error("%s: permission denied: the admin socket is for root and the group tidegate. Become root, or "
-		          "join the group: adduser USER tidegate",
+		cli_error("%s: permission denied: the admin socket is for root and the group tidegate. Become "
+			  "root, or "
+			  "join the group: adduser USER tidegate",
 		    path);
 		break;
 	default:
@@ -43,8 +46,8 @@ ask_open(struct ask *ask, const char *path)
 
 	*ask = (struct ask){ .path = path, .fd = -1 };
 	if (strlen(path) >= sizeof(addr.sun_path)) {
-		cli_error("%s: a socket's path has at most %zu bytes, this one %zu", path, sizeof(addr.sun_path) - 1,
-		    strlen(path));
+		cli_error("%s: a socket's path has at most %zu bytes, this one %zu", path,
+		    sizeof(addr.sun_path) - 1, strlen(path));
 		return -1;
 	}
 	memcpy(addr.sun_path, path, strlen(path) + 1);
@@ -96,7 +99,8 @@ make_room(struct ask *ask)
 	if (ask->len < ask->size)
 		return 0;
 	if (size > ASK_LINE) {
-		cli_error("%s: a line of more than %u bytes: is this tidegated's admin socket?", ask->path, ASK_LINE);
+		cli_error(
+		    "%s: a line of more than %u bytes: is this tidegated's admin socket?", ask->path, ASK_LINE);
 		return -1;
 	}
 	buffer = realloc(ask->buffer, size);
@@ -146,12 +150,14 @@ next_line(struct ask *ask, int timeout_ms)
 	size_t seen = 0;
 	char *end;
 
-	while (ask->len == seen || (end = memchr(ask->buffer + ask->start + seen, '\n', ask->len - seen)) == NULL) {
+	while (ask->len == seen ||
+	       (end = memchr(ask->buffer + ask->start + seen, '\n', ask->len - seen)) == NULL) {
 		seen = ask->len;
 		int rc = receive(ask, timeout_ms);
 		if (rc == 0)
-			cli_error("%s: tidegated has hung up: it has ended, or has 64 admins already, or this one did not read "
-			          "fast enough; its log says which",
+			cli_error("%s: tidegated has hung up: it has ended, or has 64 admins already, or this "
+				  "one did not read "
+				  "fast enough; its log says which",
 			    ask->path);
 		if (rc <= 0)
 			return NULL;

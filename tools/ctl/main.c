@@ -74,7 +74,8 @@ help(void)
 static void
 help_command(const struct command *command)
 {
-	printf("Usage: tidegatectl [-s PATH] [--json]%s%s%s %s%s%s\n", (command->features & CTL_TABLE) != 0 ? " [-w SECONDS]" : "",
+	printf("Usage: tidegatectl [-s PATH] [--json]%s%s%s %s%s%s\n",
+	    (command->features & CTL_TABLE) != 0 ? " [-w SECONDS]" : "",
 	    (command->features & CTL_ORPHANS) != 0 ? " [--orphans]" : "",
 	    (command->features & CTL_EVENTS) != 0 ? " [-f] [--since SEQ] [--max N]" : "", command->name,
 	    command->operand[0] != '\0' ? " " : "", command->operand);
@@ -254,7 +255,9 @@ run_watch(struct ask *ask, const struct settings *s, const struct command *comma
 
 	while ((answer = ask_once(ask, make_request(s, command))) != NULL) {
 		uint64_t now_ns = clock_now_ns();
-		struct sample sample = { .answer = answer, .before = before, .rates = 1,
+		struct sample sample = { .answer = answer,
+			.before = before,
+			.rates = 1,
 			.seconds = (double)(now_ns - before_ns) / (double)CLOCK_NS_PER_S };
 		char when[32];
 		time_t wall = time(NULL);
@@ -263,8 +266,8 @@ run_watch(struct ask *ask, const struct settings *s, const struct command *comma
 		/* To the top and clear: the next table takes this one's place. */
 		if (table_on_terminal())
 			fputs("\033[H\033[2J", stdout);
-		printf("%s  tidegatectl %s%s%s, every %g s\n", when, command->name, s->operand != NULL ? " " : "",
-		    s->operand != NULL ? s->operand : "", s->watch_s);
+		printf("%s  tidegatectl %s%s%s, every %g s\n", when, command->name,
+		    s->operand != NULL ? " " : "", s->operand != NULL ? s->operand : "", s->watch_s);
 		command->show(&sample, stdout);
 		if (!table_on_terminal())
 			putchar('\n');
@@ -303,7 +306,7 @@ run_events(struct ask *ask, const struct settings *s, const struct command *comm
 	if (s->json)
 		print_json(answer);
 	else
-		json_array_foreach(json_object_get(answer, "events"), i, event)
+		json_array_foreach (json_object_get(answer, "events"), i, event)
 			show_event(event, stdout);
 	json_decref(answer);
 	status = flush_output();

@@ -98,27 +98,33 @@ cell_duration(struct table *table, enum paint paint, uint64_t ms)
 static void
 cell_of(struct table *table, uint64_t ready, uint64_t all)
 {
-	table_cellf(table, ready == all ? PAINT_GOOD : ready > 0 ? PAINT_WARN : PAINT_BAD, "%" PRIu64 "/%" PRIu64,
-	    ready, all);
+	table_cellf(table,
+	    ready == all ? PAINT_GOOD
+	    : ready > 0  ? PAINT_WARN
+			 : PAINT_BAD,
+	    "%" PRIu64 "/%" PRIu64, ready, all);
 }
 
 static uint64_t
 failed(const json_t *row)
 {
-	return number(row, "rejected") + number(row, "expired") + number(row, "unknown") + number(row, "cancelled");
+	return number(row, "rejected") + number(row, "expired") + number(row, "unknown") +
+	       number(row, "cancelled");
 }
 
-/* The row of the sample before that has the same value at `key`. */
+/* The row of the sample before that has the same value at `key`. It is looked for from place `hint` on:
+ * rows keep their order, so that is where it is, or shortly behind if others have gone. */
 static const json_t *
-row_before(const struct sample *sample, const char *list, const char *key, const json_t *row)
+row_before(const struct sample *sample, const char *list, const char *key, const json_t *row, size_t hint)
 {
 	const json_t *rows = json_object_get(sample->before, list), *wanted = json_object_get(row, key);
-	size_t i;
-	json_t *other;
+	size_t count = json_array_size(rows);
 
-	json_array_foreach(rows, i, other)
+	for (size_t i = 0; i < count; i++) {
+		const json_t *other = json_array_get(rows, (hint + i) % count);
 		if (json_equal(json_object_get(other, key), wanted))
 			return other;
+	}
 	return NULL;
 }
 
@@ -185,16 +191,18 @@ show_status(const struct sample *sample, FILE *out)
 	char a[UNITS_TEXT], b[UNITS_TEXT], c[UNITS_TEXT], text[200];
 
 	snprintf(text, sizeof(text), "%s, pid %" PRIu64 ", up %s%s", string(s, "version"), number(s, "pid"),
-	    duration(a, sizeof(a), number(s, "uptime_ms")), truth(s, "stopping") ? ", stopping: drains its lanes" : "");
+	    duration(a, sizeof(a), number(s, "uptime_ms")),
+	    truth(s, "stopping") ? ", stopping: drains its lanes" : "");
 	line(out, "tidegated", truth(s, "stopping") ? PAINT_WARN : PAINT_NONE, text);
 	snprintf(text, sizeof(text), "%" PRIu64 " of %" PRIu64 " ready in %" PRIu64 " pool%s", ready, links,
 	    number(s, "pools"), number(s, "pools") == 1 ? "" : "s");
 	line(out, "links", ready == links ? PAINT_GOOD : ready > 0 ? PAINT_WARN : PAINT_BAD, text);
-	snprintf(text, sizeof(text), "%s attached with %s lanes", units_count(a, sizeof(a), number(s, "clients")),
-	    units_count(b, sizeof(b), number(s, "lanes")));
+	snprintf(text, sizeof(text), "%s attached with %s lanes",
+	    units_count(a, sizeof(a), number(s, "clients")), units_count(b, sizeof(b), number(s, "lanes")));
 	line(out, "clients", PAINT_NONE, text);
-	snprintf(text, sizeof(text), "%s accepted, %s answered, %s under way", units_count(a, sizeof(a), accepted),
-	    units_count(b, sizeof(b), finished), units_count(c, sizeof(c), accepted > finished ? accepted - finished : 0));
+	snprintf(text, sizeof(text), "%s accepted, %s answered, %s under way",
+	    units_count(a, sizeof(a), accepted), units_count(b, sizeof(b), finished),
+	    units_count(c, sizeof(c), accepted > finished ? accepted - finished : 0));
 	line(out, "messages", PAINT_NONE, text);
 	if (sample->rates && sample->before != NULL && sample->seconds > 0) {
 		const json_t *before = json_object_get(sample->before, "status");
@@ -214,12 +222,12 @@ show_status(const struct sample *sample, FILE *out)
 static void
 pools_heading(struct table *table, int rates)
 {
-	static const struct table_column plain[] = { { "POOL", 0 }, { "PROTOCOL", 0 }, { "BROKERS", 1 }, { "TAKES", 0 },
-		{ "LANES", 1 }, { "WAIT", 1 }, { "ACCEPTED", 1 }, { "DELIVERED", 1 }, { "SENT", 1 }, { "REJECTED", 1 },
-		{ "EXPIRED", 1 }, { "UNKNOWN", 1 }, { "RESENT", 1 } };
-	static const struct table_column watched[] = { { "POOL", 0 }, { "BROKERS", 1 }, { "TAKES", 0 }, { "LANES", 1 },
-		{ "WAIT", 1 }, { "IN", 1 }, { "BYTES IN", 1 }, { "DELIVERED", 1 }, { "SENT", 1 }, { "FAILED", 1 },
-		{ "RESENT", 1 } };
+	static const struct table_column plain[] = { { "POOL", 0 }, { "PROTOCOL", 0 }, { "BROKERS", 1 },
+		{ "TAKES", 0 }, { "LANES", 1 }, { "WAIT", 1 }, { "ACCEPTED", 1 }, { "DELIVERED", 1 },
+		{ "SENT", 1 }, { "REJECTED", 1 }, { "EXPIRED", 1 }, { "UNKNOWN", 1 }, { "RESENT", 1 } };
+	static const struct table_column watched[] = { { "POOL", 0 }, { "BROKERS", 1 }, { "TAKES", 0 },
+		{ "LANES", 1 }, { "WAIT", 1 }, { "IN", 1 }, { "BYTES IN", 1 }, { "DELIVERED", 1 },
+		{ "SENT", 1 }, { "FAILED", 1 }, { "RESENT", 1 } };
 
 	if (rates)
 		table_init(table, COLUMNS(watched));
@@ -228,15 +236,16 @@ pools_heading(struct table *table, int rates)
 }
 
 static void
-pool_row(struct table *table, const struct sample *sample, const json_t *pool)
+pool_row(struct table *table, const struct sample *sample, const json_t *pool, size_t place)
 {
-	const json_t *before = row_before(sample, "pools", "name", pool);
+	const json_t *before = row_before(sample, "pools", "name", pool, place);
 
 	table_cell(table, PAINT_NONE, string(pool, "name"));
 	if (!sample->rates)
 		table_cell(table, PAINT_NONE, string(pool, "protocol"));
 	cell_of(table, number(pool, "brokers_ready"), number(pool, "brokers"));
-	table_cell(table, truth(pool, "writable") ? PAINT_GOOD : PAINT_BAD, truth(pool, "writable") ? "yes" : "no");
+	table_cell(
+	    table, truth(pool, "writable") ? PAINT_GOOD : PAINT_BAD, truth(pool, "writable") ? "yes" : "no");
 	cell_count(table, PAINT_NONE, number(pool, "lanes"));
 	cell_count(table, PAINT_WARN, number(pool, "lanes_waiting"));
 	if (sample->rates) {
@@ -266,11 +275,11 @@ show_pools(const struct sample *sample, FILE *out)
 	json_t *row, *failing;
 
 	pools_heading(&table, sample->rates);
-	json_array_foreach(rows, i, row)
-		pool_row(&table, sample, row);
+	json_array_foreach (rows, i, row)
+		pool_row(&table, sample, row, i);
 	finish(&table, out, "There are no pools.");
-	json_array_foreach(rows, i, row)
-		json_array_foreach(json_object_get(row, "failing"), f, failing)
+	json_array_foreach (rows, i, row)
+		json_array_foreach (json_object_get(row, "failing"), f, failing)
 			cause(out, string(row, "name"), string(failing, "broker"), string(failing, "why"));
 }
 
@@ -279,15 +288,16 @@ show_pools(const struct sample *sample, FILE *out)
 void
 show_brokers(const struct sample *sample, FILE *out)
 {
-	static const struct table_column columns[] = { { "POOL", 0 }, { "BROKER", 0 }, { "WEIGHT", 1 }, { "SHARE", 1 },
-		{ "LINKS", 1 }, { "BREAKER", 0 }, { "FAILED", 1 }, { "DELIVERED", 1 }, { "SENT", 1 }, { "RESENT", 1 } };
+	static const struct table_column columns[] = { { "POOL", 0 }, { "BROKER", 0 }, { "WEIGHT", 1 },
+		{ "SHARE", 1 }, { "LINKS", 1 }, { "BREAKER", 0 }, { "FAILED", 1 }, { "DELIVERED", 1 },
+		{ "SENT", 1 }, { "RESENT", 1 } };
 	struct table table;
 	size_t i;
 	json_t *row;
 
 	table_init(&table, COLUMNS(columns));
-	json_array_foreach(json_object_get(sample->answer, "brokers"), i, row) {
-		const json_t *before = row_before(sample, "brokers", "id", row);
+	json_array_foreach (json_object_get(sample->answer, "brokers"), i, row) {
+		const json_t *before = row_before(sample, "brokers", "id", row, i);
 		const char *breaker = string(row, "breaker");
 		table_cell(&table, PAINT_NONE, string(row, "pool"));
 		table_cell(&table, PAINT_NONE, string(row, "address"));
@@ -295,9 +305,9 @@ show_brokers(const struct sample *sample, FILE *out)
 		table_cellf(&table, PAINT_NONE, "%" PRIu64 "%%", number(row, "share_thousandths") / 10);
 		cell_of(&table, number(row, "links_ready"), number(row, "links"));
 		table_cell(&table,
-		    strcmp(breaker, "closed") == 0 ? PAINT_GOOD
-		        : strcmp(breaker, "slow-start") == 0 ? PAINT_WARN
-		                                             : PAINT_BAD,
+		    strcmp(breaker, "closed") == 0       ? PAINT_GOOD
+		    : strcmp(breaker, "slow-start") == 0 ? PAINT_WARN
+							 : PAINT_BAD,
 		    breaker);
 		cell_count(&table, PAINT_WARN, number(row, "failures"));
 		if (sample->rates) {
@@ -311,7 +321,7 @@ show_brokers(const struct sample *sample, FILE *out)
 		}
 	}
 	finish(&table, out, "There are no brokers.");
-	json_array_foreach(json_object_get(sample->answer, "brokers"), i, row)
+	json_array_foreach (json_object_get(sample->answer, "brokers"), i, row)
 		if (number(row, "links_ready") < number(row, "links"))
 			cause(out, string(row, "pool"), string(row, "address"), string(row, "why"));
 }
@@ -342,12 +352,12 @@ takes(const json_t *link)
 void
 show_links(const struct sample *sample, FILE *out)
 {
-	static const struct table_column plain[] = { { "LINK", 1 }, { "POOL", 0 }, { "BROKER", 0 }, { "STATE", 0 },
-		{ "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 }, { "UNSENT", 1 }, { "LANES", 1 }, { "PROBE", 1 },
-		{ "READ", 1 } };
-	static const struct table_column watched[] = { { "LINK", 1 }, { "POOL", 0 }, { "BROKER", 0 }, { "STATE", 0 },
-		{ "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 }, { "UNSENT", 1 }, { "LANES", 1 }, { "PROBE", 1 },
-		{ "OUT", 1 }, { "BYTES OUT", 1 } };
+	static const struct table_column plain[] = { { "LINK", 1 }, { "POOL", 0 }, { "BROKER", 0 },
+		{ "STATE", 0 }, { "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 }, { "UNSENT", 1 },
+		{ "LANES", 1 }, { "PROBE", 1 }, { "READ", 1 } };
+	static const struct table_column watched[] = { { "LINK", 1 }, { "POOL", 0 }, { "BROKER", 0 },
+		{ "STATE", 0 }, { "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 }, { "UNSENT", 1 },
+		{ "LANES", 1 }, { "PROBE", 1 }, { "OUT", 1 }, { "BYTES OUT", 1 } };
 	struct table table;
 	size_t i;
 	json_t *row;
@@ -356,8 +366,8 @@ show_links(const struct sample *sample, FILE *out)
 		table_init(&table, COLUMNS(watched));
 	else
 		table_init(&table, COLUMNS(plain));
-	json_array_foreach(json_object_get(sample->answer, "links"), i, row) {
-		const json_t *before = row_before(sample, "links", "id", row);
+	json_array_foreach (json_object_get(sample->answer, "links"), i, row) {
+		const json_t *before = row_before(sample, "links", "id", row, i);
 		const char *state = string(row, "state");
 		char text[UNITS_TEXT];
 		table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "id"));
@@ -382,7 +392,7 @@ show_links(const struct sample *sample, FILE *out)
 		}
 	}
 	finish(&table, out, "There are no links.");
-	json_array_foreach(json_object_get(sample->answer, "links"), i, row)
+	json_array_foreach (json_object_get(sample->answer, "links"), i, row)
 		if (strcmp(string(row, "state"), "ready") != 0) {
 			char text[UNITS_TEXT + 8];
 			snprintf(text, sizeof(text), "link %" PRIu64, number(row, "id"));
@@ -406,9 +416,9 @@ show_lanes(const struct sample *sample, FILE *out)
 	static const struct table_column plain[] = { { "LANE", 1 }, { "POOL", 0 }, { "PID", 1 }, { "USER", 1 },
 		{ "PLACE", 0 }, { "LINK", 1 }, { "WAIT", 1 }, { "FLIGHT", 1 }, { "OLDEST", 1 }, { "USED", 1 },
 		{ "RECORDS", 1 }, { "FAILED", 1 }, { "PROGRAM", 0 } };
-	static const struct table_column watched[] = { { "LANE", 1 }, { "POOL", 0 }, { "PID", 1 }, { "USER", 1 },
-		{ "PLACE", 0 }, { "LINK", 1 }, { "WAIT", 1 }, { "FLIGHT", 1 }, { "OLDEST", 1 }, { "USED", 1 },
-		{ "IN", 1 }, { "BYTES IN", 1 }, { "FAILED", 1 }, { "PROGRAM", 0 } };
+	static const struct table_column watched[] = { { "LANE", 1 }, { "POOL", 0 }, { "PID", 1 },
+		{ "USER", 1 }, { "PLACE", 0 }, { "LINK", 1 }, { "WAIT", 1 }, { "FLIGHT", 1 }, { "OLDEST", 1 },
+		{ "USED", 1 }, { "IN", 1 }, { "BYTES IN", 1 }, { "FAILED", 1 }, { "PROGRAM", 0 } };
 	struct table table;
 	size_t i;
 	json_t *row;
@@ -417,8 +427,8 @@ show_lanes(const struct sample *sample, FILE *out)
 		table_init(&table, COLUMNS(watched));
 	else
 		table_init(&table, COLUMNS(plain));
-	json_array_foreach(json_object_get(sample->answer, "lanes"), i, row) {
-		const json_t *before = row_before(sample, "lanes", "id", row);
+	json_array_foreach (json_object_get(sample->answer, "lanes"), i, row) {
+		const json_t *before = row_before(sample, "lanes", "id", row, i);
 		int orphan = truth(row, "orphan");
 		char text[UNITS_TEXT];
 		table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "id"));
@@ -469,7 +479,7 @@ stats_value(const char *path, const json_t *value, const json_t *before, const s
 	char text[UNITS_TEXT], name[256];
 
 	if (json_is_object(value)) {
-		json_object_foreach((json_t *)(uintptr_t)value, key, inner) {
+		json_object_foreach ((json_t *)(uintptr_t)value, key, inner) {
 			snprintf(name, sizeof(name), "%s%s%s", path, path[0] != '\0' ? "." : "", key);
 			stats_value(name, inner, json_object_get(before, key), sample, out);
 		}
@@ -496,7 +506,8 @@ stats_value(const char *path, const json_t *value, const json_t *before, const s
 void
 show_stats(const struct sample *sample, FILE *out)
 {
-	stats_value("", json_object_get(sample->answer, "stats"), json_object_get(sample->before, "stats"), sample, out);
+	stats_value("", json_object_get(sample->answer, "stats"), json_object_get(sample->before, "stats"),
+	    sample, out);
 }
 
 /* ---- why, events ---- */
@@ -507,7 +518,7 @@ show_why(const struct sample *sample, FILE *out)
 	size_t i;
 	json_t *row;
 
-	json_array_foreach(json_object_get(sample->answer, "why"), i, row) {
+	json_array_foreach (json_object_get(sample->answer, "why"), i, row) {
 		table_paint(out, truth(row, "waits") ? PAINT_WARN : PAINT_NONE, string(row, "text"));
 		fputc('\n', out);
 	}
@@ -520,9 +531,9 @@ show_event(const json_t *event, FILE *out)
 
 	fprintf(out, "%" PRIu64 " ", number(event, "seq"));
 	table_paint(out,
-	    strcmp(level, "error") == 0      ? PAINT_BAD
-	        : strcmp(level, "warn") == 0 ? PAINT_WARN
-	                                     : PAINT_NONE,
+	    strcmp(level, "error") == 0  ? PAINT_BAD
+	    : strcmp(level, "warn") == 0 ? PAINT_WARN
+					 : PAINT_NONE,
 	    string(event, "line"));
 	fputc('\n', out);
 }

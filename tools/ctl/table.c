@@ -28,7 +28,8 @@ in_colour(void)
 	const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
 
 	if (on < 0)
-		on = table_on_terminal() && (no == NULL || no[0] == '\0') && term != NULL && strcmp(term, "dumb") != 0;
+		on = table_on_terminal() && (no == NULL || no[0] == '\0') && term != NULL &&
+		     strcmp(term, "dumb") != 0;
 	return on;
 }
 
@@ -64,7 +65,8 @@ is_harmful(const unsigned char *s)
 		return 1;
 	if (s[0] == 0xc2 && s[1] < 0xa0)
 		return 1;
-	return s[0] == 0xe2 && ((s[1] == 0x80 && s[2] >= 0xa8 && s[2] <= 0xae) || (s[1] == 0x81 && s[2] >= 0xa6 && s[2] <= 0xa9));
+	return s[0] == 0xe2 && ((s[1] == 0x80 && s[2] >= 0xa8 && s[2] <= 0xae) ||
+				   (s[1] == 0x81 && s[2] >= 0xa6 && s[2] <= 0xa9));
 }
 
 /* A harmless copy, and how many characters it has. */
