@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define FRAMES_A_TURN 8  /* bound of one client's requests in a turn */
+#define LANE_IDS_APART 1000000u /* a handed-back lane's number is not believed farther than this */
 #define LOOKS_A_TURN 64u /* lanes looked at for one ring of the doorbell */
 
 static void on_control(uv_poll_t *poll, int status, int events);
@@ -112,6 +113,9 @@ client_close(struct client *client)
 		return;
 	while (!TAILQ_EMPTY(&client->lanes))
 		lane_orphan(TAILQ_FIRST(&client->lanes));
+	if (client->to_look > 0)
+		TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
+	client->to_look = 0;
 	TAILQ_REMOVE(&client->shard->clients, client, entry);
 	client->shard->client_count--;
 	uv_close((uv_handle_t *)&client->control_poll, on_closed);
@@ -197,16 +201,55 @@ within_limits(struct client *client, const struct frame *request, const struct l
 	return 0;
 }
 
+/* The bell: the reading end goes to the client, the writing end is ours alone. */
+static int
+make_bell(int bell[2])
+{
+	return pipe2(bell, O_CLOEXEC | O_NONBLOCK) == 0 ? 0 : -TG_ELIMIT;
+}
+
+static void
+close_bell(int bell[2])
+{
+	close(bell[0]);
+	close(bell[1]);
+}
+
+static void
+add_lane(struct client *client, struct lane *lane)
+{
+	TAILQ_INSERT_TAIL(&client->lanes, lane, client_entry);
+	client->lane_count++;
+}
+
+static int
+refuse_lane(struct client *client, const struct frame *request, const char *pool, int rc)
+{
+	return refuse(client, request->serial, -rc, "lane for pool \"%s\": %s%s%s", pool,
+	    rc == -TG_ELIMIT ? "no file descriptors left (LimitNOFILE)" : error_text(rc),
+	    rc == -TG_ESYSTEM ? ": " : "", rc == -TG_ESYSTEM ? strerror(errno) : "");
+}
+
+static void
+lane_frame(struct frame *frame, enum frame_type type, uint32_t serial, const struct lane *lane, uint32_t flags)
+{
+	frame_init(frame, type, serial);
+	frame->u.lane.lane_id = lane->id;
+	frame->u.lane.sq_bytes = lane->map.geo.sq_bytes;
+	frame->u.lane.cq_entries = lane->map.geo.cq_entries;
+	frame->u.lane.flags = flags;
+}
+
 static int
 open_lane(struct client *client, const struct frame *request)
 {
 	struct shard *shard = client->shard;
 	struct pool *pool = shard_pool(shard, request->u.open.pool);
-	struct lane_geometry geo;
 	struct lane_header header = { .lane_id = shard->lane_ids + 1 };
+	struct lane_geometry geo;
 	struct lane *lane;
 	struct frame frame;
-	int rc;
+	int bell[2], rc;
 
 	memcpy(client->name, request->u.open.name, sizeof(client->name));
 	if (shard->stopping)
@@ -225,31 +268,89 @@ open_lane(struct client *client, const struct frame *request)
 	snprintf(header.pool, sizeof(header.pool), "%s", pool->config->name);
 	int memfd = lane_memfd_create(&geo, &header);
 	if (memfd < 0)
-		return refuse(client, request->serial, -memfd, "lane for pool \"%s\": %s%s%s", pool->config->name,
-		    error_text(memfd), memfd == -TG_ESYSTEM ? ": " : "", memfd == -TG_ESYSTEM ? strerror(errno) : "");
-	int bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	rc = bell < 0 ? -TG_ELIMIT : lane_new(&lane, header.lane_id, pool, client, memfd, &geo, bell);
-	if (rc != 0) {
+		return refuse_lane(client, request, pool->config->name, memfd);
+	if ((rc = make_bell(bell)) != 0) {
 		close(memfd);
-		if (bell >= 0)
-			close(bell);
-		return refuse(client, request->serial, -rc, "lane for pool \"%s\": %s", pool->config->name,
-		    bell < 0 ? "no file descriptors left (LimitNOFILE)" : error_text(rc));
+		return refuse_lane(client, request, pool->config->name, rc);
+	}
+	if ((rc = lane_new(&lane, &header, pool, client, memfd, &geo, bell[1])) != 0) {
+		close_bell(bell);
+		close(memfd);
+		return refuse_lane(client, request, pool->config->name, rc);
 	}
 	shard->lane_ids++;
-	TAILQ_INSERT_TAIL(&client->lanes, lane, client_entry);
-	client->lane_count++;
-	frame_init(&frame, FRAME_LANE_OPENED, request->serial);
-	frame.u.lane.lane_id = lane->id;
-	frame.u.lane.sq_bytes = geo.sq_bytes;
-	frame.u.lane.cq_entries = geo.cq_entries;
-	frame.u.lane.flags = header.flags;
-	int fds[FRAME_FDS] = { [FRAME_FD_MEMFD] = memfd, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell };
-	rc = answer(client, &frame, fds, FRAME_FDS);
+	add_lane(client, lane);
+	lane_frame(&frame, FRAME_LANE_OPENED, request->serial, lane, header.flags);
+	int fds[] = { [FRAME_FD_MEMFD] = memfd, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell[0] };
+	rc = answer(client, &frame, fds, 3);
 	close(memfd);
+	close(bell[0]);
 	log_event(LOG_LEVEL_DEBUG, "lane_opened", "lane=%llu pool=%s pid=%d sq_bytes=%llu cq_entries=%u",
 	    (unsigned long long)lane->id, pool->config->name, client_pid(client), (unsigned long long)geo.sq_bytes,
 	    geo.cq_entries);
+	return rc;
+}
+
+/* A lane by number or, since numbers start anew with the daemon, by nonce. */
+static const struct lane *
+find_lane(const struct shard *shard, uint64_t id, uint64_t nonce)
+{
+	const struct lane *lane;
+
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
+			if (lane->id == id || (nonce != 0 && lane->nonce == nonce))
+				return lane;
+	return NULL;
+}
+
+/* A lane that another daemon served before us. */
+static int
+return_lane(struct client *client, const struct frame *request, int memfd)
+{
+	struct shard *shard = client->shard;
+	struct lane_header header;
+	struct lane_geometry geo;
+	struct lane *lane;
+	struct frame frame;
+	int bell[2], rc;
+
+	memcpy(client->name, request->u.open.name, sizeof(client->name));
+	if (shard->stopping)
+		return refuse(client, request->serial, TG_ESTOPPING, "%s", error_text(TG_ESTOPPING));
+	if (memfd < 0)
+		return refuse(client, request->serial, TG_EPROTOCOL, "a lane was handed back without its memory");
+	if ((rc = lane_header_read(memfd, &header, &geo)) != 0)
+		return refuse(client, request->serial, -rc, "a lane was handed back whose memory is none of ABI %u",
+		    LANE_ABI);
+	struct pool *pool = shard_pool(shard, header.pool);
+	if (pool == NULL)
+		return refuse_pool(client, request->serial, header.pool);
+	if (!within_limits(client, request, &geo, &rc))
+		return rc;
+	const struct lane *same = find_lane(shard, 0, header.nonce);
+	if (same != NULL)
+		return refuse(client, request->serial, TG_EBUSY, "lane %llu was handed back twice",
+		    (unsigned long long)same->id);
+	if (header.lane_id == 0 || find_lane(shard, header.lane_id, 0) != NULL)
+		header.lane_id = shard->lane_ids + 1;
+	if ((rc = make_bell(bell)) != 0)
+		return refuse_lane(client, request, pool->config->name, rc);
+	if ((rc = lane_return(&lane, &header, pool, client, memfd, &geo, bell[1])) != 0) {
+		close_bell(bell);
+		return refuse_lane(client, request, pool->config->name, rc);
+	}
+	if (header.lane_id > shard->lane_ids && header.lane_id - shard->lane_ids < LANE_IDS_APART)
+		shard->lane_ids = header.lane_id;
+	add_lane(client, lane);
+	shard->count.lanes_returned++;
+	lane_frame(&frame, FRAME_LANE_RETURNED, request->serial, lane, shard->expedited ? LANE_F_EXPEDITED : 0);
+	int fds[] = { [FRAME_FD_RETURNED_DOORBELL] = client->doorbell, [FRAME_FD_RETURNED_BELL] = bell[0] };
+	rc = answer(client, &frame, fds, 2);
+	close(bell[0]);
+	log_event(LOG_LEVEL_INFO, "lane_returned", "lane=%llu pool=%s pid=%d unreleased=%llu unfinished=%u",
+	    (unsigned long long)lane->id, pool->config->name, client_pid(client),
+	    (unsigned long long)(lane->sq.tail_seen - lane->sq.head), lane->unfinished);
 	return rc;
 }
 
@@ -272,9 +373,11 @@ close_lane(struct client *client, const struct frame *request)
 }
 
 static int
-serve(struct client *client, const struct frame *frame)
+serve(struct client *client, const struct frame *frame, const int fds[FRAME_FDS])
 {
 	switch (frame->type) {
+	case FRAME_LANE_RETURN:
+		return return_lane(client, frame, fds[FRAME_FD_RETURN_MEMFD]);
 	case FRAME_LANE_OPEN:
 		return open_lane(client, frame);
 	case FRAME_LANE_CLOSE:
@@ -299,11 +402,10 @@ on_control(uv_poll_t *poll, int status, int events)
 	for (int i = 0; i < FRAMES_A_TURN && rc == 0; i++) {
 		rc = frame_recv(client->fd, &frame, fds);
 		if (rc == 0) {
-			/* No request carries descriptors. */
+			rc = serve(client, &frame, fds);
 			for (unsigned f = 0; f < FRAME_FDS; f++)
 				if (fds[f] >= 0)
 					close(fds[f]);
-			rc = serve(client, &frame);
 		} else if (rc == -TG_EAGAIN) {
 			return;
 		} else if (rc == -TG_EVERSION) {
@@ -328,32 +430,35 @@ on_control(uv_poll_t *poll, int status, int events)
 static void
 on_doorbell(uv_poll_t *poll, int status, int events)
 {
-	static const uint64_t one = 1;
 	struct client *client = poll->data;
-	struct lane *lane, *next;
 	uint64_t rings;
-	uint32_t looks = 0;
+	struct iovec iov = { .iov_base = &rings, .iov_len = sizeof(rings) };
 
 	loop_refresh_clock(client->shard);
-	/* Taken before the lanes are looked at: a ring that comes while we look is not lost. */
-	if (read(client->doorbell, &rings, sizeof(rings)) < 0)
+	/* Taken before the lanes are looked at: a ring that comes while we look is not lost. Never blocks,
+	 * even if the client has taken O_NONBLOCK off the description it shares with us, and emptied it. */
+	if (preadv2(client->doorbell, &iov, 1, -1, RWF_NOWAIT) < 0)
 		return;
 	client->shard->count.doorbells++;
-	struct lane *last = TAILQ_LAST(&client->asleep, lane_list);
-	for (lane = TAILQ_FIRST(&client->asleep); lane != NULL; lane = next) {
-		int is_last = lane == last;
-		next = TAILQ_NEXT(lane, place_entry);
-		if (looks++ == LOOKS_A_TURN) {
-			/* The rest in the next turn. */
-			if (write(client->doorbell, &one, sizeof(one)) < 0)
-				log_event(LOG_LEVEL_DEBUG, "doorbell_full", "pid=%d", client_pid(client));
-			break;
+	if (client->to_look == 0)
+		TAILQ_INSERT_TAIL(&client->shard->looking, client, looking_entry);
+	client->to_look = client->asleep_count + 1;
+	client_look(client);
+}
+
+void
+client_look(struct client *client)
+{
+	for (uint32_t looks = 0; looks < LOOKS_A_TURN; looks++) {
+		struct lane *lane = TAILQ_FIRST(&client->asleep);
+		if (lane == NULL || --client->to_look == 0) {
+			client->to_look = 0;
+			TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
+			return;
 		}
 		if (lane_look(lane) == 0 && lane->place == LANE_ASLEEP) {
 			TAILQ_REMOVE(&client->asleep, lane, place_entry);
 			TAILQ_INSERT_TAIL(&client->asleep, lane, place_entry);
 		}
-		if (is_last)
-			break;
 	}
 }

@@ -30,6 +30,9 @@ struct client {
 	uv_poll_t doorbell_poll;
 	int open_handles;
 	struct lane_list asleep; /* by place_entry */
+	uint32_t asleep_count;
+	uint32_t to_look; /* sleeping lanes still to be looked at since the last ring; 0: not on the list */
+	TAILQ_ENTRY(client) looking_entry;
 	struct lane_list lanes;  /* by client_entry */
 	uint32_t lane_count;
 	TAILQ_ENTRY(client) entry;
@@ -40,6 +43,9 @@ int client_new(struct shard *shard, uv_loop_t *loop, int fd);
 
 /* Hangs up; its lanes become orphans. The memory goes when the loop has let go of it. */
 void client_close(struct client *client);
+
+/* Looks at some of its sleeping lanes; for the shard's turn. */
+void client_look(struct client *client);
 
 /* A lane leaves its client. */
 void client_lane_gone(struct client *client, struct lane *lane);

@@ -34,10 +34,9 @@ lane_place_word(enum lane_place place)
 }
 
 int
-lane_new(struct lane **out, uint64_t id, struct pool *pool, struct client *client, int memfd,
-    const struct lane_geometry *geo, int bell)
+lane_make(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
+    int memfd, const struct lane_geometry *geo, int bell)
 {
-	struct shard *shard = pool->shard;
 	struct lane *lane = calloc(1, sizeof(*lane));
 	int rc;
 
@@ -48,26 +47,57 @@ lane_new(struct lane **out, uint64_t id, struct pool *pool, struct client *clien
 		free(lane);
 		return rc;
 	}
-	lane->shard = shard;
+	lane->shard = pool->shard;
 	lane->pool = pool;
 	lane->client = client;
-	lane->id = id;
+	lane->id = header->lane_id;
+	lane->nonce = header->nonce;
 	lane->bell = bell;
-	sq_consumer_init(&lane->sq, &lane->map, 0);
-	cq_producer_init(&lane->cq, &lane->map, 0, 0);
 	wake_sleeper_init(&lane->doze, &lane->map.daemon->asleep);
 	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->earliest_ns = UINT64_MAX;
 	lane->floor = UINT64_MAX;
-	lane->active_ns = shard->now_ns;
 	lane->place = LANE_GONE;
+	*out = lane;
+	return 0;
+}
+
+void
+lane_unmake(struct lane *lane)
+{
+	lane_map_fini(&lane->map);
+	free(lane->slots);
+	free(lane);
+}
+
+void
+lane_start(struct lane *lane)
+{
+	struct pool *pool = lane->pool;
+	struct shard *shard = lane->shard;
+
+	lane->shown_writable = !pool->writable_shown; /* whatever the word says, it is stored */
 	lane_show_writable(lane, pool->writable_shown);
 	TAILQ_INSERT_TAIL(&pool->lanes, lane, pool_entry);
 	pool->lane_count++;
 	shard->lane_count++;
-	shard->lane_memory += lane_memfd_bytes(geo);
+	shard->lane_memory += lane_memfd_bytes(&lane->map.geo);
 	shard->count.lanes_opened++;
 	lane_set_place(lane, LANE_ACTIVE);
+}
+
+int
+lane_new(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client, int memfd,
+    const struct lane_geometry *geo, int bell)
+{
+	struct lane *lane;
+	int rc = lane_make(&lane, header, pool, client, memfd, geo, bell);
+
+	if (rc != 0)
+		return rc;
+	sq_consumer_init(&lane->sq, &lane->map, 0);
+	cq_producer_init(&lane->cq, &lane->map, 0, 0);
+	lane_start(lane);
 	*out = lane;
 	return 0;
 }
@@ -80,6 +110,7 @@ lane_set_place(struct lane *lane, enum lane_place place)
 	switch (lane->place) {
 	case LANE_ASLEEP:
 		TAILQ_REMOVE(&lane->client->asleep, lane, place_entry);
+		lane->client->asleep_count--;
 		wake_rise(&lane->doze);
 		break;
 	case LANE_ACTIVE:
@@ -102,6 +133,7 @@ lane_set_place(struct lane *lane, enum lane_place place)
 	switch (place) {
 	case LANE_ASLEEP:
 		TAILQ_INSERT_TAIL(&lane->client->asleep, lane, place_entry);
+		lane->client->asleep_count++;
 		wake_doze(&lane->doze);
 		break;
 	case LANE_ACTIVE:
@@ -125,8 +157,8 @@ lane_set_place(struct lane *lane, enum lane_place place)
 	}
 }
 
-static void
-mark_dirty(struct lane *lane)
+void
+lane_mark_dirty(struct lane *lane)
 {
 	if (lane->dirty)
 		return;
@@ -163,26 +195,12 @@ slots_shrink(struct lane *lane)
 	lane->slot_capacity = 0;
 }
 
-/*
- * Admits the record at the cursor. Returns 0; 1 when there is no slot for it now; -TG_EBROKEN;
- * -TG_ENOMEM.
- */
-static int
-admit(struct lane *lane)
+int
+lane_admit(struct lane *lane, struct slot **out)
 {
 	struct record record;
-	uint64_t floor = lane->floor == UINT64_MAX ? lane->cq.tail : lane->floor;
 	int rc;
 
-	/* A dead client's completion ring is nobody's any more: its records go on without it. */
-	if (lane->client != NULL && !cq_may_admit(&lane->cq, floor, lane->unfinished)) {
-		if (cq_producer_refresh(&lane->cq) < 0)
-			return -TG_EBROKEN;
-		if (!cq_may_admit(&lane->cq, floor, lane->unfinished))
-			return 1;
-	}
-	if (lane->client == NULL && lane->unfinished >= lane->map.geo.cq_entries)
-		return 1;
 	if (lane->slot_tail - lane->slot_head == lane->slot_capacity && (rc = slots_grow(lane)) != 0)
 		return rc;
 	if (sq_peek(&lane->sq, &record) != 0 || record.size > lane_max_record(&lane->map.geo))
@@ -214,7 +232,27 @@ admit(struct lane *lane)
 	lane->count.bytes += record.size;
 	lane->pool->count.accepted++;
 	lane->pool->count.bytes += record.size;
+	if (out != NULL)
+		*out = slot;
 	return 0;
+}
+
+/* lane_admit() if there is a slot for it now, in the table and among the completions; 1 if not. */
+static int
+admit(struct lane *lane)
+{
+	uint64_t floor = lane->floor == UINT64_MAX ? lane->cq.tail : lane->floor;
+
+	/* A dead client's completion ring is nobody's any more: its records go on without it. */
+	if (lane->client == NULL)
+		return lane->unfinished >= lane->map.geo.cq_entries ? 1 : lane_admit(lane, NULL);
+	if (!cq_may_admit(&lane->cq, floor, lane->unfinished)) {
+		if (cq_producer_refresh(&lane->cq) < 0)
+			return -TG_EBROKEN;
+		if (!cq_may_admit(&lane->cq, floor, lane->unfinished))
+			return 1;
+	}
+	return lane_admit(lane, NULL);
 }
 
 /* ---- completion ---- */
@@ -252,8 +290,8 @@ count_outcome(struct lane *lane, uint8_t outcome)
 	}
 }
 
-static void
-finish(struct lane *lane, struct slot *slot, uint8_t outcome, uint64_t reference, uint32_t code)
+void
+lane_finish(struct lane *lane, struct slot *slot, uint8_t outcome, uint64_t reference, uint32_t code)
 {
 	uint64_t elapsed_us = (lane->shard->now_ns - slot->published_ns) / NS_PER_US;
 	struct completion completion = {
@@ -275,7 +313,7 @@ finish(struct lane *lane, struct slot *slot, uint8_t outcome, uint64_t reference
 	if (lane->client != NULL || cq_producer_refresh(&lane->cq) > 0)
 		cq_push(&lane->cq, &completion);
 	count_outcome(lane, outcome);
-	mark_dirty(lane);
+	lane_mark_dirty(lane);
 }
 
 /* The broker's words, for tg_reason: a seqlock with one writer. */
@@ -306,7 +344,7 @@ reject(struct lane *lane, struct slot *slot, uint64_t reference, uint32_t code, 
     size_t text_len)
 {
 	store_reason(lane, code, text, text_len);
-	finish(lane, slot, TG_REJECTED, reference, code);
+	lane_finish(lane, slot, TG_REJECTED, reference, code);
 	log_limited(&lane->pool->rejected_limit, LOG_LEVEL_WARN, "message_rejected",
 	    "pool=%s lane=%llu code=%u reason=%s", lane->pool->config->name, (unsigned long long)lane->id, code,
 	    log_quote((char[256]){ 0 }, 256, text, text_len));
@@ -339,6 +377,7 @@ message_make(struct lane *lane, const struct slot *slot, struct message *message
 	*message = (struct message){
 		.position = slot->position,
 		.lane_id = lane->id,
+		.lane_nonce = lane->nonce,
 		.published_ns = slot->published_ns,
 		.topic = copy,
 		.key = copy + slot->topic_len,
@@ -467,11 +506,11 @@ static int
 finish_unsent(struct lane *lane, struct slot *slot)
 {
 	if (!slot->maybe_sent && sq_is_cancelled(&lane->sq, slot->position)) {
-		finish(lane, slot, TG_CANCELLED, 0, 0);
+		lane_finish(lane, slot, TG_CANCELLED, 0, 0);
 		return 1;
 	}
 	if (lane->shard->now_ns >= slot->deadline_ns) {
-		finish(lane, slot, slot->maybe_sent ? TG_UNKNOWN : TG_EXPIRED, 0, 0);
+		lane_finish(lane, slot, slot->maybe_sent ? TG_UNKNOWN : TG_EXPIRED, 0, 0);
 		return 1;
 	}
 	return 0;
@@ -656,7 +695,7 @@ lane_answer(struct lane *lane, uint64_t number, struct link *link, uint8_t outco
 	if (outcome == TG_REJECTED)
 		reject(lane, slot, reference, code, text, text_len);
 	else
-		finish(lane, slot, outcome, reference, code);
+		lane_finish(lane, slot, outcome, reference, code);
 }
 
 void
@@ -672,7 +711,7 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, enum lane_
 	if (how != LANE_BACK_FAILED && slot->attempts == 1)
 		slot->maybe_sent = 0;
 	if (how == LANE_BACK_FAILED && lane->pool->config->on_failure == ON_FAILURE_REPORT) {
-		finish(lane, slot, TG_UNKNOWN, 0, 0);
+		lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
 		return;
 	}
 	if (number < lane->slot_next)
@@ -738,18 +777,24 @@ lane_commit(struct lane *lane)
 		lane_set_place(lane, LANE_ACTIVE);
 }
 
+/* One byte into the bell's pipe: a full one is ringing already. */
+static void
+bell_write(const struct lane *lane)
+{
+	static const char one = 1;
+
+	if (write(lane->bell, &one, sizeof(one)) < 0 && errno != EAGAIN && errno != EPIPE)
+		log_event(LOG_LEVEL_WARN, "bell_failed", "lane=%llu errno=%d", (unsigned long long)lane->id, errno);
+}
+
 void
 lane_ring(struct lane *lane)
 {
-	static const uint64_t one = 1;
-
 	lane->dirty = 0;
 	if (lane->client == NULL || !wake_must_ring(&lane->ringer))
 		return;
 	lane->shard->count.bells++;
-	/* EAGAIN means that it is ringing already. */
-	if (write(lane->bell, &one, sizeof(one)) < 0 && errno != EAGAIN)
-		log_event(LOG_LEVEL_WARN, "bell_failed", "lane=%llu errno=%d", (unsigned long long)lane->id, errno);
+	bell_write(lane);
 }
 
 void
@@ -760,7 +805,7 @@ lane_show_writable(struct lane *lane, int writable)
 	lane->shown_writable = writable;
 	order_store_relaxed_32(&lane->map.daemon->writable, (uint32_t)writable);
 	if (writable)
-		mark_dirty(lane); /* those who wait for it are rung at the end of the turn */
+		lane_mark_dirty(lane); /* those who wait for it are rung at the end of the turn */
 }
 
 /* ---- the end ---- */
@@ -863,8 +908,6 @@ lane_finish_orphan(struct lane *lane)
 void
 lane_quarantine(struct lane *lane, const char *why)
 {
-	static const uint64_t one = 1;
-
 	if (lane->place == LANE_GONE)
 		return;
 	lane->shard->count.lanes_quarantined++;
@@ -876,8 +919,7 @@ lane_quarantine(struct lane *lane, const char *why)
 	    (unsigned long long)order_load_relaxed_64(lane->sq.tail_word),
 	    (unsigned long long)lane->map.geo.sq_bytes);
 	order_store_relaxed_32(&lane->map.daemon->closed, 1);
-	if (write(lane->bell, &one, sizeof(one)) < 0 && errno != EAGAIN)
-		log_event(LOG_LEVEL_WARN, "bell_failed", "lane=%llu errno=%d", (unsigned long long)lane->id, errno);
+	bell_write(lane);
 	leave(lane);
 }
 

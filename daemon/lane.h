@@ -69,8 +69,9 @@ struct lane {
 	struct pool *pool;
 	struct client *client; /* NULL: an orphan */
 	uint64_t id;
+	uint64_t nonce; /* the header's: the same over restarts of the daemon */
 	struct lane_map map;
-	int bell; /* wakes the client; owned */
+	int bell; /* wakes the client: the writing end of a pipe; owned */
 
 	struct sq_consumer sq;
 	struct cq_producer cq;
@@ -115,11 +116,20 @@ enum lane_pumped {
 };
 
 /*
- * Makes a lane over a memfd (the caller's) and an eventfd (becomes the lane's on success).
+ * Makes a lane over a memfd (the caller's) and a bell (becomes the lane's on success).
  * The memfd is one that the daemon has just made. Returns 0 or a negative TG_E.
  */
-int lane_new(struct lane **lane, uint64_t id, struct pool *pool, struct client *client, int memfd,
-    const struct lane_geometry *geo, int bell);
+int lane_new(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
+    int memfd, const struct lane_geometry *geo, int bell);
+
+/*
+ * Takes over a lane that another daemon served: its rings say what is finished, what may have been
+ * sent and what was not (ring.h, I5 and I6). Everything in them is checked. memfd stays the
+ * caller's, bell becomes the lane's on success. Returns 0, -TG_EBROKEN when what is there makes no
+ * sense, -TG_ENOMEM, -TG_ESYSTEM.
+ */
+int lane_return(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
+    int memfd, const struct lane_geometry *geo, int bell);
 
 /* Frames up to `budget` bytes of records onto links. */
 enum lane_pumped lane_pump(struct lane *lane, int32_t budget);
@@ -179,5 +189,26 @@ int lane_is_empty(const struct lane *lane);
 void lane_free(struct lane *lane);
 
 const char *lane_place_word(enum lane_place place);
+
+/* Between lane.c and lane_return.c -------------------------------------------------------- */
+
+/* Allocates and maps; in no list yet. */
+int lane_make(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
+    int memfd, const struct lane_geometry *geo, int bell);
+
+/* Undoes lane_make; the bell stays the caller's. */
+void lane_unmake(struct lane *lane);
+
+/* Puts it to work. */
+void lane_start(struct lane *lane);
+
+/* Makes a slot of the record at the cursor. Returns 0, -TG_EBROKEN or -TG_ENOMEM. */
+int lane_admit(struct lane *lane, struct slot **slot);
+
+/* Has it committed at the end of the turn. */
+void lane_mark_dirty(struct lane *lane);
+
+/* Completes a slot. */
+void lane_finish(struct lane *lane, struct slot *slot, uint8_t outcome, uint64_t reference, uint32_t code);
 
 #endif

@@ -28,6 +28,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	TAILQ_INIT(&shard->flush);
 	TAILQ_INIT(&shard->serve);
 	TAILQ_INIT(&shard->clients);
+	TAILQ_INIT(&shard->looking);
 	shard->expedited = wake_barrier() == 0;
 	shard->read_buffer = malloc(DRIVER_INPUT_MAX + SHARD_READ_BYTES);
 	shard->copy_buffer = malloc(3 * (size_t)UINT16_MAX);
@@ -84,6 +85,18 @@ shard_pool(struct shard *shard, const char *name)
 }
 
 /* ---- a turn ---- */
+
+/* What a ring of the doorbell left to be looked at: some lanes of each client a turn. */
+static void
+look_at_sleepers(struct shard *shard)
+{
+	struct client *client, *next;
+
+	for (client = TAILQ_FIRST(&shard->looking); client != NULL; client = next) {
+		next = TAILQ_NEXT(client, looking_entry);
+		client_look(client);
+	}
+}
 
 /* Those that wait come first: they waited. */
 static void
@@ -191,6 +204,7 @@ int
 shard_turn(struct shard *shard)
 {
 	shard->count.turns++;
+	look_at_sleepers(shard);
 	serve_waiters(shard);
 	int more = pump_active(shard);
 	flush_links(shard);
@@ -198,7 +212,7 @@ shard_turn(struct shard *shard)
 	settle_dozed(shard);
 	bury(shard);
 	return more || shard->active_count > 0 || !TAILQ_EMPTY(&shard->serve) || !TAILQ_EMPTY(&shard->dirty) ||
-	    !TAILQ_EMPTY(&shard->flush);
+	    !TAILQ_EMPTY(&shard->flush) || !TAILQ_EMPTY(&shard->looking);
 }
 
 /* ---- the end ---- */

@@ -46,6 +46,7 @@ struct shard {
 	struct link_list flush;      /* by flush_entry */
 	struct link_list serve;      /* writable links with waiters, by serve_entry */
 	struct client_list clients;
+	struct client_list looking;  /* clients that have rung, by looking_entry */
 	uint32_t client_count;
 	uint32_t lane_count;
 	uint64_t lane_memory; /* bytes of all lanes' memfds */
@@ -61,7 +62,7 @@ struct shard {
 	uint8_t *copy_buffer; /* topic, key and headers of the record being framed */
 
 	struct {
-		uint64_t turns, lanes_opened, lanes_closed, lanes_quarantined, lanes_orphaned, doorbells, bells,
+		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, doorbells, bells,
 		    clients, refused;
 	} count;
 };

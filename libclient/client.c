@@ -102,9 +102,11 @@ connect_fail(const struct tg_client *client)
 	return detail_fail(code, "socket %s: %s: %s", client->path, strerror(errno), error_text(code));
 }
 
-static int
+int
 client_connect(struct tg_client *client)
 {
+	int rc;
+
 	client->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (client->fd < 0)
 		return connect_fail(client);
@@ -112,7 +114,10 @@ client_connect(struct tg_client *client)
 		return 0;
 	if (errno == EAGAIN && connect_patiently(client->fd, client) == 0)
 		return 0;
-	return connect_fail(client);
+	rc = connect_fail(client);
+	close(client->fd);
+	client->fd = -1;
+	return rc;
 }
 
 int
@@ -141,12 +146,6 @@ tg_client_open(struct tg_client **out, const struct tg_client_options *options)
 	*out = client;
 	return 0;
 fail:
-	if (client->fd >= 0) {
-		int saved = errno;
-
-		close(client->fd);
-		errno = saved;
-	}
 	free(client);
 	return rc;
 }

@@ -57,11 +57,11 @@ transport_fail(const struct tg_client *client, int rc, const struct frame *answe
 }
 
 static int
-frame_post(struct tg_client *client, const struct frame *request, uint64_t deadline)
+frame_post(struct tg_client *client, const struct frame *request, int fd, uint64_t deadline)
 {
 	int rc;
 
-	while ((rc = frame_send(client->fd, request, NULL, 0)) == -TG_EAGAIN)
+	while ((rc = frame_send(client->fd, request, &fd, fd >= 0)) == -TG_EAGAIN)
 		if ((rc = fd_await(client, POLLOUT, deadline)) < 0)
 			return rc;
 	return rc < 0 ? transport_fail(client, rc, NULL) : 0;
@@ -127,13 +127,20 @@ int
 control_request(struct tg_client *client, struct frame *request, struct frame *answer, enum frame_type expect,
     int fds[FRAME_FDS])
 {
+	return control_request_fd(client, request, -1, answer, expect, fds);
+}
+
+int
+control_request_fd(struct tg_client *client, struct frame *request, int fd, struct frame *answer,
+    enum frame_type expect, int fds[FRAME_FDS])
+{
 	uint64_t deadline = clock_deadline((int)client->timeout_ms);
 	int rc;
 
 	for (unsigned i = 0; i < FRAME_FDS; i++)
 		fds[i] = -1;
 	request->serial = ++client->serial;
-	if ((rc = frame_post(client, request, deadline)) < 0 ||
+	if ((rc = frame_post(client, request, fd, deadline)) < 0 ||
 	    (rc = frame_take(client, answer, request->serial, fds, deadline)) < 0)
 		return rc;
 	if ((rc = answer_check(client, answer, expect)) < 0)

@@ -8,10 +8,12 @@
  *   lane.c     attach and close a lane
  *   publish.c  records into the SQ
  *   poll.c     completions out of the CQ; the descriptor for event loops
+ *   reattach.c what happens when the daemon is gone
  *   wait.c     spinning, sleeping, and what is waited for
  *
- * Threads: a client's fields are written by open and close of clients and lanes alone, which have
- * the client to themselves; a lane reads only `fd` and `path` of its client. A lane's fields belong
+ * Threads: a client's fields are written by whoever holds client_lock: open and close of lanes, and
+ * the one lane that mends a lost connection; the words it shares with the others are atomic, and
+ * `fd` keeps its number for the client's life. A lane's fields belong
  * to the one thread that owns the lane.
  */
 #ifndef TG_INTERNAL_H
@@ -77,6 +79,11 @@ struct tg_client {
 	uint32_t timeout_ms;
 	int registered; /* the daemon's membarrier reaches this process */
 	struct tg_lane *lanes;
+	uint32_t mending;       /* 1: somebody uses the control socket and the list of lanes */
+	uint32_t lost;          /* 1: the daemon has hung up */
+	uint32_t generation;    /* counts reattachments */
+	uint64_t retry_ns;      /* not before this */
+	uint64_t retry_step_ns; /* the last wait, without jitter */
 	char name[CLIENT_NAME];
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 };
@@ -102,6 +109,8 @@ struct tg_lane {
 	struct cq_consumer cq;
 	int doorbell;
 
+	uint64_t check_ns; /* when the control socket is looked at next */
+	int refused;       /* the daemon will not have it back: why; set by who mends */
 	const char *fault_why; /* TG_EBROKEN: what was found first */
 	uint64_t start;        /* position of the first record */
 
@@ -114,6 +123,10 @@ struct tg_lane {
 	uint32_t spin_ns;
 	uint32_t spin_misses; /* spins in a row that were for nothing */
 	int epoll;            /* tg_fd; -1: never asked for */
+	int self;             /* an eventfd in it, with which the library rings the owner itself */
+	int retry_timer;      /* in it while the daemon is away; -1: never was */
+	int watching_retry;
+	uint32_t generation;  /* the client's when the descriptors were last put into it */
 	int armed;            /* `waiting` is odd on behalf of tg_fd */
 
 	struct reservation reservation;
@@ -136,6 +149,44 @@ struct tg_lane {
  */
 int control_request(struct tg_client *client, struct frame *request, struct frame *answer,
     enum frame_type expect, int fds[FRAME_FDS]);
+
+/* The same with a descriptor of the caller's going along. */
+int control_request_fd(struct tg_client *client, struct frame *request, int fd, struct frame *answer,
+    enum frame_type expect, int fds[FRAME_FDS]);
+
+/* ---- client.c ---- */
+
+/* Makes client->fd a new connection. 0 or a negative error with detail; then fd is -1. */
+int client_connect(struct tg_client *client);
+
+/* ---- reattach.c ---- */
+
+/* The right to use the control socket and to walk or change the list of lanes. */
+void client_lock(struct tg_client *client);
+void client_unlock(struct tg_client *client);
+
+/* Counts reattachments. */
+uint32_t client_generation(struct tg_client *client);
+
+/* The control socket of that generation has hung up. */
+void client_lose(struct tg_client *client, uint32_t generation);
+int client_is_lost(struct tg_client *client);
+
+/* When the next attempt is due. */
+uint64_t client_retry_ns(struct tg_client *client);
+
+/* Connects again and hands all lanes back, if it is time. 0: attached; -TG_EAGAIN: not yet. */
+int client_mend(struct tg_client *client);
+
+/* Looks whether the daemon is still there, and mends. For calls that do not sleep; now: coarse. */
+void lane_check_daemon(struct tg_lane *lane, uint64_t now);
+
+/* tg_fd while the daemon is away, and once it is back. */
+int lane_watch_retry(struct tg_lane *lane);
+void lane_rejoin(struct tg_lane *lane);
+
+/* What an event of tg_fd's epoll is about. */
+enum { WATCH_BELL, WATCH_CONTROL, WATCH_SELF, WATCH_RETRY };
 
 /* ---- lane.c ---- */
 

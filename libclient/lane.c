@@ -1,6 +1,7 @@
 /* Attaching a lane: ask for it, check everything that came, map it. And giving it back. */
 #include "internal.h"
 
+#include <ck_pr.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -25,6 +26,8 @@ lane_free(struct tg_lane *lane)
 	}
 	lane_map_fini(&lane->map);
 	fd_close(&lane->epoll);
+	fd_close(&lane->self);
+	fd_close(&lane->retry_timer);
 	fd_close(&lane->bell);
 	fd_close(&lane->doorbell);
 	fd_close(&lane->memfd);
@@ -46,8 +49,11 @@ lane_trouble(struct tg_lane *lane)
 		return detail_fail(-TG_EINVAL, "lane is NULL");
 	if (fork_is_child(&lane->mark))
 		return detail_fail(-TG_EFORKED, "lane %" PRIu64 ": %s", lane->lane_id, error_text(TG_EFORKED));
-	if (lane->fault == -TG_ECLOSED)
-		return detail_fail(-TG_ECLOSED, "lane %" PRIu64 ": tidegated has gone away", lane->lane_id);
+	if (ck_pr_load_int(&lane->refused) != 0) {
+		lane->fault = ck_pr_load_int(&lane->refused);
+		return detail_fail(lane->fault, "lane %" PRIu64 ": tidegated does not take it back: %s",
+		    lane->lane_id, error_text(lane->fault));
+	}
 	if (lane->fault != 0)
 		return lane_broken(lane, lane->fault_why);
 	if (order_load_relaxed_32(lane->closed_word) != 0)
@@ -179,18 +185,31 @@ tg_lane_open(
 	if (lane == NULL)
 		return detail_fail(-TG_ENOMEM, "no memory for a lane (%zu bytes)", sizeof(*lane));
 	memset(lane, 0, sizeof(*lane));
-	lane->memfd = lane->doorbell = lane->bell = lane->epoll = -1;
+	lane->memfd = lane->doorbell = lane->bell = lane->epoll = lane->self = lane->retry_timer = -1;
 	lane->client = client;
 	lane->mark = client->mark;
+	lane->generation = client->generation;
 	lane->spin_ns = options->spin_us == UINT32_MAX         ? 0
 			: options->spin_us > UINT32_MAX / 1000 ? UINT32_MAX
 							       : options->spin_us * 1000;
 	if (options->spin_us == 0)
 		lane->spin_ns = LANE_SPIN_US * 1000;
-	if ((rc = lane_request(lane, pool, options)) != 0) {
+	client_lock(client);
+	if ((rc = lane_request(lane, pool, options)) == -TG_ECLOSED) {
+		/* It may have been restarted: one attempt more, with the lanes there are handed back. */
+		client_unlock(client);
+		client_lose(client, client_generation(client));
+		ck_pr_store_64(&client->retry_ns, 0);
+		rc = client_mend(client) == 0 ? 0 : -TG_ENODAEMON;
+		client_lock(client);
+		if (rc == 0)
+			rc = lane_request(lane, pool, options);
+	}
+	if (rc != 0) {
 		int saved = errno;
 
 		lane_free(lane);
+		client_unlock(client);
 		errno = saved;
 		return rc;
 	}
@@ -199,6 +218,7 @@ tg_lane_open(
 		lane->next->link = &lane->next;
 	lane->link = &client->lanes;
 	client->lanes = lane;
+	client_unlock(client);
 	*out = lane;
 	return 0;
 }
@@ -207,11 +227,13 @@ int
 tg_lane_close(struct tg_lane *lane, int timeout_ms)
 {
 	struct frame request, answer;
+	struct tg_client *client;
 	int fds[FRAME_FDS];
 	int rc, flushed;
 
 	if (lane == NULL)
 		return 0;
+	client = lane->client;
 	if (fork_is_child(&lane->mark)) {
 		rc = lane_trouble(lane);
 		lane_free(lane);
@@ -222,12 +244,13 @@ tg_lane_close(struct tg_lane *lane, int timeout_ms)
 	flushed = tg_flush(lane, timeout_ms);
 	frame_init(&request, FRAME_LANE_CLOSE, 0);
 	request.u.lane.lane_id = lane->lane_id;
-	rc = flushed;
-	if (flushed != -TG_ECLOSED) {
-		rc = control_request(lane->client, &request, &answer, FRAME_LANE_CLOSED, fds);
-		for (unsigned i = 0; i < FRAME_FDS; i++)
-			fd_close(&fds[i]);
-	}
+	client_lock(client);
+	rc = client_is_lost(client)
+		 ? detail_fail(-TG_ECLOSED, "lane %" PRIu64 ": tidegated is away", lane->lane_id)
+		 : control_request(client, &request, &answer, FRAME_LANE_CLOSED, fds);
+	for (unsigned i = 0; rc == 0 && i < FRAME_FDS; i++)
+		fd_close(&fds[i]);
 	lane_free(lane);
+	client_unlock(client);
 	return flushed != 0 ? flushed : rc;
 }

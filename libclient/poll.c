@@ -6,16 +6,17 @@
  */
 #include "internal.h"
 
+#include "clock.h"
+
 #include <ck_pr.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #define REASON_TRIES 1000
-
-enum { WATCH_BELL, WATCH_CONTROL };
 
 static inline int
 is_swallowed(const struct completion *c)
@@ -110,22 +111,36 @@ cq_take(struct tg_lane *lane, struct tg_completion *to, size_t max)
 void
 lane_disarm(struct tg_lane *lane)
 {
-	struct epoll_event events[2];
+	struct epoll_event events[4];
 	int n;
 
 	if (!lane->armed)
 		return;
 	lane->armed = 0;
 	do
-		n = epoll_wait(lane->epoll, events, 2, 0);
+		n = epoll_wait(lane->epoll, events, 4, 0);
 	while (n < 0 && errno == EINTR);
 	for (int i = 0; i < n; i++) {
 		if (events[i].data.u32 == WATCH_BELL)
 			bell_drain(lane->bell);
-		else if (lane->fault == 0)
-			lane->fault = -TG_ECLOSED;
+		else if (events[i].data.u32 == WATCH_SELF)
+			bell_drain(lane->self);
+		else if (events[i].data.u32 == WATCH_RETRY)
+			bell_drain(lane->retry_timer);
+		else
+			client_lose(lane->client, lane->generation);
 	}
 	wake_rise(&lane->sleeper);
+}
+
+/* The daemon is away, or has been: what tg_fd watches follows. */
+static void
+follow_daemon(struct tg_lane *lane)
+{
+	if (client_is_lost(lane->client) && client_mend(lane->client) != 0)
+		(void)lane_watch_retry(lane);
+	if (UNLIKELY(lane->generation != client_generation(lane->client)))
+		lane_rejoin(lane);
 }
 
 /* From here on whoever commits a completion rings; the caller looks once more. */
@@ -140,9 +155,10 @@ doze(struct tg_lane *lane)
 void
 lane_arm(struct tg_lane *lane)
 {
+	follow_daemon(lane);
 	doze(lane);
 	if (lane_is_eventful(lane) != 0 || order_load_relaxed_32(lane->closed_word) != 0)
-		bell_ring(lane->bell);
+		bell_ring(lane->self);
 }
 
 static int
@@ -172,10 +188,17 @@ tg_poll(struct tg_lane *lane, struct tg_completion *completions, size_t max)
 	if ((n = cq_take(lane, completions, max)) != 0)
 		return n;
 	n = lane_trouble(lane);
-	if (LIKELY(n == 0 && lane->epoll < 0))
+	if (LIKELY(n == 0 && lane->epoll < 0)) {
+		uint64_t now = clock_read_ns(CLOCK_MONOTONIC_COARSE);
+
+		if (UNLIKELY(now >= lane->check_ns))
+			lane_check_daemon(lane, now);
 		return 0;
-	if (n == 0)
+	}
+	if (n == 0) {
+		follow_daemon(lane);
 		doze(lane);
+	}
 	/* What was committed before the fence, or before the trouble, is seen now. */
 	late = cq_take(lane, completions, max);
 	if (late != 0) {
@@ -186,7 +209,7 @@ tg_poll(struct tg_lane *lane, struct tg_completion *completions, size_t max)
 	}
 	/* Nobody knows whether the caller came because of a bell that rang for the edge: say it again. */
 	if (n == 0 && (lane_edge(lane) != 0 || order_load_relaxed_32(lane->closed_word) != 0))
-		bell_ring(lane->bell);
+		bell_ring(lane->self);
 	return n;
 }
 
@@ -195,25 +218,31 @@ tg_fd(struct tg_lane *lane)
 {
 	struct epoll_event bell = { .events = EPOLLIN, .data.u32 = WATCH_BELL };
 	struct epoll_event control = { .events = 0, .data.u32 = WATCH_CONTROL }; /* hang-up comes unasked */
-	int fd;
+	struct epoll_event self = { .events = EPOLLIN, .data.u32 = WATCH_SELF };
+	int fd, own;
 
 	if (lane == NULL || fork_is_child(&lane->mark))
 		return lane_trouble(lane);
 	if (lane->epoll >= 0)
 		return lane->epoll;
 	fd = epoll_create1(EPOLL_CLOEXEC);
-	if (fd < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, lane->bell, &bell) != 0 ||
+	own = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (fd < 0 || own < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, own, &self) != 0 || epoll_ctl(fd, EPOLL_CTL_ADD, lane->bell, &bell) != 0 ||
 	    epoll_ctl(fd, EPOLL_CTL_ADD, lane->client->fd, &control) != 0) {
 		int saved = errno;
 
 		if (fd >= 0)
 			close(fd);
+		if (own >= 0)
+			close(own);
 		errno = saved;
 		return detail_fail(
 		    saved == EMFILE || saved == ENFILE || saved == ENOSPC ? -TG_ELIMIT : -TG_ESYSTEM,
 		    "lane %" PRIu64 ": a descriptor to wait on: %s", lane->lane_id, strerror(saved));
 	}
 	lane->epoll = fd;
+	ck_pr_store_int(&lane->self, own);
+	ck_pr_fence_memory(); /* wake_owners() */
 	lane_arm(lane);
 	return fd;
 }

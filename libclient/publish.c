@@ -234,12 +234,16 @@ static inline int
 publish_one(struct tg_lane *lane, const struct tg_message *m, uint32_t drop_flags, uint64_t *position)
 {
 	int rc = may_publish(lane, m);
+	uint64_t now;
 
 	if (UNLIKELY(rc < 0))
 		return rc;
-	rc = record_add(lane, m, m->flags & ~drop_flags, clock_read_ns(CLOCK_MONOTONIC_COARSE), position);
+	now = clock_read_ns(CLOCK_MONOTONIC_COARSE);
+	rc = record_add(lane, m, m->flags & ~drop_flags, now, position);
 	if (LIKELY(rc == 0))
 		tail_show(lane);
+	if (UNLIKELY(now >= lane->check_ns))
+		lane_check_daemon(lane, now);
 	return rc;
 }
 

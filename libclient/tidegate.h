@@ -45,7 +45,7 @@ enum tg_error {
 	TG_ETOOBIG = 3,    /* the message is larger than the lane can carry */
 	TG_ENOMEM = 4,     /* no memory for a client, a lane, or the lane's rings */
 	TG_ENODAEMON = 5,  /* nobody listens on the socket */
-	TG_ECLOSED = 6,    /* the daemon has gone away */
+	TG_ECLOSED = 6,    /* the daemon is away */
 	TG_EVERSION = 7,   /* library and daemon speak different ABI versions */
 	TG_ENOPOOL = 8,    /* the daemon has no pool of that name */
 	TG_ELIMIT = 9,     /* a configured limit is reached */
@@ -163,7 +163,9 @@ TG_API int tg_lane_close(struct tg_lane *lane, int timeout_ms);
  * Publishes a copy of a message. Never blocks, makes no system call unless the daemon sleeps.
  * position, if not NULL, is set to the message's position, its identity for the lane's life.
  * Returns 0: accepted, and exactly one completion will come. -TG_EAGAIN: no room, nothing happened.
- * Others: TG_EINVAL, TG_ETOOBIG, TG_EBUSY, TG_EFORKED, TG_EBROKEN, TG_ECLOSED.
+ * Others: TG_EINVAL, TG_ETOOBIG, TG_EBUSY, TG_EFORKED, TG_EBROKEN. With the daemon away messages are
+ * accepted while there is room; ten times a second a call looks whether it is back, and then may
+ * take as long as handing the lanes back does, at most a second for each.
  */
 TG_API int tg_publish(struct tg_lane *lane, const struct tg_message *message, uint64_t *position);
 
@@ -195,7 +197,7 @@ TG_API int tg_poll(struct tg_lane *lane, struct tg_completion *completions, size
 /*
  * Waits until tg_poll has something, room or writability returns, or timeout_ms have passed (-1: no
  * limit). Spins for spin_us, or less where that has been in vain lately, then sleeps. Returns 0 when
- * there is something to look at or a signal handler ran, -TG_ETIMEOUT, -TG_ECLOSED, -TG_EBROKEN.
+ * there is something to look at or a signal handler ran, -TG_ETIMEOUT, -TG_EBROKEN.
  */
 TG_API int tg_wait(struct tg_lane *lane, int timeout_ms);
 
@@ -220,7 +222,7 @@ TG_API int tg_cancel(struct tg_lane *lane, uint64_t position);
 
 /*
  * Waits until everything accepted on this lane is completed. Completions stay for tg_poll.
- * timeout_ms: -1: no limit. Returns 0, -TG_ETIMEOUT, -TG_ECLOSED, -TG_EBROKEN.
+ * timeout_ms: -1: no limit. Returns 0, -TG_ETIMEOUT, -TG_EBROKEN.
  */
 TG_API int tg_flush(struct tg_lane *lane, int timeout_ms);
 

@@ -14,6 +14,7 @@
 #define SPIN_LOOKS 16u       /* between two readings of the clock, which costs 55 ns */
 #define SPIN_MISSES_MAX 4u   /* spins in vain after which it is tried only ... */
 #define SPIN_RETRY_EVERY 16u /* ... this often */
+#define AWAY_MIN_NS UINT64_C(1000000)
 #define ROOM_SHARE 8u        /* a full ring is worth waking up for when an eighth is free again */
 
 /* Is it there? 1, 0, or a negative error. */
@@ -33,12 +34,12 @@ bell_ring(int bell)
 void
 bell_drain(int bell)
 {
-	uint64_t count;
+	uint64_t rings[8]; /* a pipe's bytes, or an eventfd's count */
 	ssize_t n;
 
 	do
-		n = read(bell, &count, sizeof(count));
-	while (n < 0 && errno == EINTR);
+		n = read(bell, rings, sizeof(rings));
+	while (n == (ssize_t)sizeof(rings) || (n < 0 && errno == EINTR));
 }
 
 /*
@@ -119,12 +120,36 @@ spin(struct tg_lane *lane, looks_fn *looks, void *arg)
 	return 0;
 }
 
+/* While the daemon is away: until the next attempt to find it, which is made, or the deadline. */
+static int
+sleep_away(struct tg_lane *lane, uint64_t deadline)
+{
+	uint64_t retry = client_retry_ns(lane->client);
+	uint64_t soon = clock_now_ns() + AWAY_MIN_NS; /* somebody else may be at it */
+	int n;
+
+	if (retry < soon)
+		retry = soon;
+	n = clock_poll(NULL, 0, retry < deadline ? retry : deadline);
+
+	if (n < 0 && errno == EINTR)
+		return 1;
+	if (client_mend(lane->client) == 0)
+		return 0;
+	return clock_now_ns() >= deadline ? -TG_ETIMEOUT : 0;
+}
+
 /* Sleeps until something rings. 0: look again; 1: a signal; or a negative error. */
 static int
 sleep_once(struct tg_lane *lane, uint64_t deadline)
 {
 	struct pollfd p[2] = { { .fd = lane->bell, .events = POLLIN }, { .fd = lane->client->fd } };
-	int n = clock_poll(p, 2, deadline);
+	uint32_t generation = client_generation(lane->client);
+	int n;
+
+	if (client_is_lost(lane->client))
+		return sleep_away(lane, deadline);
+	n = clock_poll(p, 2, deadline);
 
 	if (n < 0 && errno == EINTR)
 		return 1;
@@ -132,10 +157,10 @@ sleep_once(struct tg_lane *lane, uint64_t deadline)
 		return detail_fail(-TG_ESYSTEM, "lane %" PRIu64 ": poll: %s", lane->lane_id, strerror(errno));
 	if (n == 0)
 		return -TG_ETIMEOUT;
-	if (p[0].revents != 0)
+	if ((p[0].revents & POLLIN) != 0)
 		bell_drain(lane->bell);
-	if (p[1].revents != 0 && lane->fault == 0)
-		lane->fault = -TG_ECLOSED; /* found by the next look, after what is in the CQ */
+	if ((p[1].revents & (POLLHUP | POLLERR)) != 0)
+		client_lose(lane->client, generation);
 	return 0;
 }
 

@@ -138,7 +138,7 @@ frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS])
 	}
 	if (frame->type == FRAME_ERROR)
 		frame->u.error.text[FRAME_TEXT - 1] = '\0';
-	if (frame->type == FRAME_LANE_OPEN) {
+	if (frame->type == FRAME_LANE_OPEN || frame->type == FRAME_LANE_RETURN) {
 		frame->u.open.pool[sizeof(frame->u.open.pool) - 1] = '\0';
 		frame->u.open.name[sizeof(frame->u.open.name) - 1] = '\0';
 	}

@@ -6,8 +6,8 @@
  *                                    <-     LANE_OPENED  + memfd, doorbell, bell   or  ERROR
  *   LANE_CLOSE lane_id               ->
  *                                    <-     LANE_CLOSED                            or  ERROR
- *   LANE_RETURN lane_id, doorbell..  ->     (after a daemon's death)
- *     + memfd, doorbell, bell        <-     LANE_RETURNED                          or  ERROR
+ *   LANE_RETURN + memfd              ->     (after a daemon's death)
+ *                                    <-     LANE_RETURNED + doorbell, bell         or  ERROR
  *
  * Requests are answered in order, one answer each; a client may send several ahead. A frame of
  * another ABI is answered with ERROR TG_EVERSION, whose head keeps this shape for ever, so that
@@ -15,7 +15,9 @@
  * records to the daemon to finish.
  *
  * Descriptors: memfd is the lane's memory. doorbell (an eventfd, one for each client) wakes the
- * daemon. bell (an eventfd, one for each lane) wakes the client.
+ * daemon, which reads it without ever blocking, whatever the client does to the description they
+ * share (RWF_NOWAIT). bell wakes the client: the reading end of a pipe, one for each lane, because
+ * there is no such write: a client could fill a shared eventfd and take O_NONBLOCK off it.
  */
 #ifndef TG_SHM_FRAME_H
 #define TG_SHM_FRAME_H
@@ -39,7 +41,9 @@ enum frame_type {
 	FRAME_LANE_RETURNED = 7,
 };
 
-enum frame_fd { FRAME_FD_MEMFD, FRAME_FD_DOORBELL, FRAME_FD_BELL };
+enum frame_fd { FRAME_FD_MEMFD, FRAME_FD_DOORBELL, FRAME_FD_BELL }; /* of LANE_OPENED */
+enum frame_fd_return { FRAME_FD_RETURN_MEMFD };                       /* of LANE_RETURN */
+enum frame_fd_returned { FRAME_FD_RETURNED_DOORBELL, FRAME_FD_RETURNED_BELL };
 
 struct frame {
 	uint32_t magic;
@@ -58,13 +62,13 @@ struct frame {
 			uint32_t flags;      /* none yet */
 			char pool[LANE_POOL_NAME];
 			char name[32]; /* of the program, for the admin's eyes */
-		} open;
+		} open; /* LANE_OPEN; LANE_RETURN: name alone, the rest is in the memfd */
 		struct {
 			uint64_t lane_id;
 			uint64_t sq_bytes;
 			uint32_t cq_entries;
 			uint32_t flags;
-		} lane; /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURN, LANE_RETURNED */
+		} lane; /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURNED */
 	} u;
 };
 

@@ -36,6 +36,7 @@ struct config_node; /* daemon/config_node.h: a checked view of a libconfig group
 struct message {
 	uint64_t position;
 	uint64_t lane_id;
+	uint64_t lane_nonce;   /* random, the lane's for life: with position it names the message for ever */
 	uint64_t published_ns; /* monotonic */
 	const uint8_t *topic;
 	const uint8_t *key;

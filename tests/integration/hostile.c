@@ -4,9 +4,9 @@
  * fields contradict each other and that change while they are read, punched holes, a doorbell that
  * never stops, completions that are never taken.
  *
- *   hostile SOCKET POOL SEED MUTATIONS MODE     MODE: bytes words records holes flood mix
+ *   hostile SOCKET POOL SEED MUTATIONS MODE     MODE: bytes words records holes flood mix return
  *
- * Prints `mutations=N lanes=N quarantined=N` at the end. Exit status: 0; 1 when the daemon hangs up or
+ * Prints `mutations=N lanes=N quarantined=N returned=N` at the end. Exit status: 0; 1 when the daemon hangs up or
  * refuses a lane; 2 wrong use. A lane that the daemon has closed is replaced by a new one.
  */
 #include "shm/frame.h"
@@ -28,7 +28,7 @@ struct hostile {
 	uint64_t lane_id;
 	struct lane_map map;
 	struct lane_geometry geo;
-	uint64_t random, mutations, lanes, quarantined, tail;
+	uint64_t random, mutations, lanes, quarantined, returned, tail;
 	const char *pool;
 };
 
@@ -103,6 +103,31 @@ ring(struct hostile *h)
 
 	if (write(h->doorbell, &one, sizeof(one)) < 0 && errno != EAGAIN)
 		die("doorbell");
+}
+
+/* Hands the lane back as if another daemon had served it, its memory in whatever state it is. */
+static void
+hand_back(struct hostile *h)
+{
+	struct frame frame;
+	int fds[FRAME_FDS];
+
+	if (next_random(h) % 8 != 0)
+		h->map.header->nonce = next_random(h);
+	frame_init(&frame, FRAME_LANE_RETURN, 1);
+	if (frame_send(h->control, &frame, &h->memfd, 1) != 0 || frame_recv(h->control, &frame, fds) != 0)
+		die("control socket");
+	for (unsigned i = 0; i < FRAME_FDS; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	if (frame.type != FRAME_LANE_RETURNED)
+		return;
+	h->returned++;
+	uint64_t lane_id = frame.u.lane.lane_id;
+	frame_init(&frame, FRAME_LANE_CLOSE, 1);
+	frame.u.lane.lane_id = lane_id;
+	if (frame_send(h->control, &frame, NULL, 0) != 0 || frame_recv(h->control, &frame, fds) != 0)
+		die("control socket");
 }
 
 /* A random byte, word or run of them anywhere: header, both sides' words, rings. */
@@ -205,6 +230,8 @@ mutate(struct hostile *h, const char *mode)
 {
 	uint64_t pick = next_random(h) % 16;
 
+	if (strcmp(mode, "return") == 0)
+		mode = "mix";
 	if (strcmp(mode, "bytes") == 0 || (strcmp(mode, "mix") == 0 && pick < 4))
 		mutate_bytes(h);
 	else if (strcmp(mode, "words") == 0 || (strcmp(mode, "mix") == 0 && pick == 4))
@@ -225,7 +252,7 @@ main(int argc, char **argv)
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 
 	if (argc != 6 || strlen(argv[1]) >= sizeof(addr.sun_path)) {
-		fprintf(stderr, "usage: hostile SOCKET POOL SEED MUTATIONS bytes|words|records|holes|flood|mix\n");
+		fprintf(stderr, "usage: hostile SOCKET POOL SEED MUTATIONS bytes|words|records|holes|flood|mix|return\n");
 		return 2;
 	}
 	h.pool = argv[2];
@@ -242,10 +269,12 @@ main(int argc, char **argv)
 			for (unsigned i = 0; i < PUBLISH_EVERY; i++)
 				mutate(&h, argv[5]);
 			ring(&h);
+			if (strcmp(argv[5], "return") == 0)
+				hand_back(&h);
 		}
 		detach(&h);
 	}
-	printf("mutations=%llu lanes=%llu quarantined=%llu\n", (unsigned long long)h.mutations,
-	    (unsigned long long)h.lanes, (unsigned long long)h.quarantined);
+	printf("mutations=%llu lanes=%llu quarantined=%llu returned=%llu\n", (unsigned long long)h.mutations,
+	    (unsigned long long)h.lanes, (unsigned long long)h.quarantined, (unsigned long long)h.returned);
 	return 0;
 }

@@ -8,7 +8,7 @@ import pytest
 from harness import FULL, Process, Sink, pool, program, wait_for
 from load import Producer, check_all_arrived
 
-KINDS = ("bytes", "words", "records", "holes", "flood", "mix")
+KINDS = ("bytes", "words", "records", "holes", "flood", "mix", "return")
 MUTATIONS = 2_000_000 if FULL else 200_000
 
 

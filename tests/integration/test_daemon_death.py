@@ -1,0 +1,98 @@
+"""The daemon killed with SIGKILL at random instants under load, and started again: nothing accepted is
+lost, every message has exactly one completion (Producer.finish checks that), and what arrives twice was
+under way at a kill.
+
+10 kills, or 10,000 with TG_FULL=1 (tools/check --faults)."""
+
+import random
+
+import pytest
+
+from harness import FULL, Mosquitto, Sink, pool, wait_for
+from load import Producer, check_all_arrived, wait_all_arrived
+from test_failover import accepted
+
+KILLS = 10000 if FULL else 10
+PROCESSES = 8 if FULL else 4
+PER_KILL = 400  # messages of each producer between two kills
+
+
+def kill_and_restart(d, producers, dice, kills):
+    for _ in range(kills):
+        goal = accepted(producers) + dice.randrange(1, PER_KILL * len(producers))
+        wait_for(lambda: accepted(producers) >= goal or not any(p.process.alive() for p in producers), "progress",
+                 60, 0.001)
+        d.process.kill()
+        d.start(ready=False)
+
+
+def start(box, d, count, deadline_s, **options):
+    options = {"low": 10, "high": 3000, "batch": 8, "lanes": 2, **options}
+    producers = [Producer(box, d, number=n, count=count, deadline_s=deadline_s, **options) for n in range(1, PROCESSES + 1)]
+    for producer in producers:
+        producer.wait_accepted(1)
+    return producers
+
+
+@pytest.mark.long
+@pytest.mark.sanitizers
+def test_killed_daemon_loses_nothing_and_completes_once(box, daemon):
+    dice = random.Random(KILLS)
+    sink = Sink(box).start()
+    d = daemon(pool([sink]))
+    producers = start(box, d, KILLS * PER_KILL, 120 + KILLS)
+    kill_and_restart(d, producers, dice, KILLS)
+    for producer in producers:
+        assert producer.finish(120 + KILLS) == {"delivered": producer.count * producer.lanes}
+    check_all_arrived(producers, sink)
+    assert d.stop() == 0
+
+
+@pytest.mark.long
+def test_killed_daemon_loses_nothing_through_mosquitto(box, daemon):
+    dice = random.Random(3)
+    brokers = [Mosquitto(box, name=f"mosquitto-{n}").start() for n in (1, 2)]
+    subscribers = [broker.subscriber() for broker in brokers]
+    d = daemon(pool(brokers))
+    producers = start(box, d, 5 * PER_KILL, 90)
+    kill_and_restart(d, producers, dice, 5)
+    for producer in producers:
+        assert producer.finish() == {"delivered": producer.count * producer.lanes}
+    wait_all_arrived(producers, *subscribers)
+    assert d.stop() == 0
+
+
+def test_what_may_have_been_sent_is_reported_where_nothing_is_sent_twice(box, daemon):
+    """on_failure = "report": at most once, over a daemon's death, too."""
+    sink = Sink(box, options=["--ack-delay", "30000"]).start()
+    d = daemon(pool([sink], on_failure="report"))
+    producer = Producer(box, d, number=1, count=50, batch=8)
+    wait_for(lambda: len(sink.arrivals()) == 50, "all sent")
+    d.process.kill()
+    d.start(ready=False)
+    assert producer.finish() == {"unknown": 50}
+    assert len(sink.arrivals()) == 50
+
+
+def test_producer_waits_for_its_daemon_in_its_sleep(box, daemon, sink):
+    """No message is needed to notice: one that only waits comes back by itself."""
+    d = daemon(pool([sink]))
+    sink.tell("set", "no-ack", "on")
+    producer = Producer(box, d, number=1, count=20)
+    wait_for(lambda: len(sink.arrivals()) == 20, "all sent")
+    d.process.kill()
+    sink.tell("set", "no-ack", "off")
+    d.start(ready=False)
+    assert producer.finish() == {"delivered": 20}
+
+
+def test_restarted_daemon_without_the_pool_says_so(box, daemon, sink):
+    d = daemon(pool([sink]))
+    sink.tell("set", "no-ack", "on")
+    producer = Producer(box, d, number=1, count=20)
+    wait_for(lambda: len(sink.arrivals()) == 20, "all sent")
+    d.process.kill()
+    d.config.write_text(d.config.read_text().replace('"events"', '"renamed"'))
+    d.start(ready=False)
+    assert producer.process.wait() == 3
+    assert "renamed" in d.process.text() or "does not take it back" in producer.process.text()
