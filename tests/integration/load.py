@@ -131,9 +131,9 @@ class Arrivals:
 
     def add_sink(self, sink):
         def numbers():
-            for arrival in sink.arrivals():
+            for body in sink.body_starts():
                 try:
-                    producer, lane, sequence = map(int, arrival["body"].split(" ", 3)[:3])
+                    producer, lane, sequence = map(int, body.split(" ", 3)[:3])
                 except ValueError:
                     continue  # not a load program's: a liar's, who may publish what he likes
                 yield producer, lane, sequence
