@@ -326,7 +326,7 @@ sim_producer(struct sim *sim, uint64_t sq_bytes)
 	int bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->bell = dup(bell);
 	if (memfd < 0 || bell < 0 || p->bell < 0 ||
-	    lane_new(&p->lane, p->id, sim->pool, &sim->client, memfd, &geo, bell) != 0 ||
+	    lane_new(&p->lane, &header, sim->pool, &sim->client, memfd, &geo, bell) != 0 ||
 	    lane_map_init(&p->map, memfd, &geo, 0) != 0)
 		sim_fail(sim, "no lane: out of memory or descriptors");
 	close(memfd);

@@ -87,7 +87,7 @@ open_lane(struct world_of_one *w, struct pool *pool, uint64_t sq_bytes)
 	struct lane_header header = { .lane_id = ++shard->lane_ids };
 	int memfd = lane_memfd_create(&geo, &header);
 	assert_true(memfd >= 0);
-	assert_int_equal(lane_new(&lane, header.lane_id, pool, &w->client, memfd, &geo, -1), 0);
+	assert_int_equal(lane_new(&lane, &header, pool, &w->client, memfd, &geo, -1), 0);
 	close(memfd);
 	TAILQ_INSERT_TAIL(&w->client.lanes, lane, client_entry);
 	w->client.lane_count++;
