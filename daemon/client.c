@@ -1,5 +1,6 @@
 #include "client.h"
 
+#include "inject.h"
 #include "log.h"
 #include "loop.h"
 #include "pool.h"
@@ -346,6 +347,7 @@ return_lane(struct client *client, const struct frame *request, int memfd)
 	shard->count.lanes_returned++;
 	lane_frame(&frame, FRAME_LANE_RETURNED, request->serial, lane, shard->expedited ? LANE_F_EXPEDITED : 0);
 	int fds[] = { [FRAME_FD_RETURNED_DOORBELL] = client->doorbell, [FRAME_FD_RETURNED_BELL] = bell[0] };
+	INJECT(returned_answer);
 	rc = answer(client, &frame, fds, 2);
 	close(bell[0]);
 	log_event(LOG_LEVEL_INFO, "lane_returned", "lane=%llu pool=%s pid=%d unreleased=%llu unfinished=%u",

@@ -1,6 +1,7 @@
 #include "lane.h"
 
 #include "client.h"
+#include "inject.h"
 #include "log.h"
 #include "pool.h"
 #include "shard.h"
@@ -234,6 +235,7 @@ lane_admit(struct lane *lane, struct slot **out)
 	lane->pool->count.bytes += record.size;
 	if (out != NULL)
 		*out = slot;
+	INJECT(admitted);
 	return 0;
 }
 
@@ -310,8 +312,10 @@ lane_finish(struct lane *lane, struct slot *slot, uint8_t outcome, uint64_t refe
 	if (lane->floor == UINT64_MAX)
 		lane->floor = lane->cq.tail;
 	/* I4 kept a place for it; only a dead client's ring may be full. */
+	INJECT(before_push);
 	if (lane->client != NULL || cq_producer_refresh(&lane->cq) > 0)
 		cq_push(&lane->cq, &completion);
+	INJECT(after_push);
 	count_outcome(lane, outcome);
 	lane_mark_dirty(lane);
 }
@@ -538,7 +542,9 @@ frame(struct lane *lane, struct slot *slot)
 	if (rewound)
 		return FRAMED_NOT_THIS;
 	/* I6: stored before the link can write a byte of it. */
+	INJECT(before_sent);
 	sq_mark_sent(&lane->sq, slot->position + slot->size);
+	INJECT(after_sent);
 	switch (link_send(link, lane, lane->slot_next, slot->size, &message, &rejection)) {
 	case LINK_SEND_OK:
 		break;
@@ -553,6 +559,7 @@ frame(struct lane *lane, struct slot *slot)
 		lane_set_place(lane, LANE_WAIT_POOL);
 		return FRAMED_MOVED;
 	}
+	INJECT(framed);
 	slot->state = SLOT_INFLIGHT;
 	slot->link = link;
 	slot->maybe_sent = 1;
@@ -768,9 +775,12 @@ lane_commit(struct lane *lane)
 		lane->slot_next = lane->slot_head;
 	uint64_t head =
 	    lane->slot_head == lane->slot_tail ? lane->sq.cursor : slot_at(lane, lane->slot_head)->position;
+	INJECT(before_commit);
 	cq_publish(&lane->cq); /* D: the commit point; G: and only then the release */
+	INJECT(after_commit);
 	if (head != lane->sq.head)
 		sq_release(&lane->sq, head);
+	INJECT(after_release);
 	if (lane->slot_tail - lane->slot_head == lane->unfinished)
 		lane->floor = UINT64_MAX; /* no finished record is unreleased */
 	if (lane->place == LANE_STALLED)

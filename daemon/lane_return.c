@@ -13,6 +13,7 @@
  */
 #include "lane.h"
 
+#include "inject.h"
 #include "log.h"
 #include "pool.h"
 #include "shard.h"
@@ -73,6 +74,7 @@ walk(struct lane *lane, const struct finished *list, int64_t n)
 			return -TG_EBROKEN;
 		if ((rc = lane_admit(lane, &slot)) != 0)
 			return rc;
+		INJECT(returned_walk);
 		if (next < n && list[next].position == slot->position - head) {
 			slot->state = SLOT_DONE;
 			lane->unfinished--;
@@ -131,6 +133,7 @@ lane_return(struct lane **out, const struct lane_header *header, struct pool *po
 		lane_unmake(lane);
 		return rc;
 	}
+	INJECT(returned_built);
 	lane_start(lane);
 	lane_mark_dirty(lane); /* what the old one finished and did not release is released */
 	if (pool->config->on_failure == ON_FAILURE_REPORT)

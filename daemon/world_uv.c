@@ -2,6 +2,7 @@
 #include "loop.h"
 
 #include "config.h"
+#include "inject.h"
 #include "log.h"
 
 #include <arpa/inet.h>
@@ -269,9 +270,11 @@ sock_writev(struct sock *sock, const struct iovec *iov, int count)
 	struct msghdr msg = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count };
 	ssize_t n;
 
+	INJECT(before_write);
 	do
 		n = sendmsg(s->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 	while (n < 0 && errno == EINTR);
+	INJECT(after_write);
 	return n;
 }
 

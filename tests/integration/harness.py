@@ -410,15 +410,19 @@ class Daemon:
         self.starts = 0
 
     def start(self, ready=True, **options):
-        self.starts += 1
-        self.process = Process(self.box, f"{self.name}-{self.starts}",
-                               [program("tidegated"), "-c", self.config], **options)
+        self.launch(**options)
         self.process.orderly = True
         wait_for(lambda: not self.process.alive() or self.answers(), f"{self.name} to answer")
         assert self.process.alive(), f"{self.name} does not start:\n{self.process.text()}"
         if ready:
             self.wait_ready()
         return self
+
+    def launch(self, **options):
+        """Starts it and does not wait for anything."""
+        self.starts += 1
+        self.process = Process(self.box, f"{self.name}-{self.starts}",
+                               [program("tidegated"), "-c", self.config], **options)
 
     def answers(self):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:

@@ -4,11 +4,13 @@ under way at a kill.
 
 10 kills, or 10,000 with TG_FULL=1 (tools/check --faults)."""
 
+import os
 import random
+import re
 
 import pytest
 
-from harness import FULL, Mosquitto, Sink, pool, wait_for
+from harness import BUILD, FULL, ROOT, Mosquitto, Sink, pool, wait_for
 from load import Producer, check_all_arrived, wait_all_arrived
 from test_failover import accepted
 
@@ -59,6 +61,35 @@ def test_killed_daemon_loses_nothing_through_mosquitto(box, daemon):
     for producer in producers:
         assert producer.finish() == {"delivered": producer.count * producer.lanes}
     wait_all_arrived(producers, *subscribers)
+    assert d.stop() == 0
+
+
+POINTS = re.findall(r"^X\((\w+),", (ROOT / "daemon" / "inject.def").read_text(), re.MULTILINE)
+INJECTION = "-DTG_INJECTION" in (BUILD / "Makefile").read_text()
+
+
+@pytest.mark.skipif(not INJECTION, reason="a build without --enable-injection")
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("point", POINTS)
+def test_daemon_may_die_at_any_store(box, daemon, point):
+    """Killed at a point; the next one at the same point or in taking over; then at it again later."""
+    sink = Sink(box, options=["--ack-delay", "30"]).start()  # so that some are always under way
+    d = daemon(pool([sink]))
+    producers = start(box, d, 3000, 90, rate=3000)
+    d.process.kill()
+    dice = random.Random(point)
+    for wish in (f"{point}:1", f"{point}:{dice.randrange(2, 40)}", "returned_walk:3", f"{point}:{dice.randrange(40, 400)}"):
+        d.launch(env=dict(os.environ, TIDEGATED_INJECT=wish))
+        # The first time it is passed is certain; hundreds are not: then it is killed from outside.
+        try:
+            wait_for(lambda: not d.process.alive(), f"{wish} to end it", 20 if wish == f"{point}:1" else 2)
+        except AssertionError:
+            assert wish != f"{point}:1"
+            d.process.kill()
+    d.start(ready=False)
+    for producer in producers:
+        assert producer.finish() == {"delivered": producer.count * producer.lanes}
+    check_all_arrived(producers, sink)
     assert d.stop() == 0
 
 
