@@ -121,6 +121,7 @@ session_new(struct link *link)
 		.window = config->window_messages,
 		.random = world_random(shard->world),
 		.tls = link->tls != NULL,
+		.tls_wanted = config->tls.enabled,
 	};
 	link->session->driver = driver;
 	link->session->settings = config->driver_settings;

@@ -131,6 +131,7 @@ struct link {
 	uint64_t ready_ns;         /* when it was last proven; 0: never on this connection */
 
 	/* the driver's last words, acted on when it has returned */
+	int leaving;
 	int fatal;
 	enum driver_fatal fatal_kind;
 	char fatal_why[200];

@@ -279,6 +279,12 @@ read_once(struct link *link)
 	link_update_writable(link);
 	if (out_unwritten(&link->out) > 0)
 		link_want_flush(link);
+	/* Not before: without anything outstanding, draining ends with the session. */
+	if (link->leaving) {
+		link->leaving = 0;
+		link_drain(link);
+		return link->sock != NULL && n == SHARD_READ_BYTES;
+	}
 	return n == SHARD_READ_BYTES;
 }
 
@@ -464,7 +470,7 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		    log_quote((char[160]){ 0 }, 160, event->text, event->text_len));
 		break;
 	case EV_LEAVING:
-		link_event(link, LINK_EV_DRAIN);
+		link->leaving = 1;
 		break;
 	case EV_TLS:
 		fatal_text(link, "the broker wants TLS and the pool has no tls group");

@@ -75,7 +75,8 @@ enum driver_event_type {
 	EV_KEEPALIVE, /* seq: the broker drops us unless something is sent every so many seconds (> 0) */
 	EV_ENDPOINT,  /* text: "host:port" of another broker of this cluster */
 	EV_LEAVING,   /* the broker will go soon: drain and reconnect elsewhere */
-	EV_TLS,       /* switch to TLS now (protocols that start in the clear); then start_tls() */
+	EV_TLS,       /* switch to TLS now (protocols that start in the clear), with nothing in out and all
+	               * input consumed; start() is called again when it is done, params->tls is 1 then */
 	EV_FATAL,     /* the session is over; kind, code, text */
 };
 
@@ -112,6 +113,7 @@ struct session_params {
 	uint32_t window;       /* the most unanswered messages the link will allow itself */
 	uint64_t random;       /* from the shard's source, for names that must not repeat */
 	int tls;               /* the connection is encrypted already */
+	int tls_wanted;        /* … or is to be: with DRIVER_F_SERVER_FIRST, nothing is sent before EV_TLS */
 };
 
 /* A session is the driver's own struct that begins with this. */
@@ -142,6 +144,7 @@ enum driver_reject {
 	REJECT_BODY = 0xff02,   /* body too large for the broker */
 	REJECT_HEADER = 0xff03, /* a header cannot be expressed in the protocol */
 	REJECT_KEY = 0xff04,
+	REJECT_DENIED = 0xff05, /* the broker denies it, and has no code of its own for that */
 };
 
 struct driver {

@@ -104,6 +104,22 @@ variants_pick(const struct variants *variants, const struct driver *driver, size
 			return &variants->list[i];
 }
 
+/* Line ends belong to the text before them. */
+static int
+is_text(uint8_t byte, size_t before)
+{
+	return isprint(byte) || (before >= 3 && (byte == '\r' || byte == '\n'));
+}
+
+static void
+print_char(char c)
+{
+	if (c == '\r' || c == '\n')
+		printf(c == '\r' ? "\\r" : "\\n");
+	else
+		printf(c == '"' || c == '\\' ? "\\%c" : "%c", c);
+}
+
 /* As transcript.h's BYTES: what reads well as text is text. */
 static void
 print_bytes(const char *sign, const struct rig_bytes *bytes)
@@ -112,13 +128,15 @@ print_bytes(const char *sign, const struct rig_bytes *bytes)
 
 	for (size_t at = 0; at < bytes->len;) {
 		size_t run = 0;
-		while (at + run < bytes->len && run < 60 && isprint(bytes->bytes[at + run]) &&
-		       bytes->bytes[at + run] != '"' && bytes->bytes[at + run] != '\\')
+		while (at + run < bytes->len && run < 60 && is_text(bytes->bytes[at + run], run))
 			run++;
 		if (column == 0)
 			printf("%s", sign);
 		if (run >= 3) {
-			printf(" \"%.*s\"", (int)run, (char *)bytes->bytes + at);
+			printf(" \"");
+			for (size_t i = 0; i < run; i++)
+				print_char((char)bytes->bytes[at + i]);
+			printf("\"");
 			column += run + 3;
 		} else {
 			run = 1;
@@ -200,9 +218,9 @@ answered(const struct rig *rig, const struct step *step)
 }
 
 static int
-send_all(int fd, const struct rig_bytes *bytes)
+send_all(int fd, const struct rig_bytes *bytes, size_t from)
 {
-	for (size_t at = 0; at < bytes->len;) {
+	for (size_t at = from; at < bytes->len;) {
 		ssize_t n = send(fd, bytes->bytes + at, bytes->len - at, MSG_NOSIGNAL);
 		if (n <= 0)
 			return -1;
@@ -227,13 +245,16 @@ listen_for(struct rig *rig, int fd, const struct step *step, struct rig_bytes *h
 		if (n <= 0)
 			return -1;
 		rig_bytes_add(heard, bytes, (size_t)n);
+		size_t sent = rig->sent.len;
 		rig_feed(rig, bytes, (size_t)n);
+		if (send_all(fd, &rig->sent, sent) != 0)
+			return -1;
 	}
 	return 0;
 }
 
 static int
-record_step(struct rig *rig, int fd, const struct step *step)
+record_step(struct rig *rig, int fd, const struct step *step, const struct step *next)
 {
 	struct rig_bytes heard = { 0 };
 	struct driver_rejection rejection;
@@ -263,9 +284,12 @@ record_step(struct rig *rig, int fd, const struct step *step)
 	}
 	printf("\n%s\n", step->text);
 	print_bytes(">", &rig->sent);
-	int rc = send_all(fd, &rig->sent);
+	int rc = send_all(fd, &rig->sent, 0);
 	rig_forget(rig);
-	if (rc == 0)
+	/* Answers that a flush asks for come after it. */
+	int silent = step->kind == STEP_PUBLISH && next != NULL && next->kind != STEP_INPUT &&
+		     rig->driver->flush != NULL && next->kind != STEP_PROBE;
+	if (rc == 0 && !silent)
 		rc = listen_for(rig, fd, step, &heard);
 	print_bytes("<", &heard);
 	print_bytes(">", &rig->sent);
@@ -310,7 +334,8 @@ record(const char *host, int port, const char *file)
 	} else {
 		print_head(file);
 		for (size_t i = 0; i < transcript.count; i++)
-			if (record_step(&rig, fd, &transcript.steps[i]) != 0)
+			if (record_step(&rig, fd, &transcript.steps[i],
+				i + 1 < transcript.count ? &transcript.steps[i + 1] : NULL) != 0)
 				break;
 		close(fd);
 		rc = rig.broken[0] != '\0';
@@ -433,7 +458,7 @@ seed_write(const char *folder, const struct variants *variants, const struct tra
 			window = i;
 	put(to, driver);
 	put(to, settings_index(variants, transcript));
-	put(to, window);
+	put(to, window + (transcript->params.tls_wanted ? SCRIPT_WINDOWS : 0));
 	for (size_t i = 0; i < transcript->count; i++)
 		seed_step(to, &transcript->steps[i]);
 	return fclose(to) != 0;

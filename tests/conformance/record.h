@@ -3,7 +3,7 @@
  *
  * A fuzzer input, which tests/fuzz/fuzz_driver.c plays:
  *
- *   [driver: 1] [settings: 1] [window: 1] op*
+ *   [driver: 1] [settings: 1] [window, +8 tls_wanted: 1] op*
  *   op: [kind << 5 | arg: 1] …; see enum script_op
  *
  * driver counts in drivers.def, settings in the distinct ones of that driver's transcripts, in order

@@ -11,9 +11,14 @@ Its head says how the broker is started:
     # broker-config: allow_anonymous true
     # broker-file: passwords u:secret          (one line of it; mosquitto_passwd is run over passwords)
 
+    # broker: nats-server
+    # broker-config: authorization { user: u, password: secret }
+    # broker-stream: S s.> {"max_msgs": 1}     (made before recording, by a user maker, password maker)
+
 {dir} in a config line is the broker's scratch folder.
 """
 
+import json
 import pathlib
 import re
 import socket
@@ -57,7 +62,31 @@ def mosquitto(folder, port, lines, files):
     return ["mosquitto", "-c", config]
 
 
-BROKERS = {"mosquitto": mosquitto}
+def nats_server(folder, port, lines, files):
+    config = folder / "nats.conf"
+    config.write_text("\n".join([f'listen: "127.0.0.1:{port}"', f'jetstream {{ store_dir: "{folder}/js" }}',
+                                 *lines]) + "\n")
+    return ["nats-server", "-c", config]
+
+
+def make_streams(port, text):
+    """JetStream's own interface, spoken by hand."""
+    for name, subject, more in re.findall(r"^# broker-stream: (\S+) (\S+)(?: (.*))?$", text, re.M):
+        config = json.dumps({"name": name, "subjects": [subject], "storage": "memory", **json.loads(more or "{}")})
+        with socket.create_connection(("127.0.0.1", port), 5) as server:
+            stream = server.makefile("rwb")
+            stream.write(b'CONNECT {"verbose":false,"user":"maker","pass":"maker"}\r\nSUB answer 1\r\n'
+                         b"PUB $JS.API.STREAM.CREATE.%s answer %d\r\n%s\r\n"
+                         % (name.encode(), len(config), config.encode()))
+            stream.flush()
+            for line in stream:
+                if line.startswith(b"MSG answer"):
+                    break
+            if b'"did_create":true' not in stream.readline():
+                raise SystemExit(f"the stream {name} was not made")
+
+
+BROKERS = {"mosquitto": mosquitto, "nats-server": nats_server}
 
 
 def record(conformance, transcript):
@@ -75,6 +104,7 @@ def record(conformance, transcript):
             broker = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             wait_for(port, broker)
+            make_streams(port, text)
             made = subprocess.run([conformance, "--record", "127.0.0.1", str(port), transcript],
                                   stdout=subprocess.PIPE, check=True).stdout
         finally:

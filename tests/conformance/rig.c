@@ -50,12 +50,12 @@ rig_bytes_fini(struct rig_bytes *bytes)
 }
 
 static void
-digest(struct rig *rig, const void *bytes, size_t len)
+digest(uint64_t *sum, const void *bytes, size_t len)
 {
 	const uint8_t *at = bytes;
 
 	for (size_t i = 0; i < len; i++)
-		rig->digest = (rig->digest ^ at[i]) * UINT64_C(0x100000001b3);
+		*sum = (*sum ^ at[i]) * UINT64_C(0x100000001b3);
 }
 
 __attribute__((format(printf, 2, 3))) static void
@@ -70,7 +70,7 @@ say(struct rig *rig, const char *format, ...)
 	size_t len = (size_t)n < sizeof(line) - 2 ? (size_t)n : sizeof(line) - 2;
 	line[len++] = '\n';
 	if (rig->quiet)
-		digest(rig, line, len);
+		digest(&rig->said, line, len);
 	else
 		rig_bytes_add(&rig->events, line, len);
 }
@@ -104,7 +104,7 @@ acked(struct rig *rig, const struct driver_event *event)
 		any = 1;
 		uint64_t what[3] = { seq, event->outcome, event->type == EV_ACK ? event->reference : 0 };
 		if (rig->quiet)
-			digest(rig, what, sizeof(what));
+			digest(&rig->said, what, sizeof(what));
 		else if (what[2] != 0)
 			say(rig, "ack %lu %s reference=%lu", seq, outcome_word(event->outcome),
 			    event->reference);
@@ -188,6 +188,7 @@ on_event(void *owner, const struct driver_event *event)
 		say(rig, "leaving");
 		return;
 	case EV_TLS:
+		rig->securing = 1;
 		say(rig, "tls");
 		return;
 	case EV_FATAL:
@@ -264,7 +265,7 @@ rig_open_with(struct rig *rig, const struct driver *driver, void *settings, cons
 		.driver = driver, .settings = settings, .params = &rig->params, .events = { on_event, rig }
 	};
 	out_init(&rig->out);
-	rig->digest = UINT64_C(0xcbf29ce484222325);
+	rig->said = rig->sent_digest = UINT64_C(0xcbf29ce484222325);
 	if (driver->open(rig->session) == 0)
 		return 0;
 	broken(rig, "open failed");
@@ -307,7 +308,7 @@ take_output(struct rig *rig)
 		size_t len = 0;
 		for (int i = 0; i < n; i++) {
 			if (rig->quiet)
-				digest(rig, iov[i].iov_base, iov[i].iov_len);
+				digest(&rig->sent_digest, iov[i].iov_base, iov[i].iov_len);
 			else
 				rig_bytes_add(&rig->sent, iov[i].iov_base, iov[i].iov_len);
 			len += iov[i].iov_len;
@@ -331,6 +332,8 @@ int
 rig_start(struct rig *rig)
 {
 	rig->started = 1;
+	rig->params.tls |= rig->securing;
+	rig->securing = 0;
 	action(rig, "start", rig->driver->start);
 	return rig->broken[0] != '\0' ? -1 : 0;
 }
@@ -394,7 +397,10 @@ rig_publish(struct rig *rig, const struct message *message, struct driver_reject
 		return DRIVER_FULL;
 	uint64_t end = out_end(&rig->out);
 	memset(rejection, 0, sizeof(*rejection));
-	int rc = rig->driver->publish(rig->session, rig->next, message, &rig->out, rejection);
+	/* Each is a record of its own; positions are a lane's, rising. */
+	struct message record = *message;
+	record.position = rig->next * 64;
+	int rc = rig->driver->publish(rig->session, rig->next, &record, &rig->out, rejection);
 	if (rc != DRIVER_PUBLISHED && rc != DRIVER_PUBLISHED_NO_ACK) {
 		if (out_end(&rig->out) != end)
 			broken(rig, "publish returned %d and appended bytes", rc);

@@ -38,8 +38,9 @@ struct rig {
 	size_t waits_capacity;
 	uint64_t next, oldest, outstanding;
 	int quiet; /* events and output are only digested, for the fuzzer's speed */
-	uint64_t digest;
+	uint64_t said, sent_digest; /* of events, of output: how they interleave depends on the cuts */
 	int started, up, dead, allowed_events;
+	int securing; /* EV_TLS was said: rig_start() comes next */
 	char broken[300];
 };
 

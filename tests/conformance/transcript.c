@@ -204,6 +204,8 @@ read_params(struct transcript *transcript, const char *at)
 			transcript->params.keepalive_s = (uint32_t)read_number(&at);
 		} else if (is_key(&at, "window")) {
 			transcript->params.window = (uint32_t)read_number(&at);
+		} else if (is_key(&at, "tls_wanted")) {
+			transcript->params.tls_wanted = (int)read_number(&at);
 		} else if (is_key(&at, "random")) {
 			transcript->params.random = read_number(&at);
 		} else {
@@ -424,6 +426,7 @@ step_message(const struct step *step, struct message *message)
 		.body_len = (uint32_t)step->body.len,
 		.expiry_ms = step->expiry_ms,
 		.attempt = 1,
+		.lane_nonce = UINT64_C(0x0123456789abcdef),
 		.retain = step->retain };
 }
 

@@ -5,7 +5,7 @@
  *   # comment                    "# broker: …" is a line for record.py
  *   settings TEXT                libconfig text of the driver's group; lines add up
  *   file NAME BYTES              a private file beside the settings (passwords)
- *   params KEY=VALUE …           client_id host keepalive window random
+ *   params KEY=VALUE …           client_id host keepalive window random tls_wanted
  *   refused "TEXT"               the settings are refused, and TEXT is in the complaint; no steps follow
  *
  *   start                        steps: what the link does …

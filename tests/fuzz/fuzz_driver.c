@@ -135,6 +135,8 @@ play_op(struct rig *rig, struct tape *tape, int bytewise)
 	uint8_t op = tape_byte(tape);
 	size_t arg = op & 31;
 
+	if (rig->securing)
+		rig_start(rig);
 	switch (op >> 5) {
 	case SCRIPT_PUBLISH:
 		for (size_t i = 0; i < 1 + arg; i++)
@@ -162,10 +164,14 @@ play_op(struct rig *rig, struct tape *tape, int bytewise)
 }
 
 static uint64_t
-play(const struct variant *variant, uint32_t window, struct tape tape, int bytewise)
+play(const struct variant *variant, uint8_t how, struct tape tape, int bytewise)
 {
 	struct session_params params = {
-		.client_id = "c1", .host = "localhost", .keepalive_s = 10, .window = window
+		.client_id = "c1",
+		.host = "localhost",
+		.keepalive_s = 10,
+		.window = script_windows[how % SCRIPT_WINDOWS],
+		.tls_wanted = how / SCRIPT_WINDOWS & 1,
 	};
 	struct rig rig = { .quiet = 1 };
 
@@ -177,7 +183,7 @@ play(const struct variant *variant, uint32_t window, struct tape tape, int bytew
 		fprintf(stderr, "the %s driver %s\n", variant->driver->name, rig.broken);
 		abort();
 	}
-	uint64_t digest = rig.digest;
+	uint64_t digest = rig.said * 31 + rig.sent_digest;
 	rig_close(&rig);
 	return digest;
 }
@@ -218,9 +224,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	const struct variant *variant = variants_pick(&variants, driver, data[1]);
 	if (variant == NULL)
 		return 0;
-	uint32_t window = script_windows[data[2] % SCRIPT_WINDOWS];
 	struct tape tape = { data + 3, size - 3 };
-	if (play(variant, window, tape, 0) != play(variant, window, tape, 1)) {
+	if (play(variant, data[2], tape, 0) != play(variant, data[2], tape, 1)) {
 		fprintf(stderr, "the %s driver makes something else of the same bytes cut otherwise\n",
 		    driver->name);
 		abort();

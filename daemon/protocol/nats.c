@@ -1,0 +1,246 @@
+/*
+ * NATS as a publisher: core (TG_SENT) and JetStream (TG_DELIVERED by the stream's acknowledgement).
+ *
+ *   jetstream = true | false   default true
+ *   msg_id = true | false      default true: Nats-Msg-Id, so that a stream drops what is sent twice
+ *   username, password_file    or token_file, or nkey_seed_file
+ *
+ * The topic is the subject. Headers are NATS headers in their order; a key that is not empty is one
+ * more of the name Tidegate-Key. The message's deadline has no place in the protocol.
+ *
+ * Nats-Msg-Id is the lane's random number and the record's position: both stay the same however often
+ * the record is sent, over whichever link, by whichever daemon. A producer's own header of that name
+ * takes its place.
+ */
+#include "nats.h"
+#include "utf8.h"
+
+#include "daemon/config_node.h"
+#include "shm/error.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int
+read_username(struct config_node *group, char **copy)
+{
+	const char *text = NULL;
+	size_t offset = 0;
+	int rc = config_node_string(group, "username", &text, 1, NATS_CREDENTIAL_MAX);
+
+	if (rc <= 0)
+		return rc;
+	enum utf8_fault fault = utf8_check((const uint8_t *)text, strlen(text), "\0", &offset);
+	if (fault != UTF8_PLAIN)
+		return config_node_error(
+		    group, "username", "\"%s\" %s at byte %zu", text, utf8_fault_text(fault), offset);
+	*copy = strdup(text);
+	return *copy != NULL ? 1 : -TG_ENOMEM;
+}
+
+/* A secret that will stand in JSON. */
+static int
+read_secret(struct config_node *group, const char *key, char **secret)
+{
+	size_t offset = 0;
+	int rc = config_node_secret_file(group, key, secret, NATS_CREDENTIAL_MAX);
+
+	if (rc <= 0)
+		return rc;
+	enum utf8_fault fault = utf8_check((const uint8_t *)*secret, strlen(*secret), "\0", &offset);
+	if (fault != UTF8_PLAIN)
+		return config_node_error(group, key, "its content %s at byte %zu", utf8_fault_text(fault), offset);
+	return 1;
+}
+
+static int
+read_nkey(struct config_node *group, struct nats_nkey *nkey)
+{
+	char *text = NULL;
+	int rc = config_node_secret_file(group, "nkey_seed_file", &text, NATS_SEED_TEXT + 1);
+
+	if (rc <= 0)
+		return rc;
+	const char *wrong = nats_nkey_read(nkey, text);
+	config_secret_free(text);
+	return wrong == NULL ? 1 : config_node_error(group, "nkey_seed_file", "%s", wrong);
+}
+
+static int
+configure(void *settings, struct config_node *group)
+{
+	struct nats_settings *nats = settings;
+	struct config_node absent;
+	int bad = 0;
+
+	nats->jetstream = nats->msg_id = 1;
+	if (group == NULL) {
+		memset(&absent, 0, sizeof(absent));
+		group = &absent;
+	}
+	bad |= config_node_bool(group, "jetstream", &nats->jetstream) < 0;
+	bad |= config_node_bool(group, "msg_id", &nats->msg_id) < 0;
+	int username = read_username(group, &nats->username);
+	int password = read_secret(group, "password_file", &nats->password);
+	int token = read_secret(group, "token_file", &nats->token);
+	int nkey = read_nkey(group, &nats->nkey);
+	if (username == -TG_ENOMEM || password == -TG_ENOMEM || token == -TG_ENOMEM || nkey == -TG_ENOMEM)
+		return -TG_ENOMEM;
+	bad |= username < 0 || password < 0 || token < 0 || nkey < 0;
+	if (password > 0 && username == 0)
+		bad |= config_node_error(group, "password_file", "a password needs a username") != 0;
+	if (token > 0 && username > 0)
+		bad |= config_node_error(group, "token_file", "a token and a username exclude each other") != 0;
+	if (nkey > 0 && (username > 0 || token > 0))
+		bad |= config_node_error(
+			   group, "nkey_seed_file", "an nkey and a username or token exclude each other") != 0;
+	bad |= config_node_done(group) != 0;
+	return bad ? -TG_EINVAL : 0;
+}
+
+static void
+settings_free(void *settings)
+{
+	struct nats_settings *nats = settings;
+
+	free(nats->username);
+	config_secret_free(nats->password);
+	config_secret_free(nats->token);
+	nats_nkey_fini(&nats->nkey);
+	memset(nats, 0, sizeof(*nats));
+}
+
+static void
+inbox_make(char inbox[NATS_INBOX_LEN + 1], uint64_t random)
+{
+	static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+	memcpy(inbox, "_INBOX.", 7);
+	for (int i = 7; i < 18; i++, random >>= 6)
+		inbox[i] = letters[random & 63];
+	inbox[18] = '.';
+	inbox[NATS_INBOX_LEN] = '\0';
+}
+
+static int
+open_session(struct session *session)
+{
+	struct nats_session *nats = nats_session(session);
+	const struct nats_settings *settings = session->settings;
+	uint64_t capacity = 1024;
+
+	nats->jetstream = settings->jetstream;
+	nats->msg_id = settings->jetstream && settings->msg_id;
+	nats->state = NATS_WAIT_INFO;
+	nats->max_payload = UINT64_MAX;
+	nats->window = session->params->window > 0 ? session->params->window : 1;
+	nats->seed = session->params->random * UINT64_C(0x9e3779b97f4a7c15) | 1;
+	inbox_make(nats->inbox, session->params->random);
+	/* Four windows: answers that come out of order leave holes that the next ones need not wait for. */
+	while (capacity < nats->window * (nats->jetstream ? UINT64_C(4) : UINT64_C(1)))
+		capacity *= 2;
+	nats->mask = (uint32_t)(capacity - 1);
+	nats->pending = calloc(capacity, sizeof(*nats->pending));
+	return nats->pending != NULL ? 0 : -TG_ENOMEM;
+}
+
+static void
+close_session(struct session *session)
+{
+	struct nats_session *nats = nats_session(session);
+
+	free(nats->pending);
+	nats->pending = NULL;
+	nats->state = NATS_CLOSED;
+}
+
+/* The server speaks first; after EV_TLS it has, and it is our turn. */
+static int
+start(struct session *session, struct out *out)
+{
+	struct nats_session *nats = nats_session(session);
+
+	return nats->state == NATS_SECURING ? nats_connect(nats, out) : 0;
+}
+
+uint64_t
+nats_hash(const struct nats_session *nats, const uint8_t *subject, size_t len)
+{
+	const uint64_t odd = UINT64_C(0xd6e8feb86659fd93);
+	uint64_t hash = nats->seed ^ len * odd, word = 0;
+
+	for (; len >= sizeof(word); len -= sizeof(word), subject += sizeof(word)) {
+		memcpy(&word, subject, sizeof(word));
+		hash = (hash ^ word) * odd;
+		hash ^= hash >> 32;
+	}
+	word = 0;
+	memcpy(&word, subject, len);
+	hash = (hash ^ word) * odd;
+	hash ^= hash >> 32;
+	return hash * odd & ~NATS_FLAGS;
+}
+
+static int
+send_ping(struct out *out)
+{
+	out_mark(out);
+	out_copy(out, "PING\r\n", 6);
+	return out_commit(out);
+}
+
+int
+nats_flush_core(struct nats_session *nats, struct out *out)
+{
+	if (nats->jetstream || nats->flushed == nats->next)
+		return 0;
+	nats->flush_waits = nats->ping_count == NATS_PINGS;
+	if (nats->flush_waits)
+		return 0;
+	int rc = send_ping(out);
+	if (rc != 0)
+		return rc;
+	nats->pings[(nats->ping_first + nats->ping_count++) % NATS_PINGS] =
+	    (struct nats_ping){ .upto = nats->next, .flush = 1 };
+	nats->flushed = nats->next;
+	return 0;
+}
+
+static int
+flush(struct session *session, struct out *out)
+{
+	return nats_flush_core(nats_session(session), out);
+}
+
+static int
+probe(struct session *session, struct out *out)
+{
+	struct nats_session *nats = nats_session(session);
+	int rc = send_ping(out);
+
+	if (rc != 0)
+		return rc;
+	/* Behind the last one: what it says of messages has been asked already, or will be. */
+	if (nats->ping_count == 0)
+		nats->pings[(nats->ping_first + nats->ping_count++) % NATS_PINGS] = (struct nats_ping){ 0 };
+	nats->pings[(nats->ping_first + nats->ping_count - 1) % NATS_PINGS].probes++;
+	return 0;
+}
+
+const struct driver driver_nats = {
+	.name = "nats",
+	.default_port = 4222,
+	.tls_port = 4222,
+	.settings_size = sizeof(struct nats_settings),
+	.session_size = sizeof(struct nats_session),
+	.flags = DRIVER_F_SERVER_FIRST,
+	.configure = configure,
+	.settings_free = settings_free,
+	.open = open_session,
+	.close = close_session,
+	.start = start,
+	.input = nats_input,
+	.publish = nats_publish,
+	.flush = flush,
+	.probe = probe,
+};

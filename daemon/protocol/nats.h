@@ -1,0 +1,118 @@
+/*
+ * One NATS connection as its parts see it: nats.c (settings, life, probe), nats_connect.c (INFO and
+ * CONNECT), nats_publish.c (framing), nats_input.c (what the server sends) and nats_ack.c (what a
+ * message's answer is).
+ *
+ *   seq:  ... answered | oldest .. unanswered, some answered early .. | next ...
+ *
+ * Every unanswered message has a word in `pending`, by seq & mask: a hash of its subject, because a
+ * permissions violation names nothing else, and two flags.
+ *
+ * JetStream: each message asks for its answer on INBOX + its seq in hexadecimal, answers come in any
+ * order. Core: nothing is answered; a PING is sent behind the messages of each turn, and its PONG
+ * says that the server has taken what came before. Pings in flight, oldest first, are in `pings`.
+ */
+#ifndef TG_DAEMON_PROTOCOL_NATS_H
+#define TG_DAEMON_PROTOCOL_NATS_H
+
+#include "driver.h"
+#include "nats_nkey.h"
+
+#define NATS_CONTROL_MAX 4096u        /* the server closes on a longer control line (its default) */
+#define NATS_LINE_MAX (64u << 10)     /* the longest line we read: an INFO that names many servers */
+#define NATS_ANSWER_MAX (64u << 10)   /* the largest answer we read; JetStream's have 30 to 200 bytes */
+#define NATS_CREDENTIAL_MAX 1024u     /* bytes of a user name, password or token: CONNECT is a control line */
+#define NATS_PINGS 64u                /* flushes in flight; beyond, one waits for the next PONG */
+#define NATS_INBOX_LEN (7u + 11u + 1u) /* "_INBOX." eleven random characters "." */
+
+#define NATS_NO_RESPONDERS 503u /* the code of a message that no stream takes */
+
+struct nats_settings {
+	int jetstream;
+	int msg_id;
+	char *username;
+	char *password;
+	char *token;
+	struct nats_nkey nkey;
+};
+
+enum nats_state {
+	NATS_CLOSED,
+	NATS_WAIT_INFO,
+	NATS_SECURING, /* EV_TLS was said; start() comes again */
+	NATS_CONNECTING,
+	NATS_UP,
+};
+
+/* Flags in the low bits of a pending word. */
+#define NATS_ANSWERED UINT64_C(1)
+#define NATS_DENIED UINT64_C(2) /* a violation was counted against it */
+#define NATS_FLAGS (NATS_ANSWERED | NATS_DENIED)
+
+/* PINGs in flight: one behind messages, or none, and then probes. */
+struct nats_ping {
+	uint64_t upto; /* the flush: it comes behind every seq below */
+	uint32_t flush;
+	uint32_t probes;
+};
+
+struct nats_session {
+	struct session base;
+	enum nats_state state;
+	int jetstream;
+	int msg_id;
+	int no_streams; /* the server says that it has JetStream off */
+	int headers;    /* the server takes headers */
+
+	uint64_t oldest; /* the first unanswered seq */
+	uint64_t next;   /* one more than the last framed seq */
+	uint64_t outstanding;
+	uint64_t *pending; /* by seq & mask */
+	uint32_t window;
+	uint32_t mask;
+	uint64_t max_payload; /* headers and body together */
+	uint64_t seed;        /* of the hashes */
+
+	struct nats_ping pings[NATS_PINGS];
+	uint32_t ping_first, ping_count;
+	uint64_t flushed; /* a PING comes behind every seq below */
+	int flush_waits;  /* for a place in pings */
+
+	char nonce[128]; /* the server's, to be signed */
+	char inbox[NATS_INBOX_LEN + 1];
+};
+
+static inline struct nats_session *
+nats_session(struct session *session)
+{
+	return (struct nats_session *)session;
+}
+
+/* A subject's word in `pending`, flags clear. Seeded: nobody can make two subjects meet. */
+uint64_t nats_hash(const struct nats_session *nats, const uint8_t *subject, size_t len);
+
+/* Sends a PING behind what is not flushed yet. Returns 0 or -TG_ENOMEM. */
+int nats_flush_core(struct nats_session *nats, struct out *out);
+
+/* nats_connect.c: an INFO line's JSON; CONNECT, SUB and PING. Both return 0 or a negative TG_E. */
+int nats_info(struct nats_session *nats, const uint8_t *json, size_t len, struct out *out);
+int nats_connect(struct nats_session *nats, struct out *out);
+
+/* nats_ack.c */
+
+/* The answer to the message whose reply token this is; what is none is dropped. */
+void nats_answer(struct nats_session *nats, const uint8_t *token, size_t token_len, const uint8_t *headers,
+    size_t headers_len, const uint8_t *body, size_t len);
+/* The stream of JetStream's plain acknowledgements. Returns how many bytes were taken. */
+size_t nats_acks(struct nats_session *nats, const uint8_t *bytes, size_t len);
+/* The server refused a publish to a subject, quoted as Go's %q does. */
+void nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len);
+/* Core: a PONG says that everything below upto was taken, or denied. */
+void nats_taken(struct nats_session *nats, uint64_t upto);
+
+/* struct driver's publish and input. */
+int nats_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
+    struct driver_rejection *rejection);
+ssize_t nats_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out);
+
+#endif

@@ -1,0 +1,338 @@
+/*
+ * Which message an answer is for, and what it says.
+ *
+ * JetStream's answer is JSON: {"stream":"S", "seq":7}, with "duplicate":true when the stream has had
+ * it already, or with "error":{"code":503,"err_code":10077,"description":"..."}. That no stream takes
+ * a subject is said by the server itself, with a status in the header and no body.
+ *
+ * Others may listen on a subject too and answer to its reply subject: what is no acknowledgement, or
+ * a second one, is dropped.
+ */
+#include "nats.h"
+#include "utf8.h"
+
+#include "shm/error.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+static uint64_t *
+word_of(struct nats_session *nats, uint64_t seq)
+{
+	return &nats->pending[seq & nats->mask];
+}
+
+static void
+settle(struct nats_session *nats, uint64_t seq)
+{
+	*word_of(nats, seq) |= NATS_ANSWERED;
+	nats->outstanding--;
+	while (nats->oldest != nats->next && (*word_of(nats, nats->oldest) & NATS_ANSWERED) != 0)
+		nats->oldest++;
+}
+
+static int
+waits(struct nats_session *nats, uint64_t seq)
+{
+	return seq - nats->oldest < nats->next - nats->oldest && (*word_of(nats, seq) & NATS_ANSWERED) == 0;
+}
+
+/* ---- permissions violations ---- */
+
+static void
+nack_denied(struct nats_session *nats, uint64_t seq)
+{
+	static const char text[] = "permissions violation: the server lets this user not publish to the subject";
+
+	driver_nack(&nats->base, seq, REJECT_DENIED, text, sizeof(text) - 1);
+}
+
+/*
+ * One message of a subject was denied, and which is not said. Every denied message is counted against
+ * the oldest of its subject that has none against it yet. In JetStream, once all that wait for an
+ * answer are counted against, none of them will get one; until then some may have been taken before
+ * a permission was revoked, and their answers tell (retract). Core has the PONG to tell.
+ */
+static void
+count_denied(struct nats_session *nats, uint64_t hash)
+{
+	uint64_t first = UINT64_MAX, all = 1;
+
+	for (uint64_t seq = nats->oldest; seq != nats->next && all; seq++) {
+		if ((*word_of(nats, seq) ^ hash) == 0) {
+			all = first == UINT64_MAX;
+			if (all)
+				first = seq;
+		}
+	}
+	if (first == UINT64_MAX)
+		return;
+	*word_of(nats, first) |= NATS_DENIED;
+	if (nats->jetstream && all) {
+		uint64_t end = nats->next;
+		for (uint64_t seq = nats->oldest; seq != end; seq++)
+			if (*word_of(nats, seq) == (hash | NATS_DENIED)) {
+				settle(nats, seq);
+				nack_denied(nats, seq);
+			}
+	}
+}
+
+/* One code point as UTF-8. */
+static uint8_t *
+put_point(uint8_t *to, uint32_t point)
+{
+	if (point < 0x80) {
+		*to++ = (uint8_t)point;
+		return to;
+	}
+	if (point < 0x800) {
+		*to++ = (uint8_t)(0xc0 | point >> 6);
+	} else {
+		if (point < 0x10000) {
+			*to++ = (uint8_t)(0xe0 | point >> 12);
+		} else {
+			*to++ = (uint8_t)(0xf0 | (point >> 18 & 7));
+			*to++ = (uint8_t)(0x80 | (point >> 12 & 0x3f));
+		}
+		*to++ = (uint8_t)(0x80 | (point >> 6 & 0x3f));
+	}
+	*to++ = (uint8_t)(0x80 | (point & 0x3f));
+	return to;
+}
+
+/* Undoes Go's %q in place of what subjects can hold. Returns the length; never longer than quoted. */
+static size_t
+unquote(uint8_t *to, const uint8_t *at, size_t len)
+{
+	uint8_t *start = to;
+
+	while (len > 0 && *at != '"') {
+		size_t digits = 0;
+		uint32_t point = 0;
+		if (*at != '\\' || len < 2) {
+			*to++ = *at++;
+			len--;
+			continue;
+		}
+		digits = at[1] == 'x' ? 2 : at[1] == 'u' ? 4 : at[1] == 'U' ? 8 : 0;
+		if (digits > len - 2)
+			digits = len - 2;
+		for (size_t i = 0; i < digits; i++) {
+			uint32_t c = at[2 + i];
+			point = point << 4 | ((c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10) & 0xf);
+		}
+		if (digits > 0)
+			to = put_point(to, point);
+		else
+			*to++ = at[1];
+		at += 2 + digits;
+		len -= 2 + digits;
+	}
+	return (size_t)(to - start);
+}
+
+void
+nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len)
+{
+	uint8_t subject[2 * NATS_CONTROL_MAX];
+
+	if (len > sizeof(subject))
+		return; /* longer than any we sent */
+	len = unquote(subject, quoted, len);
+	count_denied(nats, nats_hash(nats, subject, len));
+}
+
+void
+nats_taken(struct nats_session *nats, uint64_t upto)
+{
+	int any = 0;
+
+	for (; nats->oldest != upto; nats->oldest++) {
+		int denied = (*word_of(nats, nats->oldest) & NATS_DENIED) != 0;
+		nats->outstanding--;
+		if (denied && any)
+			driver_ack(&nats->base, EV_ACK_UPTO, nats->oldest - 1, TG_SENT, 0);
+		if (denied)
+			nack_denied(nats, nats->oldest);
+		any = !denied;
+	}
+	if (any)
+		driver_ack(&nats->base, EV_ACK_UPTO, upto - 1, TG_SENT, 0);
+}
+
+/* ---- JetStream ---- */
+
+static void
+delivered(struct nats_session *nats, uint64_t seq, uint64_t reference)
+{
+	uint64_t word = *word_of(nats, seq);
+
+	settle(nats, seq);
+	driver_ack(&nats->base, EV_ACK, seq, TG_DELIVERED, reference);
+	/* Taken after all: the violation was of a later one. */
+	if ((word & NATS_DENIED) != 0)
+		count_denied(nats, word & ~NATS_FLAGS);
+}
+
+/* Errors that pass by themselves and in which nothing was kept. The rest is the answer. */
+static int
+is_passing(json_int_t code)
+{
+	return code == 10008 /* JetStream system temporarily unavailable */ ||
+	       code == 10009 /* not the leader */;
+}
+
+static void
+refused(struct nats_session *nats, uint64_t seq, const json_t *error)
+{
+	const json_t *words = json_object_get(error, "description");
+	json_int_t code = json_integer_value(json_object_get(error, "err_code"));
+	char said[160], text[200];
+
+	if (code <= 0)
+		code = json_integer_value(json_object_get(error, "code"));
+	if (code <= 0 || code > UINT16_MAX)
+		code = UINT16_MAX;
+	settle(nats, seq);
+	if (is_passing(code)) {
+		driver_emit(&nats->base, EV_AGAIN, seq);
+		return;
+	}
+	const char *description = json_string_value(words);
+	utf8_clean(said, sizeof(said), (const uint8_t *)(description != NULL ? description : "no reason given"),
+	    description != NULL ? json_string_length(words) : 15);
+	int n = snprintf(text, sizeof(text), "JetStream: %s", said);
+	driver_nack(&nats->base, seq, (uint32_t)code, text, (size_t)n);
+}
+
+/* Whether headers say "NATS/1.0 503". */
+static int
+is_no_responders(const uint8_t *headers, size_t len)
+{
+	static const char status[] = "NATS/1.0 503";
+
+	return len >= sizeof(status) - 1 && memcmp(headers, status, sizeof(status) - 1) == 0;
+}
+
+static int
+read_token(const uint8_t *token, size_t len, uint64_t *seq)
+{
+	uint64_t value = 0;
+
+	if (len == 0 || len > 16)
+		return 0;
+	for (size_t i = 0; i < len; i++) {
+		uint8_t c = token[i];
+		if (c >= '0' && c <= '9')
+			value = value << 4 | (uint64_t)(c - '0');
+		else if (c >= 'a' && c <= 'f')
+			value = value << 4 | (uint64_t)(c - 'a' + 10);
+		else
+			return 0;
+	}
+	*seq = value;
+	return 1;
+}
+
+void
+nats_answer(struct nats_session *nats, const uint8_t *token, size_t token_len, const uint8_t *headers,
+    size_t headers_len, const uint8_t *body, size_t len)
+{
+	static const char none[] = "no stream takes this subject";
+	static const char off[] = "no stream takes this subject: JetStream is off on this server";
+	uint64_t seq;
+
+	if (!read_token(token, token_len, &seq) || !waits(nats, seq))
+		return;
+	if (is_no_responders(headers, headers_len)) {
+		const char *text = nats->no_streams ? off : none;
+		settle(nats, seq);
+		driver_nack(&nats->base, seq, NATS_NO_RESPONDERS, text, strlen(text));
+		return;
+	}
+	json_error_t where;
+	json_t *answer = json_loadb((const char *)body, len, 0, &where);
+	const json_t *error = json_object_get(answer, "error");
+	const json_t *number = json_object_get(answer, "seq");
+	if (json_is_object(error))
+		refused(nats, seq, error);
+	else if (json_is_string(json_object_get(answer, "stream")) && json_is_integer(number) &&
+		 json_integer_value(number) > 0)
+		delivered(nats, seq, (uint64_t)json_integer_value(number));
+	json_decref(answer);
+}
+
+/* A decimal number of at most 19 digits. Returns past it, or NULL. */
+static const uint8_t *
+read_decimal(const uint8_t *at, const uint8_t *end, uint64_t *value)
+{
+	const uint8_t *start = at;
+	uint64_t sum = 0;
+
+	for (; at < end && (uint8_t)(*at - '0') < 10; at++)
+		sum = sum * 10 + (uint64_t)(*at - '0');
+	*value = sum;
+	return at == start || at - start > 19 || (*start == '0' && at - start > 1) ? NULL : at;
+}
+
+/*
+ *   MSG INBOX<token> 1  23\r\n{"stream":"S", "seq":1}\r\n
+ *
+ * Returns the size of what is exactly that (or its duplicate form) and whole; 0: the long way, which
+ * would say the same.
+ */
+static size_t
+plain_ack(struct nats_session *nats, const uint8_t *bytes, size_t len)
+{
+	static const char head[] = "{\"stream\":\"", number[] = "\", \"seq\":", twice[] = ",\"duplicate\": true";
+	const uint8_t *at = bytes, *end = bytes + len;
+	uint64_t seq, size, reference;
+
+	if (len < 4 + NATS_INBOX_LEN + 40 || memcmp(at, "MSG ", 4) != 0 ||
+	    memcmp(at + 4, nats->inbox, NATS_INBOX_LEN) != 0)
+		return 0;
+	at += 4 + NATS_INBOX_LEN;
+	const uint8_t *space = memchr(at, ' ', 17);
+	if (space == NULL || !read_token(at, (size_t)(space - at), &seq) || !waits(nats, seq))
+		return 0;
+	if (memcmp(space, " 1 ", 3) != 0)
+		return 0;
+	at = space + 3;
+	at += *at == ' ';
+	at = read_decimal(at, end, &size);
+	if (at == NULL || end - at < 2 || at[0] != '\r' || at[1] != '\n')
+		return 0;
+	at += 2;
+	if (size > NATS_ANSWER_MAX || (size_t)(end - at) < size + 2 || size < sizeof(head))
+		return 0;
+	end = at + size;
+	if (end[0] != '\r' || end[1] != '\n' || memcmp(at, head, sizeof(head) - 1) != 0)
+		return 0;
+	at += sizeof(head) - 1;
+	const uint8_t *quote = at;
+	while (quote < end && *quote != '"' && *quote != '\\' && *quote >= ' ' && *quote < 0x7f)
+		quote++;
+	if ((size_t)(end - quote) < sizeof(number) || memcmp(quote, number, sizeof(number) - 1) != 0)
+		return 0;
+	at = read_decimal(quote + sizeof(number) - 1, end, &reference);
+	if (at == NULL || reference == 0 || reference > INT64_MAX)
+		return 0;
+	if ((size_t)(end - at) > sizeof(twice) - 1 && memcmp(at, twice, sizeof(twice) - 1) == 0)
+		at += sizeof(twice) - 1;
+	if (end - at != 1 || *at != '}')
+		return 0;
+	delivered(nats, seq, reference);
+	return (size_t)(end + 2 - bytes);
+}
+
+size_t
+nats_acks(struct nats_session *nats, const uint8_t *bytes, size_t len)
+{
+	size_t done = 0, n;
+
+	while ((n = plain_ack(nats, bytes + done, len - done)) > 0)
+		done += n;
+	return done;
+}

@@ -1,0 +1,307 @@
+/* Framing of PUB and HPUB: everything a server would refuse is refused before a byte is appended. */
+#include "nats.h"
+#include "utf8.h"
+
+#include "shm/error.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char key_name[] = "Tidegate-Key";
+static const char id_name[] = "Nats-Msg-Id";
+static const char version[] = "NATS/1.0\r\n";
+
+#define LIT(text) (sizeof(text) - 1)
+
+/* ---- numbers ---- */
+
+static uint32_t
+hex_len(uint64_t value)
+{
+	return value == 0 ? 1 : (67u - (uint32_t)__builtin_clzll(value)) / 4;
+}
+
+static uint8_t *
+put_hex(uint8_t *at, uint64_t value, uint32_t len)
+{
+	for (uint32_t i = len; i-- > 0; value >>= 4)
+		at[i] = (uint8_t) "0123456789abcdef"[value & 15];
+	return at + len;
+}
+
+static uint32_t
+decimal_len(uint64_t value)
+{
+	uint32_t len = 1;
+
+	for (; value >= 10; value /= 10)
+		len++;
+	return len;
+}
+
+static uint8_t *
+put_decimal(uint8_t *at, uint64_t value)
+{
+	uint32_t len = decimal_len(value);
+
+	for (uint32_t i = len; i-- > 0; value /= 10)
+		at[i] = (uint8_t)('0' + value % 10);
+	return at + len;
+}
+
+static uint8_t *
+put(uint8_t *at, const void *bytes, size_t len)
+{
+	if (len > 0)
+		memcpy(at, bytes, len);
+	return at + len;
+}
+
+/* ---- what is refused ---- */
+
+static int
+reject(struct driver_rejection *rejection, enum driver_reject code, const char *text)
+{
+	rejection->code = code;
+	rejection->text = text;
+	return DRIVER_REJECTED;
+}
+
+static int
+reject_topic(const struct message *message, struct driver_rejection *rejection)
+{
+	const uint8_t *topic = message->topic;
+	uint32_t len = message->topic_len, token = 0, high = 0, wild = 0;
+	size_t offset = 0;
+
+	if (len == 0)
+		return reject(rejection, REJECT_TOPIC, "the subject is empty");
+	/* One more step for the end, which ends a token as a dot does. */
+	for (uint32_t i = 0; i <= len; i++) {
+		uint8_t c = i < len ? topic[i] : '.';
+		if (c == '.') {
+			if (i == token)
+				return reject(rejection, REJECT_TOPIC, "the subject has an empty token");
+			if (wild && i - token == 1)
+				return reject(rejection, REJECT_TOPIC,
+				    "the subject has a wildcard; NATS publishes to plain subjects only");
+			token = i + 1;
+			wild = 0;
+			continue;
+		}
+		if (c <= ' ' || c == 0x7f) {
+			snprintf(rejection->buffer, sizeof(rejection->buffer),
+			    "the subject has a blank or control character (0x%02x) at byte %u", c, i);
+			return reject(rejection, REJECT_TOPIC, rejection->buffer);
+		}
+		wild |= c == '*' || c == '>';
+		high |= c;
+	}
+	enum utf8_fault fault = high >= 0x80 ? utf8_check(topic, len, "\0", &offset) : UTF8_PLAIN;
+	if (fault == UTF8_PLAIN)
+		return 0;
+	snprintf(rejection->buffer, sizeof(rejection->buffer), "the subject %s at byte %zu",
+	    utf8_fault_text(fault), offset);
+	return reject(rejection, REJECT_TOPIC, rejection->buffer);
+}
+
+static int
+has_line_end(const uint8_t *bytes, size_t len)
+{
+	return len > 0 && (memchr(bytes, '\r', len) != NULL || memchr(bytes, '\n', len) != NULL);
+}
+
+static int
+is_name(const uint8_t *name, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		if (name[i] <= ' ' || name[i] >= 0x7f || name[i] == ':')
+			return 0;
+	return len > 0;
+}
+
+/* ---- framing ---- */
+
+/* What framing worked out before it writes. */
+struct frame {
+	uint64_t seq;
+	size_t headers; /* bytes of the header block; 0: none */
+	size_t total;   /* with the body */
+	size_t head;    /* everything before the body */
+	int own_id;     /* we give it its Nats-Msg-Id */
+};
+
+static size_t
+field_size(size_t name_len, size_t value_len)
+{
+	return name_len + 2 + value_len + 2;
+}
+
+static int
+measure_headers(const struct nats_session *nats, const struct message *message, struct frame *frame,
+    struct driver_rejection *rejection)
+{
+	struct header_view header;
+	uint32_t at = 0;
+	size_t size = 0;
+
+	frame->own_id = nats->msg_id;
+	if (message->key_len > 0) {
+		if (has_line_end(message->key, message->key_len))
+			return reject(rejection, REJECT_KEY, "the key has a line end, which a NATS header cannot have");
+		size += field_size(LIT(key_name), message->key_len);
+	}
+	while (message->headers_len > 0 && message_header_next(message, &at, &header)) {
+		if (!is_name(header.name, header.name_len))
+			return reject(rejection, REJECT_HEADER,
+			    "a header's name is empty or has a character that NATS does not allow there");
+		if (has_line_end(header.value, header.value_len))
+			return reject(rejection, REJECT_HEADER, "a header's value has a line end");
+		if (header.name_len == LIT(id_name) && memcmp(header.name, id_name, LIT(id_name)) == 0)
+			frame->own_id = 0;
+		size += field_size(header.name_len, header.value_len);
+	}
+	if (size > 0 && !nats->headers)
+		return reject(rejection, REJECT_HEADER, "the server takes no headers (nor keys)");
+	if (frame->own_id)
+		size += field_size(LIT(id_name), 16 + 1 + hex_len(message->position));
+	frame->headers = size > 0 ? LIT(version) + size + 2 : 0;
+	return 0;
+}
+
+static uint8_t *
+put_field(uint8_t *at, const void *name, size_t name_len, const void *value, size_t value_len)
+{
+	at = put(at, name, name_len);
+	at = put(at, ": ", 2);
+	at = put(at, value, value_len);
+	return put(at, "\r\n", 2);
+}
+
+static uint8_t *
+put_headers(uint8_t *at, const struct message *message, const struct frame *frame)
+{
+	struct header_view header;
+	uint32_t offset = 0;
+
+	at = put(at, version, LIT(version));
+	if (frame->own_id) {
+		at = put(at, id_name, LIT(id_name));
+		at = put(at, ": ", 2);
+		at = put_hex(at, message->lane_nonce, 16);
+		*at++ = '-';
+		at = put_hex(at, message->position, hex_len(message->position));
+		at = put(at, "\r\n", 2);
+	}
+	if (message->key_len > 0)
+		at = put_field(at, key_name, LIT(key_name), message->key, message->key_len);
+	while (message->headers_len > 0 && message_header_next(message, &offset, &header))
+		at = put_field(at, header.name, header.name_len, header.value, header.value_len);
+	return put(at, "\r\n", 2);
+}
+
+static uint8_t *
+put_head(
+    uint8_t *at, const struct nats_session *nats, const struct message *message, const struct frame *frame)
+{
+	at = frame->headers > 0 ? put(at, "HPUB ", 5) : put(at, "PUB ", 4);
+	at = put(at, message->topic, message->topic_len);
+	*at++ = ' ';
+	if (nats->jetstream) {
+		at = put(at, nats->inbox, NATS_INBOX_LEN);
+		at = put_hex(at, frame->seq, hex_len(frame->seq));
+		*at++ = ' ';
+	}
+	if (frame->headers > 0) {
+		at = put_decimal(at, frame->headers);
+		*at++ = ' ';
+	}
+	at = put_decimal(at, frame->total);
+	at = put(at, "\r\n", 2);
+	return frame->headers > 0 ? put_headers(at, message, frame) : at;
+}
+
+/* The control line's bytes behind its verb, which is what servers limit. */
+static size_t
+control_size(const struct nats_session *nats, const struct message *message, const struct frame *frame)
+{
+	return message->topic_len + 1 + (nats->jetstream ? NATS_INBOX_LEN + hex_len(frame->seq) + 1 : 0) +
+	       (frame->headers > 0 ? decimal_len(frame->headers) + 1 : 0) + decimal_len(frame->total);
+}
+
+/* Head, small body and end in one piece of a block; a large body follows by reference. */
+static int
+append(const struct nats_session *nats, const struct message *message, const struct frame *frame,
+    struct out *out)
+{
+	size_t body = message->body_len < OUT_REF_MIN ? message->body_len : 0;
+	int whole = body == message->body_len;
+	uint8_t *at;
+
+	out_mark(out);
+	if (frame->head + body + 2 <= OUT_BLOCK) {
+		at = out_space(out, frame->head + body + (whole ? 2 : 0));
+		if (at == NULL)
+			return out_commit(out);
+		at = put_head(at, nats, message, frame);
+		at = put(at, message->body, body);
+		if (whole)
+			put(at, "\r\n", 2);
+	} else {
+		/* Headers beyond a block: rare enough for a copy. */
+		uint8_t *large = malloc(frame->head);
+		if (large == NULL)
+			return -TG_ENOMEM;
+		put_head(large, nats, message, frame);
+		out_copy(out, large, frame->head);
+		out_copy(out, message->body, body);
+		if (whole)
+			out_copy(out, "\r\n", 2);
+		free(large);
+	}
+	if (!whole) {
+		out_ref(out, message->body, message->body_len);
+		out_copy(out, "\r\n", 2);
+	}
+	return out_commit(out);
+}
+
+int
+nats_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
+    struct driver_rejection *rejection)
+{
+	struct nats_session *nats = nats_session(session);
+	struct frame frame = { .seq = seq };
+
+	if (nats->state != NATS_UP || nats->outstanding >= nats->window ||
+	    nats->next - nats->oldest > nats->mask)
+		return DRIVER_FULL;
+	if (reject_topic(message, rejection) != 0)
+		return DRIVER_REJECTED;
+	if (((message->key_len | message->headers_len) != 0 || nats->msg_id) &&
+	    measure_headers(nats, message, &frame, rejection) != 0)
+		return DRIVER_REJECTED;
+	frame.total = frame.headers + message->body_len;
+	if (frame.total > nats->max_payload) {
+		snprintf(rejection->buffer, sizeof(rejection->buffer),
+		    "the message has %zu bytes of headers and body (body %u), the server allows %llu", frame.total,
+		    message->body_len, (unsigned long long)nats->max_payload);
+		return reject(rejection, REJECT_BODY, rejection->buffer);
+	}
+	size_t control = control_size(nats, message, &frame);
+	if (control > NATS_CONTROL_MAX) {
+		snprintf(rejection->buffer, sizeof(rejection->buffer),
+		    "the subject has %u bytes, which makes a control line of %zu; servers take %u",
+		    message->topic_len, control, NATS_CONTROL_MAX);
+		return reject(rejection, REJECT_TOPIC, rejection->buffer);
+	}
+	frame.head = (frame.headers > 0 ? 5u : 4u) + control + 2 + frame.headers;
+	int rc = append(nats, message, &frame, out);
+	if (rc != 0)
+		return rc;
+	nats->pending[seq & nats->mask] = nats_hash(nats, message->topic, message->topic_len);
+	nats->next = seq + 1;
+	nats->outstanding++;
+	return DRIVER_PUBLISHED;
+}
