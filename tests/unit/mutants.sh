@@ -36,7 +36,7 @@ line() { # PAIR TEST VERDICT
 expect() {
 	local program=$1 pair=$2 test=$3 word=${4-} status=0 log=$scratch/log launch=()
 	if [ "$program" = test_order ]; then launch=("${steady[@]}"); fi
-	timeout 60 "${launch[@]}" "$scratch/$program-$pair" "$test" >"$log" 2>&1 || status=$?
+	timeout 120 "${launch[@]}" "$scratch/$program-$pair" "$test" >"$log" 2>&1 || status=$?
 	if [ -z "$word" ] && [ "$status" -eq 0 ]; then
 		line "$pair" "$test" "passes"
 	elif [ -n "$word" ] && [ "$status" -ne 0 ] && [ "$status" -ne 124 ] && grep -q "$word" "$log"; then
