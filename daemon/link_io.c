@@ -380,14 +380,14 @@ on_nack(struct link *link, const struct driver_event *event)
 }
 
 static void
-on_again(struct link *link, const struct driver_event *event)
+on_again(struct link *link, const struct driver_event *event, enum lane_taken_back how)
 {
 	struct inflight *entry = outstanding(link, event->seq);
 
 	if (entry == NULL)
 		return;
 	struct lane *lane = take(link, entry);
-	lane_take_back(lane, entry->slot, link, LANE_BACK_AGAIN);
+	lane_take_back(lane, entry->slot, link, how);
 	progress(link);
 }
 
@@ -445,7 +445,10 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		on_nack(link, event);
 		break;
 	case EV_AGAIN:
-		on_again(link, event);
+		on_again(link, event, LANE_BACK_AGAIN);
+		break;
+	case EV_LOST:
+		on_again(link, event, LANE_BACK_FAILED);
 		break;
 	case EV_BLOCKED:
 		on_blocked(link, event);

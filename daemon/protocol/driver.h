@@ -13,7 +13,7 @@
  *
  * Sequence numbers. The link numbers the messages it publishes on a session 0, 1, 2 … and knows
  * nothing of packet ids, delivery tags or reply subjects; the driver maps between the two. Every
- * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, or by the link itself
+ * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, EV_AGAIN, EV_LOST, or by the link itself
  * when the connection fails, or when the last byte is written and the message was
  * DRIVER_PUBLISHED_NO_ACK. The driver must tolerate any input: it never asserts on the broker's
  * bytes, and an answer to a seq that is not outstanding is its own to detect (EV_FATAL or ignored,
@@ -68,6 +68,7 @@ enum driver_event_type {
 	EV_ACK_UPTO,  /* seq: that one and all before it that are outstanding have `outcome` */
 	EV_NACK,      /* seq: rejected; code, text */
 	EV_AGAIN,     /* seq: not taken, and certainly not kept: send it again, here or elsewhere */
+	EV_LOST,      /* seq: its answer will never come, and it may have been kept: the pool's on_failure decides */
 	EV_BLOCKED,   /* the broker asks for silence: unwritable, alive; text */
 	EV_UNBLOCKED, /* … and takes it back */
 	EV_WINDOW,    /* seq: the most unanswered messages the broker allows from now on (> 0) */

@@ -15,6 +15,10 @@ Its head says how the broker is started:
     # broker-config: authorization { user: u, password: secret }
     # broker-stream: S s.> {"max_msgs": 1}     (made before recording, by a user maker, password maker)
 
+    # broker: rabbitmq
+    # broker-config: frame_max = 4096
+    # broker-setup: queue q                   (tests/integration/harness_amqp.py's declare)
+
 {dir} in a config line is the broker's scratch folder.
 """
 
@@ -89,11 +93,34 @@ def make_streams(port, text):
 BROKERS = {"mosquitto": mosquitto, "nats-server": nats_server}
 
 
+def record_rabbitmq(conformance, transcript, text):
+    """RabbitMQ is several processes, and the integration tests know how to deal with them."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "integration"))
+    import harness  # pylint: disable=import-outside-toplevel
+    import harness_amqp  # pylint: disable=import-outside-toplevel
+    with tempfile.TemporaryDirectory() as scratch:
+        box = harness.Box(pathlib.Path(scratch))
+        try:
+            rabbit = harness_amqp.Rabbit(box, lines=re.findall(r"^# broker-config: (.*)$", text, re.M)).start()
+            things = [line.split() for line in re.findall(r"^# broker-setup: (.*)$", text, re.M)]
+            if things:
+                rabbit.declare(*things)
+            made = subprocess.run([conformance, "--record", "127.0.0.1", str(rabbit.port), transcript],
+                                  stdout=subprocess.PIPE, check=True).stdout
+        finally:
+            box.fini()
+    transcript.write_bytes(made)
+
+
 def record(conformance, transcript):
     text = transcript.read_text()
     kind = re.search(r"^# broker: (\S+)$", text, re.M)
+    if kind and kind.group(1) == "rabbitmq":
+        record_rabbitmq(conformance, transcript, text)
+        print(f"{transcript.name}: recorded")
+        return
     if not kind or kind.group(1) not in BROKERS:
-        raise SystemExit(f"{transcript}: no line '# broker: {'|'.join(BROKERS)}'")
+        raise SystemExit(f"{transcript}: no line '# broker: {'|'.join(BROKERS)}|rabbitmq'")
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         port = free_port()

@@ -164,6 +164,10 @@ on_event(void *owner, const struct driver_event *event)
 		one_answer(rig, event);
 		say(rig, "again %lu", event->seq);
 		return;
+	case EV_LOST:
+		one_answer(rig, event);
+		say(rig, "lost %lu", event->seq);
+		return;
 	case EV_BLOCKED:
 		say(rig, "blocked%s", text);
 		return;

@@ -6,7 +6,7 @@
  * of acknowledgements are spelled out one by one.
  *
  *   up | alive | blocked "…" | unblocked | leaving | tls | window N | max-body N | keepalive N |
- *   endpoint "…" | ack SEQ delivered|sent [reference=N] | nack SEQ CODE "…" | again SEQ |
+ *   endpoint "…" | ack SEQ delivered|sent [reference=N] | nack SEQ CODE "…" | again SEQ | lost SEQ |
  *   fatal protocol|refused|closed|unusable CODE "…"
  */
 #ifndef TG_TESTS_CONFORMANCE_RIG_H

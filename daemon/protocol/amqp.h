@@ -1,0 +1,171 @@
+/*
+ * One AMQP connection as its parts see it: amqp.c (settings, life), amqp_handshake.c (from the
+ * protocol header to EV_UP), amqp_publish.c (framing), amqp_confirm.c (what became of messages) and
+ * amqp_input.c (frames).
+ *
+ * Channel 1 carries nothing but probes. Every exchange in use has a channel of its own from 2 on, so
+ * that what RabbitMQ answers by closing a channel (no such exchange, no right to write) hits nobody
+ * else. A channel that waits for nothing is given to another exchange when they run out.
+ *
+ *   session:  seq  ... answered | oldest .. unanswered, some answered early .. | next ...
+ *   channel:  tag  ... confirmed | oldest .. unconfirmed ..                    | next ...
+ *                                  each names its seq
+ *
+ * A channel's life:
+ *
+ *   CLOSED ── publish: open, confirm.select, exchange.declare passive, all pipelined ──► OPEN
+ *   OPEN ── channel.close, messages wait on it: close-ok, open, confirm.select ──► REOPENING
+ *   REOPENING ── open-ok: the broker has read all that was written before, and the messages are
+ *                answered for ──► OPEN
+ *   OPEN ── channel.close, nothing waits on it: close-ok ──► CLOSED
+ */
+#ifndef TG_DAEMON_PROTOCOL_AMQP_H
+#define TG_DAEMON_PROTOCOL_AMQP_H
+
+#include "amqp_wire.h"
+#include "driver.h"
+
+#define AMQP_PROBE_CHANNEL 1u
+#define AMQP_FIRST_CHANNEL 2u
+#define AMQP_CHANNELS_MAX 2000u
+#define AMQP_TEXT_MAX 160u
+
+/* How long a message id is: lane and position, sixteen hex digits each and a dash. */
+#define AMQP_ID_LEN 33u
+
+/* EV_NACK's code for basic.nack, which has none of its own: its method number. */
+#define AMQP_CODE_NACK 120u
+
+enum amqp_sasl { SASL_PLAIN, SASL_EXTERNAL };
+
+struct amqp_settings {
+	char *vhost;
+	char *exchange; /* NULL: the topic names it */
+	char *username;
+	char *password;
+	char *content_type;
+	int mandatory;
+	int persistent;
+	int sasl;             /* enum amqp_sasl */
+	uint32_t heartbeat_s; /* 0: what the link asks for */
+	uint32_t channels;
+};
+
+enum amqp_state {
+	AMQP_CLOSED,
+	AMQP_STARTING, /* header sent, connection.start is due */
+	AMQP_TUNING,   /* start-ok sent */
+	AMQP_OPENING,  /* tune-ok and open sent */
+	AMQP_SELECTING, /* channel 1: open and confirm.select sent */
+	AMQP_UP,
+};
+
+enum amqp_channel_state { CHANNEL_IS_CLOSED, CHANNEL_IS_OPEN, CHANNEL_IS_REOPENING };
+
+/* What of a returned message is still to come. */
+enum amqp_content { CONTENT_NONE, CONTENT_HEADER, CONTENT_BODY };
+
+struct amqp_pending {
+	uint64_t seq;
+	uint32_t id;       /* amqp_id(): tells which message was returned */
+	uint16_t returned; /* the reply code it was returned with; 0: it was not */
+	uint16_t confirmed;
+};
+
+struct amqp_channel {
+	struct amqp_pending *ring; /* by tag & ring_mask */
+	uint64_t oldest, next;     /* tags */
+	uint64_t return_from;      /* tags below it will not be returned any more */
+	uint64_t used;             /* when, counted in messages of the session */
+	uint64_t content_left;     /* bytes of a returned body */
+	uint32_t ring_mask;
+	uint32_t careful;    /* so many messages go one at a time: one of them closes the channel */
+	uint32_t close_code; /* REOPENING: why the broker closed it */
+	uint32_t close_method;
+	uint32_t return_code; /* of the return that is coming in */
+	uint8_t state;
+	uint8_t content;
+	uint8_t checked;  /* the exchange was asked for since it was opened or given to that exchange */
+	uint8_t proven;   /* … and took a message */
+	uint8_t open_due; /* open-ok has not come yet */
+	uint8_t exchange_len;
+	char exchange[AMQP_SHORT_MAX];
+	char close_text[AMQP_TEXT_MAX];
+	char return_text[AMQP_TEXT_MAX];
+};
+
+struct amqp_session {
+	struct session base;
+	uint64_t oldest, next;
+	uint64_t early;       /* how many above oldest are answered already */
+	uint64_t *early_bits; /* by seq & early_mask */
+	uint64_t max_body;    /* UINT64_MAX: not known */
+	uint32_t early_mask;
+	uint32_t probes;    /* unanswered */
+	uint32_t frame_max; /* both ways, once tuned */
+	uint32_t heartbeat_s;
+	uint32_t channel_count; /* those ever used */
+	uint32_t channel_max;
+	struct amqp_channel *channels; /* [settings->channels] */
+	struct amqp_channel *last;     /* the one published on last */
+	enum amqp_state state;
+	uint8_t leaving; /* goodbye was said */
+	uint8_t acked;   /* everything before oldest is delivered and has not been said yet */
+};
+
+static inline struct amqp_session *
+amqp_session(struct session *session)
+{
+	return (struct amqp_session *)session;
+}
+
+static inline uint32_t
+amqp_channel_number(const struct amqp_session *amqp, const struct amqp_channel *channel)
+{
+	return AMQP_FIRST_CHANNEL + (uint32_t)(channel - amqp->channels);
+}
+
+/*
+ * What is kept of a message's id. The broker returns messages in their order and hardly any two of
+ * those that wait at a time are alike in it (1 in 2^32 for each pair).
+ */
+static inline uint32_t
+amqp_id(uint64_t lane_id, uint64_t position)
+{
+	return (uint32_t)((position + lane_id * UINT64_C(0x9e3779b97f4a7c15)) * UINT64_C(0xd6e8feb86659fd93) >> 32);
+}
+
+/* Says what acknowledgements in order have been gathered. */
+void amqp_flush_acked(struct amqp_session *amqp);
+
+/* Ends the session; returns a negative TG_E. */
+#define amqp_fatal(amqp, kind, code, ...) \
+	(amqp_flush_acked(amqp), (amqp)->state = AMQP_CLOSED, driver_fatal(&(amqp)->base, kind, code, __VA_ARGS__))
+
+/* Sends bytes now. Returns 0 or -TG_ENOMEM after EV_FATAL; only inside input(). */
+int amqp_send(struct amqp_session *amqp, struct out *out, const void *bytes, size_t len);
+
+/* channel.open and confirm.select (its answer wanted or not) into bytes; returns the end. */
+#define AMQP_OPEN_SIZE 32u
+uint8_t *amqp_put_open(uint8_t *at, uint32_t channel, int nowait);
+
+/* A method on channel 0 or 1 before EV_UP. Returns 0 or a negative TG_E after EV_FATAL. */
+int amqp_handshake(
+    struct amqp_session *amqp, uint32_t channel, uint32_t method, struct amqp_reader *arguments, struct out *out);
+
+/* amqp_confirm.c: the same for what says what became of messages. */
+int amqp_confirm(struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method,
+    struct amqp_reader *arguments);
+int amqp_return(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments);
+int amqp_return_header(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *header);
+int amqp_return_body(struct amqp_session *amqp, struct amqp_channel *channel, size_t len);
+int amqp_channel_closed(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments,
+    struct out *out);
+int amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel);
+
+/* struct driver's. */
+int amqp_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
+    struct driver_rejection *rejection);
+ssize_t amqp_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out);
+
+#endif
