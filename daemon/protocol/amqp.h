@@ -30,7 +30,7 @@
 #define AMQP_CHANNELS_MAX 2000u
 #define AMQP_TEXT_MAX 160u
 
-/* How long a message id is: lane and position, sixteen hex digits each and a dash. */
+/* How long a message id is: lane nonce and position, sixteen hex digits each and a dash. */
 #define AMQP_ID_LEN 33u
 
 /* EV_NACK's code for basic.nack, which has none of its own: its method number. */
@@ -130,9 +130,9 @@ amqp_channel_number(const struct amqp_session *amqp, const struct amqp_channel *
  * those that wait at a time are alike in it (1 in 2^32 for each pair).
  */
 static inline uint32_t
-amqp_id(uint64_t lane_id, uint64_t position)
+amqp_id(uint64_t lane_nonce, uint64_t position)
 {
-	return (uint32_t)((position + lane_id * UINT64_C(0x9e3779b97f4a7c15)) * UINT64_C(0xd6e8feb86659fd93) >> 32);
+	return (uint32_t)((position + lane_nonce * UINT64_C(0x9e3779b97f4a7c15)) * UINT64_C(0xd6e8feb86659fd93) >> 32);
 }
 
 /* Says what acknowledgements in order have been gathered. */

@@ -218,11 +218,11 @@ take_id(struct amqp_reader *header)
 	if (header->bad)
 		return 0;
 	struct amqp_reader text = { id.bytes, id.bytes + id.len, 0 };
-	uint64_t lane_id = take_hex(&text);
+	uint64_t lane_nonce = take_hex(&text);
 	text.bad |= amqp_take(&text, 1) != '-';
 	uint64_t position = take_hex(&text);
 	header->bad = text.bad;
-	return amqp_id(lane_id, position);
+	return amqp_id(lane_nonce, position);
 }
 
 int

@@ -287,7 +287,7 @@ put_head(uint8_t *at, const struct amqp_settings *settings, const struct message
 	at = amqp_put_u8(at, settings->persistent ? 2 : 1);
 	if (frame->flags & PROPERTY_EXPIRATION)
 		at = amqp_put_short(at, frame->expiry, frame->expiry_len);
-	at = put_hex(amqp_put_u8(at, AMQP_ID_LEN), message->lane_id);
+	at = put_hex(amqp_put_u8(at, AMQP_ID_LEN), message->lane_nonce);
 	at = put_hex(amqp_put_u8(at, '-'), message->position);
 	return amqp_put_u8(at, AMQP_FRAME_END);
 }
@@ -375,7 +375,7 @@ note_published(struct amqp_session *amqp, struct amqp_channel *channel, uint64_t
 	channel->checked = 1;
 	channel->used = seq;
 	channel->ring[channel->next++ & channel->ring_mask] =
-	    (struct amqp_pending){ .seq = seq, .id = amqp_id(message->lane_id, message->position) };
+	    (struct amqp_pending){ .seq = seq, .id = amqp_id(message->lane_nonce, message->position) };
 	amqp->last = channel;
 	amqp->next = seq + 1;
 }
