@@ -38,7 +38,7 @@ def rabbit(rabbits):
 
 
 def amqp(brokers, **changes):
-    entry = pool(brokers, protocol="amqp", amqp={}, **changes)
+    entry = pool(brokers, protocol="amqp", **{"amqp": {}, **changes})
     del entry["mqtt"]
     return entry
 
