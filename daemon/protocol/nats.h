@@ -46,8 +46,10 @@ enum nats_state {
 
 /* Flags in the low bits of a pending word. */
 #define NATS_ANSWERED UINT64_C(1)
-#define NATS_DENIED UINT64_C(2) /* a violation was counted against it */
-#define NATS_FLAGS (NATS_ANSWERED | NATS_DENIED)
+#define NATS_DENIED UINT64_C(2)  /* a violation was counted against it */
+#define NATS_DOUBTED UINT64_C(4) /* no stream took it, and whether JetStream is there is to be asked */
+#define NATS_ASKED UINT64_C(8)   /* ... and has been */
+#define NATS_FLAGS (NATS_ANSWERED | NATS_DENIED | NATS_DOUBTED | NATS_ASKED)
 
 /* PINGs in flight: one behind messages, or none, and then probes. */
 struct nats_ping {
@@ -78,6 +80,9 @@ struct nats_session {
 	uint64_t flushed; /* a PING comes behind every seq below */
 	int flush_waits;  /* for a place in pings */
 
+	int asking;     /* whether JetStream is there: an answer is due */
+	int may_not_ask;
+
 	char nonce[128]; /* the server's, to be signed */
 	char inbox[NATS_INBOX_LEN + 1];
 };
@@ -100,9 +105,14 @@ int nats_connect(struct nats_session *nats, struct out *out);
 
 /* nats_ack.c */
 
-/* The answer to the message whose reply token this is; what is none is dropped. */
-void nats_answer(struct nats_session *nats, const uint8_t *token, size_t token_len, const uint8_t *headers,
-    size_t headers_len, const uint8_t *body, size_t len);
+/* What came to the inbox. */
+struct nats_reply {
+	const uint8_t *token, *headers, *body;
+	size_t token_len, headers_len, body_len;
+};
+
+/* The answer to the message whose token it has; what is none is dropped. Returns 0 or a negative TG_E. */
+int nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct out *out);
 /* The stream of JetStream's plain acknowledgements. Returns how many bytes were taken. */
 size_t nats_acks(struct nats_session *nats, const uint8_t *bytes, size_t len);
 /* The server refused a publish to a subject, quoted as Go's %q does. */

@@ -2,8 +2,12 @@
  * Which message an answer is for, and what it says.
  *
  * JetStream's answer is JSON: {"stream":"S", "seq":7}, with "duplicate":true when the stream has had
- * it already, or with "error":{"code":503,"err_code":10077,"description":"..."}. That no stream takes
- * a subject is said by the server itself, with a status in the header and no body.
+ * it already, or with "error":{"code":503,"err_code":10077,"description":"..."}.
+ *
+ * That no stream takes a subject is said by the server itself, with a status in the header and no
+ * body. But it says so of every subject while it shuts down: JetStream ends first, some milliseconds
+ * before the connections. So the account's JetStream is asked for ($JS.API.INFO) before such a
+ * message is rejected; without it this is no server to publish to, and everything goes elsewhere.
  *
  * Others may listen on a subject too and answer to its reply subject: what is no acknowledgement, or
  * a second one, is dropped.
@@ -16,6 +20,9 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+
+#define INFO_SUBJECT "$JS.API.INFO"
+#define INFO_TOKEN "info"
 
 static uint64_t *
 word_of(struct nats_session *nats, uint64_t seq)
@@ -52,9 +59,10 @@ nack_denied(struct nats_session *nats, uint64_t seq)
  * One message of a subject was denied, and which is not said. Every denied message is counted against
  * the oldest of its subject that has none against it yet. In JetStream, once all that wait for an
  * answer are counted against, none of them will get one; until then some may have been taken before
- * a permission was revoked, and their answers tell (retract). Core has the PONG to tell.
+ * a permission was revoked, and their answers tell (uncount). Core has the PONG to tell.
+ * Returns 0 if no message has that subject.
  */
-static void
+static int
 count_denied(struct nats_session *nats, uint64_t hash)
 {
 	uint64_t first = UINT64_MAX, all = 1;
@@ -67,7 +75,7 @@ count_denied(struct nats_session *nats, uint64_t hash)
 		}
 	}
 	if (first == UINT64_MAX)
-		return;
+		return 0;
 	*word_of(nats, first) |= NATS_DENIED;
 	if (nats->jetstream && all) {
 		uint64_t end = nats->next;
@@ -77,6 +85,7 @@ count_denied(struct nats_session *nats, uint64_t hash)
 				nack_denied(nats, seq);
 			}
 	}
+	return 1;
 }
 
 /* One code point as UTF-8. */
@@ -134,17 +143,6 @@ unquote(uint8_t *to, const uint8_t *at, size_t len)
 }
 
 void
-nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len)
-{
-	uint8_t subject[2 * NATS_CONTROL_MAX];
-
-	if (len > sizeof(subject))
-		return; /* longer than any we sent */
-	len = unquote(subject, quoted, len);
-	count_denied(nats, nats_hash(nats, subject, len));
-}
-
-void
 nats_taken(struct nats_session *nats, uint64_t upto)
 {
 	int any = 0;
@@ -164,6 +162,14 @@ nats_taken(struct nats_session *nats, uint64_t upto)
 
 /* ---- JetStream ---- */
 
+/* A message was not denied after all: the violation was of a later one. `word` is what it was. */
+static void
+uncount(struct nats_session *nats, uint64_t word)
+{
+	if ((word & NATS_DENIED) != 0)
+		count_denied(nats, word & ~NATS_FLAGS);
+}
+
 static void
 delivered(struct nats_session *nats, uint64_t seq, uint64_t reference)
 {
@@ -171,9 +177,7 @@ delivered(struct nats_session *nats, uint64_t seq, uint64_t reference)
 
 	settle(nats, seq);
 	driver_ack(&nats->base, EV_ACK, seq, TG_DELIVERED, reference);
-	/* Taken after all: the violation was of a later one. */
-	if ((word & NATS_DENIED) != 0)
-		count_denied(nats, word & ~NATS_FLAGS);
+	uncount(nats, word);
 }
 
 /* Errors that pass by themselves and in which nothing was kept. The rest is the answer. */
@@ -195,9 +199,11 @@ refused(struct nats_session *nats, uint64_t seq, const json_t *error)
 		code = json_integer_value(json_object_get(error, "code"));
 	if (code <= 0 || code > UINT16_MAX)
 		code = UINT16_MAX;
+	uint64_t word = *word_of(nats, seq);
 	settle(nats, seq);
 	if (is_passing(code)) {
 		driver_emit(&nats->base, EV_AGAIN, seq);
+		uncount(nats, word);
 		return;
 	}
 	const char *description = json_string_value(words);
@@ -205,6 +211,7 @@ refused(struct nats_session *nats, uint64_t seq, const json_t *error)
 	    description != NULL ? json_string_length(words) : 15);
 	int n = snprintf(text, sizeof(text), "JetStream: %s", said);
 	driver_nack(&nats->base, seq, (uint32_t)code, text, (size_t)n);
+	uncount(nats, word);
 }
 
 /* Whether headers say "NATS/1.0 503". */
@@ -214,6 +221,111 @@ is_no_responders(const uint8_t *headers, size_t len)
 	static const char status[] = "NATS/1.0 503";
 
 	return len >= sizeof(status) - 1 && memcmp(headers, status, sizeof(status) - 1) == 0;
+}
+
+static void
+nack_no_stream(struct nats_session *nats, uint64_t seq)
+{
+	static const char none[] = "no stream takes this subject";
+	static const char off[] = "no stream takes this subject: JetStream is off on this server";
+	const char *text = nats->no_streams ? off : none;
+
+	settle(nats, seq);
+	driver_nack(&nats->base, seq, NATS_NO_RESPONDERS, text, strlen(text));
+}
+
+/* Asks whether JetStream is there, on behalf of every message in doubt. */
+static int
+ask(struct nats_session *nats, struct out *out)
+{
+	out_mark(out);
+	out_copy(out, "PUB " INFO_SUBJECT " ", sizeof("PUB " INFO_SUBJECT " ") - 1);
+	out_copy(out, nats->inbox, NATS_INBOX_LEN);
+	out_copy(out, INFO_TOKEN " 0\r\n\r\n", sizeof(INFO_TOKEN " 0\r\n\r\n") - 1);
+	int rc = out_commit(out);
+	if (rc != 0)
+		return rc;
+	nats->asking = 1;
+	for (uint64_t seq = nats->oldest; seq != nats->next; seq++)
+		if ((*word_of(nats, seq) & NATS_DOUBTED) != 0)
+			*word_of(nats, seq) |= NATS_ASKED;
+	return 0;
+}
+
+static int
+no_stream(struct nats_session *nats, uint64_t seq, struct out *out)
+{
+	uint64_t word = *word_of(nats, seq);
+
+	if (nats->no_streams || nats->may_not_ask) {
+		nack_no_stream(nats, seq);
+		uncount(nats, word);
+		return 0;
+	}
+	*word_of(nats, seq) = (word & ~NATS_FLAGS) | NATS_DOUBTED;
+	uncount(nats, word);
+	return nats->asking ? 0 : ask(nats, out);
+}
+
+/* JetStream is there, or nobody may know: what no stream took when it was asked for is rejected. */
+static void
+asked(struct nats_session *nats)
+{
+	uint64_t end = nats->next;
+
+	nats->asking = 0;
+	for (uint64_t seq = nats->oldest; seq != end; seq++)
+		if ((*word_of(nats, seq) & (NATS_ASKED | NATS_ANSWERED)) == NATS_ASKED)
+			nack_no_stream(nats, seq);
+}
+
+/* The answer to ask(). */
+static int
+info_came(struct nats_session *nats, const struct nats_reply *reply, struct out *out)
+{
+	json_error_t where;
+	char said[100];
+
+	if (!nats->asking)
+		return 0;
+	if (is_no_responders(reply->headers, reply->headers_len))
+		return driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "JetStream has ended on this server");
+	json_t *info = json_loadb((const char *)reply->body, reply->body_len, 0, &where);
+	const json_t *error = json_object_get(info, "error");
+	if (json_is_object(error)) {
+		const json_t *words = json_object_get(error, "description");
+		const char *text = json_string_value(words);
+		utf8_clean(said, sizeof(said), (const uint8_t *)(text != NULL ? text : ""), json_string_length(words));
+		json_decref(info);
+		return driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "JetStream is not there: %s", said);
+	}
+	json_decref(info);
+	asked(nats);
+	for (uint64_t seq = nats->oldest; seq != nats->next; seq++)
+		if ((*word_of(nats, seq) & NATS_DOUBTED) != 0 && (*word_of(nats, seq) & NATS_ANSWERED) == 0)
+			return ask(nats, out);
+	return 0;
+}
+
+void
+nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len)
+{
+	uint8_t subject[2 * NATS_CONTROL_MAX];
+
+	if (len > sizeof(subject))
+		return; /* longer than any we sent */
+	subject[0] = 0;
+	len = unquote(subject, quoted, len);
+	if (count_denied(nats, nats_hash(nats, subject, len)) || !nats->asking)
+		return;
+	if (len != sizeof(INFO_SUBJECT) - 1 || memcmp(subject, INFO_SUBJECT, len) != 0)
+		return;
+	/* It is ours, and not for this user to ask. */
+	nats->may_not_ask = 1;
+	for (uint64_t seq = nats->oldest; seq != nats->next; seq++)
+		if ((*word_of(nats, seq) & NATS_DOUBTED) != 0)
+			*word_of(nats, seq) |= NATS_ASKED;
+	asked(nats);
 }
 
 static int
@@ -236,24 +348,19 @@ read_token(const uint8_t *token, size_t len, uint64_t *seq)
 	return 1;
 }
 
-void
-nats_answer(struct nats_session *nats, const uint8_t *token, size_t token_len, const uint8_t *headers,
-    size_t headers_len, const uint8_t *body, size_t len)
+int
+nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct out *out)
 {
-	static const char none[] = "no stream takes this subject";
-	static const char off[] = "no stream takes this subject: JetStream is off on this server";
+	json_error_t where;
 	uint64_t seq;
 
-	if (!read_token(token, token_len, &seq) || !waits(nats, seq))
-		return;
-	if (is_no_responders(headers, headers_len)) {
-		const char *text = nats->no_streams ? off : none;
-		settle(nats, seq);
-		driver_nack(&nats->base, seq, NATS_NO_RESPONDERS, text, strlen(text));
-		return;
-	}
-	json_error_t where;
-	json_t *answer = json_loadb((const char *)body, len, 0, &where);
+	if (reply->token_len == sizeof(INFO_TOKEN) - 1 && memcmp(reply->token, INFO_TOKEN, reply->token_len) == 0)
+		return info_came(nats, reply, out);
+	if (!read_token(reply->token, reply->token_len, &seq) || !waits(nats, seq))
+		return 0;
+	if (is_no_responders(reply->headers, reply->headers_len))
+		return no_stream(nats, seq, out);
+	json_t *answer = json_loadb((const char *)reply->body, reply->body_len, 0, &where);
 	const json_t *error = json_object_get(answer, "error");
 	const json_t *number = json_object_get(answer, "seq");
 	if (json_is_object(error))
@@ -262,6 +369,7 @@ nats_answer(struct nats_session *nats, const uint8_t *token, size_t token_len, c
 		 json_integer_value(number) > 0)
 		delivered(nats, seq, (uint64_t)json_integer_value(number));
 	json_decref(answer);
+	return 0;
 }
 
 /* A decimal number of at most 19 digits. Returns past it, or NULL. */

@@ -148,7 +148,8 @@ read_size(const struct text *word)
  * whole, or a negative TG_E.
  */
 static ssize_t
-input_message(struct nats_session *nats, struct text line, int has_headers, struct text rest)
+input_message(
+    struct nats_session *nats, struct text line, int has_headers, struct text rest, struct out *out)
 {
 	struct text words[6];
 	size_t count = 0, sizes = has_headers ? 2 : 1, headers = 0;
@@ -169,9 +170,16 @@ input_message(struct nats_session *nats, struct text line, int has_headers, stru
 		return MESSAGE_CUT;
 	if (rest.at[size] != '\r' || rest.at[size + 1] != '\n')
 		return fatal(nats, FATAL_PROTOCOL, "a message that does not end after %zu bytes", size);
-	nats_answer(nats, words[0].at + NATS_INBOX_LEN, words[0].len - NATS_INBOX_LEN, rest.at, headers,
-	    rest.at + headers, size - headers);
-	return (ssize_t)(size + 2);
+	struct nats_reply reply = {
+		.token = words[0].at + NATS_INBOX_LEN,
+		.token_len = words[0].len - NATS_INBOX_LEN,
+		.headers = rest.at,
+		.headers_len = headers,
+		.body = rest.at + headers,
+		.body_len = size - headers,
+	};
+	int rc = nats_answer(nats, &reply, out);
+	return rc < 0 ? rc : (ssize_t)(size + 2);
 }
 
 /* ---- lines ---- */
@@ -232,7 +240,7 @@ input_line(struct nats_session *nats, const uint8_t *bytes, size_t len, struct o
 		size_t verb = has_headers ? 5 : 4;
 		struct text words = { .at = line.at + verb, .len = line.len - verb };
 		ssize_t n = input_message(
-		    nats, words, has_headers, (struct text){ .at = bytes + size, .len = len - size });
+		    nats, words, has_headers, (struct text){ .at = bytes + size, .len = len - size }, out);
 		if (n == MESSAGE_CUT)
 			return 0;
 		if (n < 0)

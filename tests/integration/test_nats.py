@@ -1,0 +1,207 @@
+"""A real nats-server: core and JetStream, under load, killed in the middle, and what it refuses."""
+
+import os
+
+import pytest
+
+from harness import FULL, have, pool, wait_for
+from harness_nats import NatsServer, StreamReader, Subscriber
+from load import Producer, check_all_arrived, wait_all_arrived
+
+pytestmark = pytest.mark.skipif(not have("nats-server"), reason="needs nats-server")
+
+PROCESSES = 8
+COUNT = 50000 if FULL else 3000
+FAST = {"breaker": {"retry_ms": 100, "retry_max_ms": 500, "slow_start_ms": 500}}
+USER = ('authorization { users = [ {user: maker, password: maker}, {user: gate, password: tide, '
+        'permissions: { publish: { deny: ["no.>"] } } } ] }')
+
+
+def nats_pool(brokers, nats=None, **changes):
+    entry = pool(brokers, **changes)
+    del entry["mqtt"]
+    return {**entry, "protocol": "nats", "nats": nats or {}}
+
+
+def summary(result):
+    line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
+    return dict(word.split("=") for word in line.split())
+
+
+def secret(path, text):
+    path.touch(mode=0o600)
+    path.write_text(text + "\n")
+    return path
+
+
+def producers_of(box, d, count=COUNT, processes=PROCESSES, **options):
+    options = {"low": 10, "high": 2000, "batch": 8, "ring": 1 << 20, "deadline_s": 600 if FULL else 90,
+               "topic": "load.t", **options}
+    return [Producer(box, d, number, count=count, **options) for number in range(1, processes + 1)]
+
+
+@pytest.fixture
+def server(box):
+    return NatsServer(box).start()
+
+
+@pytest.mark.sanitizers
+def test_jetstream_delivers_every_message_once_and_in_order(daemon, server, box):
+    server.stream()
+    d = daemon(nats_pool([server], links=2))
+    producers = producers_of(box, d)
+    for producer in producers:
+        assert producer.finish(600) == {"delivered": COUNT}
+    assert check_all_arrived(producers, StreamReader(server)) == 0
+
+
+@pytest.mark.sanitizers
+def test_core_sends_every_message_once_and_in_order(daemon, server, box):
+    subscriber = Subscriber(server, "load.>")
+    d = daemon(nats_pool([server], {"jetstream": False}, links=2))
+    producers = producers_of(box, d, count=COUNT // 2)
+    for producer in producers:
+        assert producer.finish(600) == {"sent": COUNT // 2}
+    wait_all_arrived(producers, subscriber, deadline_s=300 if FULL else 60)
+    assert check_all_arrived(producers, subscriber) == 0
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("fault", ["kill", "stop"])
+def test_restarted_server_has_everything_once(daemon, server, box, fault):
+    """Nats-Msg-Id: what was stored and not yet acknowledged is sent again and not stored again."""
+    server.stream()
+    d = daemon(nats_pool([server], links=2, **FAST))
+    producers = producers_of(box, d, rate=0 if FULL else 2000)
+    for share in (0.25, 0.5, 0.75):
+        goal = share * COUNT * PROCESSES
+        wait_for(lambda: sum(p.file.completed() for p in producers) >= goal or not all(p.process.alive() for p in producers),
+                 f"{share:.0%} completed", 300 if FULL else 60, 0.002)
+        server.kill() if fault == "kill" else server.stop()
+        server.start()
+    resent = 0
+    for producer in producers:
+        assert producer.finish(600) == {"delivered": COUNT}
+        resent += producer.file.resent
+    assert resent > 0, "nothing was in flight at any of the faults"
+    assert check_all_arrived(producers, StreamReader(server)) == 0
+
+
+def test_killed_daemon_resends_under_the_same_id(daemon, server, box):
+    server.stream()
+    d = daemon(nats_pool([server], **FAST))
+    producers = producers_of(box, d, rate=0 if FULL else 2000)
+    for share in (0.3, 0.6):
+        goal = share * COUNT * PROCESSES
+        wait_for(lambda: sum(p.file.completed() for p in producers) >= goal, f"{share:.0%} completed", 300 if FULL else 60,
+                 0.002)
+        d.process.kill()
+        d.start(ready=False)
+    for producer in producers:
+        assert producer.finish(600) == {"delivered": COUNT}
+    assert check_all_arrived(producers, StreamReader(server)) == 0
+
+
+@pytest.mark.parametrize("jetstream", [True, False])
+def test_message_keeps_subject_key_headers_and_body(daemon, server, tmp_path, jetstream):
+    server.stream("ALL", ["seen.>"])
+    subscriber = Subscriber(server, "seen.>")
+    d = daemon(nats_pool([server], {"jetstream": jetstream}))
+    body = os.urandom(200000)
+    (tmp_path / "large").write_bytes(body)
+    assert d.publish("-k", "the key", "-H", "colour=grün", "-m", "Grüße", topic="seen.ü").returncode == 0
+    assert d.publish("--whole-file", "--ring", str(1 << 20), tmp_path / "large", topic="seen.large").returncode == 0
+    first, second = subscriber.wait(2)
+    headers = first[2].decode().split("\r\n")
+    assert first[0] == "seen.ü" and first[3].decode() == "Grüße"
+    assert "Tidegate-Key: the key" in headers and "colour: grün" in headers
+    assert any(line.startswith("Nats-Msg-Id: ") for line in headers) == jetstream
+    assert second[3] == body
+
+
+def rejected(result, code, words):
+    assert result.returncode == 1
+    assert summary(result)["rejected"] == "1", result.stderr
+    assert str(code) in result.stderr and words in result.stderr, result.stderr
+
+
+def test_missing_stream_is_rejected(daemon, server):
+    server.stream()
+    d = daemon(nats_pool([server]))
+    rejected(d.publish("-m", "x", topic="nobody.home"), 503, "no stream takes this subject")
+    assert d.publish("-m", "x", topic="load.x").returncode == 0
+
+
+def test_full_stream_is_rejected_with_its_code(daemon, server):
+    server.stream(max_msgs=1, discard="new")
+    d = daemon(nats_pool([server]))
+    assert d.publish("-m", "x", topic="load.x").returncode == 0
+    rejected(d.publish("-m", "x", topic="load.x"), 10077, "maximum messages exceeded")
+
+
+@pytest.mark.parametrize("jetstream", [True, False])
+def test_forbidden_subject_is_rejected_and_the_link_lives(box, daemon, tmp_path, jetstream):
+    server = NatsServer(box, lines=[USER], maker=("maker", "maker")).start()
+    server.stream("ALL", ["no.>", "yes.>"])
+    d = daemon(nats_pool([server], {"jetstream": jetstream, "username": "gate",
+                                    "password_file": secret(tmp_path / "pw", "tide")}))
+    connects = d.rows("brokers")[0]["attempts"]
+    rejected(d.publish("-m", "x", topic="no.way"), 0xff05, "permissions violation")
+    assert d.publish("-m", "x", topic="yes.please").returncode == 0
+    assert d.rows("brokers")[0]["attempts"] == connects
+
+
+def test_body_larger_than_the_server_takes_is_rejected_and_the_link_lives(box, daemon, tmp_path):
+    server = NatsServer(box, lines=["max_payload: 5000"]).start().stream()
+    d = daemon(nats_pool([server]))
+    connects = d.rows("brokers")[0]["attempts"]
+    (tmp_path / "large").write_bytes(b"x" * 4980)
+    rejected(d.publish("--whole-file", tmp_path / "large", topic="load.x"), 0xff02, "the server allows 5000")
+    assert d.publish("-m", "small", topic="load.x").returncode == 0
+    assert d.rows("brokers")[0]["attempts"] == connects
+
+
+@pytest.mark.parametrize("topic", ["a..b", ".a", "a.*", ">", "a b", "a\r\nPUB b 0\r\n"])
+def test_bad_subject_is_rejected_before_it_can_hurt_the_link(daemon, server, topic):
+    server.stream()
+    d = daemon(nats_pool([server]))
+    connects = d.rows("brokers")[0]["attempts"]
+    rejected(d.publish("-m", "x", topic=topic), 0xff01, "the subject has")
+    assert d.publish("-m", "x", topic="load.x").returncode == 0
+    assert d.rows("brokers")[0]["attempts"] == connects
+
+
+def test_wrong_password_holds_messages_and_says_why(box, daemon, tmp_path):
+    server = NatsServer(box, lines=[USER]).start()
+    d = daemon(nats_pool([server], {"username": "gate", "password_file": secret(tmp_path / "pw", "ebb!")}), ready=False)
+    wait_for(lambda: "Authorization Violation" in str(d.rows("brokers")),
+             lambda: f"the broker's row to say why: {d.rows('brokers')}")
+    result = d.publish("--timeout", "1500", "-m", "x")
+    assert result.returncode == 1 and summary(result)["expired"] == "1", result.stderr
+    assert "ready" not in d.link_states()
+    # The account is not hammered.
+    assert server.process.text().count("authentication error") < 5, server.process.text()
+    assert "ebb!" not in d.process.text() and "ebb!" not in str(d.rows("brokers"))
+
+
+def test_token_and_nkey_are_let_in(box, daemon, tmp_path):
+    token = NatsServer(box, "token", lines=['authorization { token: "t\\"oken" }']).start()
+    nkey = NatsServer(box, "nkey", lines=["authorization { users = [ { nkey: "
+                                          "UAB2CB576PHBBPQ5ODORRZ2LYCMWPZGWGCN2KDK7DXOIMZASKUY3RLKK } ] }"]).start()
+    one = nats_pool([token], {"jetstream": False, "token_file": secret(tmp_path / "token.pw", 't"oken')}, name="one")
+    two = nats_pool([nkey], {"jetstream": False, "nkey_seed_file": secret(
+        tmp_path / "seed", "SUAAAAICAMCAKBQHBAEQUCYMBUHA6EARCIJRIFIWC4MBSGQ3DQOR4H776Y")}, name="two")
+    d = daemon(one, two)
+    assert d.publish("-m", "x", pool="one").returncode == 0
+    assert d.publish("-m", "x", pool="two").returncode == 0
+
+
+def test_leaving_server_is_left_before_it_goes(box, daemon):
+    """Lame duck: the server says so, and its link drains while the other carries on."""
+    servers = [NatsServer(box, name).start() for name in ("a", "b")]
+    d = daemon(nats_pool(servers, {"jetstream": False}))
+    d.ctl("status")
+    servers[0].process.popen.send_signal(12)
+    wait_for(lambda: "ready" not in d.link_states(servers[0]), "the leaving server's link to leave")
+    assert d.publish("-m", "x").returncode == 0
+    assert d.link_states(servers[1]) == ["ready"]
