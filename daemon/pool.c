@@ -87,35 +87,42 @@ is_eligible(const struct pool *pool, const struct broker *broker)
 
 /*
  * Smooth weighted choice: every eligible broker earns its weight each time, the chosen one pays
- * for all. A ready broker that cannot write for a moment keeps its credit and catches up.
+ * what all have earned. A ready broker that cannot write for a moment keeps its credit and catches
+ * up; past CREDIT_PICKS it earns nothing, or it would be owed everything by those that carry its load.
  */
 static struct link *
 pick_weighted(struct pool *pool)
 {
+	int64_t earns[CONFIG_BROKERS];
 	struct broker *best = NULL;
 	struct link *best_link = NULL;
-	int64_t total = 0;
+	int64_t best_credit = 0, total = 0;
 
 	for (uint32_t i = 0; i < pool->broker_count; i++) {
 		struct broker *broker = &pool->brokers[i];
+		earns[i] = 0;
 		if (!is_eligible(pool, broker)) {
 			broker->credit = 0;
 			continue;
 		}
 		int64_t weight = (int64_t)broker_weight(broker, pool->shard->now_ns);
-		total += weight;
 		if (broker->credit < weight * CREDIT_PICKS)
-			broker->credit += weight;
-		if (best == NULL || broker->credit > best->credit) {
+			earns[i] = weight;
+		total += earns[i];
+		if (best == NULL || broker->credit + earns[i] > best_credit) {
 			struct link *link = broker_pick_link(broker);
 			if (link != NULL) {
 				best = broker;
 				best_link = link;
+				best_credit = broker->credit + earns[i];
 			}
 		}
 	}
-	if (best != NULL)
-		best->credit -= total;
+	if (best == NULL)
+		return NULL; /* nobody was chosen, nobody earns */
+	for (uint32_t i = 0; i < pool->broker_count; i++)
+		pool->brokers[i].credit += earns[i];
+	best->credit -= total != 0 ? total : (int64_t)broker_weight(best, pool->shard->now_ns);
 	return best_link;
 }
 

@@ -1,12 +1,104 @@
-/* Stories with a name, on simulated time. */
+/* Stories with a name, on simulated time. What must hold in all of them is in check_sim.c. */
 #include "sim.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
+
+/* ---- tools ---- */
+
+static void
+start_producers(struct sim *sim, unsigned count, uint64_t every_ns, uint32_t burst)
+{
+	for (unsigned i = 0; i < count; i++)
+		producer_go(sim_producer(sim, 0), every_ns, burst);
+}
+
+static void
+stop_producers(struct sim *sim)
+{
+	for (uint32_t i = 0; i < sim->producer_count; i++)
+		sim->producers[i]->stop_ns = 0;
+}
+
+/* Everything finished, every record delivered, nothing left. */
+static void
+end_all_delivered(struct sim *sim, uint64_t within_ns)
+{
+	stop_producers(sim);
+	sim_settle(sim, within_ns);
+	assert_int_equal(sim_done(sim, TG_DELIVERED), sim_published(sim));
+	sim_fini(sim);
+}
+
+static uint64_t
+stored(const struct sim *sim)
+{
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < sim->pool_config.broker_count; i++)
+		sum += sim->brokers[i].stored;
+	return sum;
+}
+
+/* Records that arrived more than once. */
+static uint64_t
+duplicates(const struct sim *sim)
+{
+	uint64_t firsts = 0;
+
+	for (unsigned i = 0; i < sim->pool_config.broker_count; i++)
+		firsts += sim->brokers[i].firsts;
+	return stored(sim) - firsts;
+}
+
+static uint64_t
+attempts(const struct sim *sim, unsigned broker)
+{
+	return sim->pool->brokers[broker].count.attempts;
+}
+
+static int
+is_0_ready(struct sim *sim)
+{
+	return broker_is_ready(&sim->pool->brokers[0]);
+}
+
+static int
+is_0_left(struct sim *sim)
+{
+	return !is_0_ready(sim);
+}
+
+static int
+is_1_left(struct sim *sim)
+{
+	return !broker_is_ready(&sim->pool->brokers[1]);
+}
+
+/* The share of broker 0 of what the brokers take in the next ns, in percent. */
+static double
+share_of_0(struct sim *sim, uint64_t ns)
+{
+	uint64_t all = stored(sim), first = sim->brokers[0].stored;
+
+	sim_run_for(sim, ns);
+	assert_true(stored(sim) > all + 100);
+	return 100.0 * (double)(sim->brokers[0].stored - first) / (double)(stored(sim) - all);
+}
+
+#define assert_between(low, value, high)                                                                           \
+	do {                                                                                                       \
+		double value_ = (double)(value);                                                                   \
+		if (value_ < (double)(low) || value_ > (double)(high))                                             \
+			fail_msg("%s is %g, not in %g ... %g", #value, value_, (double)(low), (double)(high));     \
+	} while (0)
+
+/* ---- all is well ---- */
 
 static void
 everything_is_delivered(void **state)
@@ -15,15 +107,591 @@ everything_is_delivered(void **state)
 
 	sim_init(&sim, 1, 2);
 	sim_start(&sim);
-	for (unsigned i = 0; i < 4; i++)
-		producer_go(sim_producer(&sim, 0), SIM_MS(1), 4);
+	start_producers(&sim, 4, SIM_MS(1), 4);
 	sim_run_for(&sim, SIM_S(10));
-	for (unsigned i = 0; i < 4; i++)
-		sim.producers[i]->stop_ns = 0;
-	sim_settle(&sim, SIM_S(5));
 	assert_true(sim_published(&sim) > 100000);
-	assert_int_equal(sim_done(&sim, TG_DELIVERED), sim_published(&sim));
 	assert_int_equal(sim.failed, 0);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+static void
+nothing_to_do_costs_no_turns(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 1, 2);
+	sim_start(&sim);
+	start_producers(&sim, 4, SIM_MS(10), 4);
+	sim_run_for(&sim, SIM_S(5));
+	stop_producers(&sim);
+	sim_run_for(&sim, SIM_S(1));
+	uint64_t turns = sim.turns, steps = sim.w.steps;
+	sim_run_for(&sim, SIM_S(3600));
+	/* A probe a second for each link: its timer and its answer, and what the network does for them. */
+	assert_true(sim.turns - turns < 3600 * 2 * 12);
+	assert_true(sim.w.steps - steps < 3600 * 2 * 12);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+/* ---- balance ---- */
+
+static void
+weighted_is_within_a_percent_by_record(void **state)
+{
+	static const uint32_t weights[] = { 1, 2, 5 };
+	struct sim sim;
+
+	sim_init(&sim, 2, 3);
+	sim.pool_config.order = ORDER_BY_NONE;
+	for (unsigned i = 0; i < 3; i++)
+		sim.broker_configs[i].weight = weights[i];
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 4, SIM_MS(1), 4);
+	sim_run_for(&sim, SIM_S(7));
+	assert_true(stored(&sim) > 100000);
+	for (unsigned i = 0; i < 3; i++)
+		assert_between(100.0 * weights[i] / 8 - 1, 100.0 * (double)sim.brokers[i].stored / (double)stored(&sim),
+		    100.0 * weights[i] / 8 + 1);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+/* 1,000 lanes that go to sleep and are bound anew ten times. */
+static void
+weighted_is_within_a_percent_by_lane(void **state)
+{
+	static const uint32_t weights[] = { 1, 2, 5 };
+	struct sim sim;
+
+	sim_init(&sim, 3, 3);
+	for (unsigned i = 0; i < 3; i++) {
+		sim.broker_configs[i].weight = weights[i];
+		sim.brokers[i].ack_ns = SIM_MS(20);
+	}
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	for (unsigned i = 0; i < 1000; i++)
+		sim_producer(&sim, LANE_SQ_MIN);
+	for (unsigned round = 0; round < 10; round++) {
+		for (unsigned i = 0; i < 1000; i++)
+			assert_int_equal(producer_publish(sim.producers[i], 64, 0), 0);
+		sim_run_for(&sim, SIM_MS(100));
+		for (unsigned i = 0; i < 1000; i++)
+			producer_read(sim.producers[i]);
+	}
+	assert_int_equal(stored(&sim), 10000);
+	for (unsigned i = 0; i < 3; i++)
+		assert_between(100.0 * weights[i] / 8 - 1, 100.0 * (double)sim.brokers[i].stored / 10000,
+		    100.0 * weights[i] / 8 + 1);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+/* One that cannot write for a while gets what it missed, but not without end. */
+static void
+a_slow_broker_does_not_get_everything_when_it_recovers(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 4, 2);
+	sim.pool_config.order = ORDER_BY_NONE;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 4, SIM_MS(1), 4);
+	sim_broker_slow(&sim.brokers[0], SIM_MS(10));
+	sim_run_for(&sim, SIM_S(20));
+	assert_true(link_is_ready(sim_link(&sim, 0, 0)));
+	sim_broker_slow(&sim.brokers[0], 0);
+	sim_run_for(&sim, SIM_S(1));
+	assert_between(45, share_of_0(&sim, SIM_S(2)), 55);
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+static void
+least_prefers_who_answers_sooner(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 5, 3);
+	sim.pool_config.order = ORDER_BY_NONE;
+	sim.pool_config.balance = BALANCE_LEAST;
+	sim.brokers[0].ack_ns = SIM_MS(50);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 4, SIM_MS(1), 4);
+	assert_between(0, share_of_0(&sim, SIM_S(5)), 12);
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+static void
+slow_start_ramps_the_share(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 6, 2);
+	sim.pool_config.order = ORDER_BY_NONE;
+	sim_start(&sim);
+	start_producers(&sim, 4, SIM_MS(2), 4);
+	sim_run_for(&sim, SIM_S(2));
+	sim_broker_crash(&sim.brokers[0]);
+	sim_run_for(&sim, SIM_S(1));
+	sim_broker_start(&sim.brokers[0]);
+	assert_true(sim_run_until(&sim, is_0_ready, SIM_S(10)));
+	/* Its weight grows from 0.1 to 1 in 5 s: shares of w / (w + 1). */
+	assert_between(9, share_of_0(&sim, SIM_MS(500)), 16);
+	sim_run_for(&sim, SIM_S(2));
+	assert_between(34, share_of_0(&sim, SIM_MS(500)), 41);
+	sim_run_for(&sim, SIM_S(2));
+	assert_between(48, share_of_0(&sim, SIM_S(2)), 52);
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+static void
+lanes_come_back_to_a_broker_that_has_recovered(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 7, 2);
+	sim_start(&sim);
+	/* Busy ones: they never sleep, so nothing but the pool moves them. */
+	start_producers(&sim, 32, NS_PER_US * 20, 1);
+	sim_run_for(&sim, SIM_S(1));
+	sim_broker_crash(&sim.brokers[0]);
+	sim_run_for(&sim, SIM_MS(500));
+	sim_broker_start(&sim.brokers[0]);
+	sim_run_for(&sim, SIM_S(8));
+	assert_between(14, sim.pool->brokers[0].bound_count, 18);
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+static void
+priority_fails_back_only_to_proven_links(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 8, 2);
+	sim.pool_config.order = ORDER_BY_NONE;
+	sim.pool_config.balance = BALANCE_PRIORITY;
+	sim.broker_configs[1].priority = 1;
+	sim_start(&sim);
+	start_producers(&sim, 4, SIM_MS(2), 4);
+	sim_run_for(&sim, SIM_S(2));
+	assert_between(100, share_of_0(&sim, SIM_S(1)), 100);
+	sim_broker_crash(&sim.brokers[0]);
+	sim_run_for(&sim, SIM_MS(50));
+	assert_between(0, share_of_0(&sim, SIM_S(1)), 0);
+	sim_broker_start(&sim.brokers[0]);
+	assert_true(sim_run_until(&sim, is_0_ready, SIM_S(10)));
+	assert_between(0, share_of_0(&sim, SIM_MS(4500)), 0);
+	sim_run_for(&sim, SIM_S(1));
+	assert_between(100, share_of_0(&sim, SIM_S(1)), 100);
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+/* ---- breaker and back-off ---- */
+
+static void
+breaker_probes_alone_and_ever_more_seldom(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 9, 2);
+	sim.pool_config.links = 4;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	sim_broker_crash(&sim.brokers[0]);
+	sim_run_for(&sim, SIM_S(60));
+	assert_true(sim.pool->brokers[0].open);
+	/* By now a step is the cap of 10 s, of which at least half is waited: check_on_resolve holds that. */
+	uint64_t before = attempts(&sim, 0);
+	sim_run_for(&sim, SIM_S(100));
+	assert_between(9, attempts(&sim, 0) - before, 21);
+	sim_broker_start(&sim.brokers[0]);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(11)));
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+/* Up 2 s, down 2 s. */
+static void
+flapping_is_damped_and_nobody_sees_it(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 10, 2);
+	sim_start(&sim);
+	start_producers(&sim, 4, SIM_MS(10), 4);
+	for (unsigned i = 0; i < 30; i++) {
+		sim_run_for(&sim, SIM_S(2));
+		sim_broker_crash(&sim.brokers[0]);
+		sim_run_for(&sim, SIM_S(2));
+		sim_broker_start(&sim.brokers[0]);
+	}
+	/* Two minutes. Undamped it would be one attempt in at most half a second of the time it is down. */
+	assert_between(10, attempts(&sim, 0), 40);
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+static void
+on_crash(void *arg, uint64_t n)
+{
+	sim_broker_crash(arg);
+}
+
+static void
+restart_of_the_whole_cluster_loses_nothing(void **state)
+{
+	struct sim sim;
+	uint64_t rate, before;
+
+	sim_init(&sim, 11, 3);
+	sim.pool_config.message_timeout_ms = 60000;
+	sim_start(&sim);
+	start_producers(&sim, 6, SIM_MS(5), 4);
+	sim_run_for(&sim, SIM_S(5));
+	before = stored(&sim);
+	sim_run_for(&sim, SIM_S(1));
+	rate = stored(&sim) - before;
+	for (unsigned i = 0; i < 3; i++)
+		sim_after(&sim.w, SIM_MS(100 * i), on_crash, &sim.brokers[i], 0);
+	sim_run_for(&sim, SIM_S(30));
+	assert_int_equal(sim.producers[0]->map.daemon->writable, 0);
+	for (unsigned i = 0; i < 3; i++)
+		sim_broker_start(&sim.brokers[i]);
+	sim_run_for(&sim, SIM_S(5));
+	assert_int_equal(sim.producers[0]->map.daemon->writable, 1);
+	before = stored(&sim);
+	sim_run_for(&sim, SIM_S(1));
+	assert_true(stored(&sim) - before > rate * 9 / 10);
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+static void
+never_accepted_connections_carry_nothing(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 12, 2);
+	sim.w.hosts[0].port = PORT_HOLDS;
+	sim_start(&sim);
+	start_producers(&sim, 4, SIM_MS(10), 4);
+	sim_run_for(&sim, SIM_S(60));
+	assert_int_equal(sim_link(&sim, 0, 0)->count.framed, 0);
+	assert_true(sim.w.hosts[0].connects > 3);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+/* ---- a peer that vanishes ---- */
+
+/* Returns after how many ms broker 0 is left. every_ns: 0: no traffic. */
+static double
+detection_ms(uint64_t seed, uint64_t every_ns, uint32_t burst, enum config_order order)
+{
+	struct sim sim;
+
+	sim_init(&sim, seed, 2);
+	sim.pool_config.order = order;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	if (every_ns != 0)
+		start_producers(&sim, 4, every_ns, burst);
+	sim_run_for(&sim, SIM_S(7) + SIM_MS(seed * 37 % 1000));
+	uint64_t at = sim.w.now_ns;
+	host_set_vanished(&sim.w.hosts[0], 1);
+	assert_true(sim_run_until(&sim, is_0_left, SIM_S(20)));
+	double ms = (double)(sim.w.now_ns - at) / 1e6;
+	/* And the other has the load at once: nothing waits for the one that is gone. */
+	uint64_t before = sim.brokers[1].stored;
+	if (every_ns != 0) {
+		sim_run_for(&sim, SIM_S(2));
+		assert_true(sim.brokers[1].stored > before);
+	}
+	sim_run_for(&sim, SIM_S(10));
+	assert_int_equal(sim.failed > 0, 1);
+	host_set_vanished(&sim.w.hosts[0], 0);
+	end_all_delivered(&sim, SIM_S(30));
+	return ms;
+}
+
+static void
+vanished_is_left_in_three_seconds(void **state)
+{
+	double worst[3] = { 0 };
+
+	for (uint64_t seed = 1; seed <= 6; seed++)
+		for (unsigned order = 0; order < 2; order++) {
+			enum config_order o = order == 0 ? ORDER_BY_LANE : ORDER_BY_NONE;
+			double idle = detection_ms(seed, 0, 0, o), trickle = detection_ms(seed, SIM_MS(1000), 1, o);
+			double full = detection_ms(seed, SIM_MS(2), 8, o);
+			worst[0] = idle > worst[0] ? idle : worst[0];
+			worst[1] = trickle > worst[1] ? trickle : worst[1];
+			worst[2] = full > worst[2] ? full : worst[2];
+		}
+	print_message("left after at most: idle %.0f ms, trickle %.0f ms, saturated %.0f ms\n", worst[0], worst[1],
+	    worst[2]);
+	for (unsigned i = 0; i < 3; i++)
+		assert_between(1500, worst[i], 3000);
+}
+
+/* The application stops for 1.5 s: nothing happens at all. */
+static void
+a_short_pause_changes_nothing(void **state)
+{
+	for (uint64_t seed = 1; seed <= 20; seed++) {
+		struct sim sim;
+		sim_init(&sim, seed, 2);
+		sim_start(&sim);
+		start_producers(&sim, 4, seed % 2 == 0 ? SIM_MS(5) : SIM_MS(700), 2);
+		sim_run_for(&sim, SIM_S(3) + SIM_MS(seed * 53 % 1000));
+		for (unsigned i = 0; i < 5; i++) {
+			sim_broker_freeze(&sim.brokers[0], 1);
+			sim_run_for(&sim, SIM_MS(1500));
+			sim_broker_freeze(&sim.brokers[0], 0);
+			sim_run_for(&sim, SIM_MS(2000));
+		}
+		assert_int_equal(sim.suspects, 0);
+		assert_int_equal(sim.failed, 0);
+		assert_int_equal(duplicates(&sim), 0);
+		end_all_delivered(&sim, SIM_S(5));
+	}
+}
+
+/* A cut of 1.5 s lasts until TCP tries again, up to 3 s after it began: no connection is given up for it. */
+static void
+a_short_cut_ends_no_connection(void **state)
+{
+	uint64_t suspects = 0;
+
+	for (uint64_t seed = 1; seed <= 20; seed++) {
+		struct sim sim;
+		sim_init(&sim, seed, 1);
+		sim_start(&sim);
+		start_producers(&sim, 4, seed % 2 == 0 ? SIM_MS(5) : SIM_MS(700), 2);
+		sim_run_for(&sim, SIM_S(3) + SIM_MS(seed * 53 % 1000));
+		for (unsigned i = 0; i < 5; i++) {
+			host_set_vanished(&sim.w.hosts[0], 1);
+			sim_run_for(&sim, SIM_MS(1500));
+			host_set_vanished(&sim.w.hosts[0], 0);
+			sim_run_for(&sim, SIM_MS(5000));
+		}
+		assert_int_equal(sim.failed, 0);
+		assert_int_equal(duplicates(&sim), 0);
+		suspects += sim.suspects;
+		end_all_delivered(&sim, SIM_S(5));
+	}
+	print_message("100 cuts of 1.5 s: %llu times suspect, none failed\n", (unsigned long long)suspects);
+}
+
+static void
+a_blocked_broker_that_vanishes_is_found(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 13, 1);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	sim_broker_block(&sim.brokers[0], 1);
+	sim_run_for(&sim, SIM_S(60));
+	assert_int_equal(sim.failed, 0);
+	host_set_vanished(&sim.w.hosts[0], 1);
+	sim_run_for(&sim, SIM_S(10));
+	assert_true(sim.failed > 0);
+	sim_broker_crash(&sim.brokers[0]);
+	host_set_vanished(&sim.w.hosts[0], 0);
+	sim_broker_start(&sim.brokers[0]);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(10)));
+	sim_fini(&sim);
+}
+
+/* ---- slow is not dead ---- */
+
+static void
+blocked_for_a_minute(enum config_order order)
+{
+	struct sim sim;
+
+	sim_init(&sim, 14, 2);
+	sim.pool_config.order = order;
+	sim.pool_config.message_timeout_ms = 120000;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 8, SIM_MS(10), 4);
+	sim_run_for(&sim, SIM_S(5));
+	uint64_t before = stored(&sim);
+	sim_run_for(&sim, SIM_S(1));
+	uint64_t rate = stored(&sim) - before;
+	sim_broker_block(&sim.brokers[0], 1);
+	sim_run_for(&sim, SIM_S(3));
+	before = sim.brokers[1].stored;
+	sim_run_for(&sim, SIM_S(1));
+	assert_between((double)rate * 0.9, sim.brokers[1].stored - before, (double)rate * 1.2);
+	sim_run_for(&sim, SIM_S(56));
+	assert_int_equal(sim.failed, 0);
+	sim_broker_block(&sim.brokers[0], 0);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(3)));
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+static void
+blocked_is_not_dead_and_others_carry_the_load(void **state)
+{
+	blocked_for_a_minute(ORDER_BY_LANE);
+	blocked_for_a_minute(ORDER_BY_NONE);
+}
+
+static void
+blocked_does_not_hold_up_other_keys(void **state)
+{
+	blocked_for_a_minute(ORDER_BY_KEY);
+}
+
+/* Reads one message a second: with another broker there, nothing waits for it. */
+static void
+a_crawling_broker_loses_nothing(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 15, 1);
+	sim.pool_config.message_timeout_ms = 600000;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	sim_broker_slow(&sim.brokers[0], SIM_MS(1000));
+	for (unsigned i = 0; i < 50; i++)
+		producer_publish(sim.producer_count == 0 ? sim_producer(&sim, 0) : sim.producers[0], 1000, 0);
+	sim_run_for(&sim, SIM_S(120));
+	assert_int_equal(sim.failed, 0);
+	assert_int_equal(duplicates(&sim), 0);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+static void
+frozen_is_left_soon_and_given_up_after_the_stall_time(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 16, 2);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 4, SIM_MS(10), 4);
+	sim_run_for(&sim, SIM_S(3));
+	uint64_t at = sim.w.now_ns;
+	sim_broker_freeze(&sim.brokers[1], 1);
+	assert_true(sim_run_until(&sim, is_1_left, SIM_S(3)));
+	assert_int_equal(sim_link(&sim, 1, 0)->state, LINK_SUSPECT);
+	uint64_t left = sim.w.now_ns;
+	sim_run_for(&sim, SIM_MS(9900));
+	assert_int_equal(sim.failed, 0);
+	sim_run_for(&sim, SIM_MS(400));
+	assert_int_equal(sim.failed, 1);
+	assert_true(left - at <= SIM_S(3));
+	sim_broker_freeze(&sim.brokers[1], 0);
+	end_all_delivered(&sim, SIM_S(20));
+}
+
+/* ---- loss ---- */
+
+static void
+loss_is_no_death(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 17, 2);
+	sim.w.hosts[0].loss = sim.w.hosts[1].loss = 0.1;
+	sim_start(&sim);
+	start_producers(&sim, 4, SIM_MS(20), 2);
+	sim_run_for(&sim, SIM_S(600));
+	print_message("10 %% loss each way, 600 s: %llu times suspect, %llu failures\n",
+	    (unsigned long long)sim.suspects, (unsigned long long)sim.failed);
+	assert_int_equal(sim.failed, 0);
+	end_all_delivered(&sim, SIM_S(20));
+}
+
+static void
+heavy_loss_loses_nothing(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 18, 2);
+	sim.w.hosts[0].loss = sim.w.hosts[1].loss = 0.3;
+	sim.pool_config.message_timeout_ms = 600000;
+	sim_start(&sim);
+	start_producers(&sim, 4, SIM_MS(50), 2);
+	sim_run_for(&sim, SIM_S(300));
+	end_all_delivered(&sim, SIM_S(120));
+}
+
+/* ---- limits ---- */
+
+/* Nobody answers, and everybody publishes without end: check_step holds the limits. */
+static void
+memory_stays_bounded_against_a_dead_end(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 19, 1);
+	sim.pool_config.message_timeout_ms = 600000;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	sim_broker_freeze(&sim.brokers[0], 1);
+	for (unsigned i = 0; i < 8; i++) {
+		struct producer *p = sim_producer(&sim, 1 << 20);
+		p->body_low = p->body_high = 1024;
+		producer_go(p, SIM_MS(1), 16);
+	}
+	sim_run_for(&sim, SIM_S(60));
+	for (unsigned i = 0; i < 8; i++) {
+		assert_true(sim.producers[i]->sleeping);
+		assert_true(sim.producers[i]->lane->slot_capacity <= sim.producers[i]->map.geo.cq_entries);
+	}
+	assert_int_equal(sim.producers[0]->map.daemon->writable, 0);
+	sim_broker_freeze(&sim.brokers[0], 0);
+	end_all_delivered(&sim, SIM_S(60));
+}
+
+/* Deadlines of what waits and of what is in flight. */
+static void
+deadlines_are_kept(void **state)
+{
+	struct sim sim;
+	struct producer *p;
+
+	sim_init(&sim, 20, 1);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	p = sim_producer(&sim, 0);
+	sim_broker_freeze(&sim.brokers[0], 1);
+	producer_publish(p, 100, 5000);
+	sim_run_for(&sim, SIM_MS(4000)); /* it is in flight, and its link has been left */
+	producer_publish(p, 100, 500);
+	sim_run_for(&sim, SIM_MS(540));
+	assert_int_equal(p->ledger[1].outcome, TG_EXPIRED);
+	sim_run_for(&sim, SIM_MS(700));
+	assert_int_equal(p->ledger[0].outcome, TG_UNKNOWN);
+	sim_broker_freeze(&sim.brokers[0], 0);
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(5));
+	sim_fini(&sim);
+}
+
+static void
+deadlines_are_kept_while_blocked(void **state)
+{
+	struct sim sim;
+	struct producer *p;
+
+	sim_init(&sim, 21, 2);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	p = sim_producer(&sim, 0);
+	for (unsigned i = 0; i < 2; i++) {
+		sim.brokers[i].ack_ns = SIM_MS(100000);
+		producer_publish(p, 100, 0);
+	}
+	sim_run_for(&sim, SIM_MS(10));
+	sim_broker_block(&sim.brokers[0], 1);
+	sim_broker_block(&sim.brokers[1], 1);
+	sim_run_for(&sim, SIM_MS(31500));
+	assert_int_equal(p->ledger[0].outcome, TG_UNKNOWN);
+	assert_int_equal(sim.failed, 0);
+	sim_run_for(&sim, SIM_S(100));
 	sim_fini(&sim);
 }
 
@@ -32,7 +700,34 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(everything_is_delivered),
+		cmocka_unit_test(nothing_to_do_costs_no_turns),
+		cmocka_unit_test(weighted_is_within_a_percent_by_record),
+		cmocka_unit_test(weighted_is_within_a_percent_by_lane),
+		cmocka_unit_test(a_slow_broker_does_not_get_everything_when_it_recovers),
+		cmocka_unit_test(least_prefers_who_answers_sooner),
+		cmocka_unit_test(slow_start_ramps_the_share),
+		cmocka_unit_test(lanes_come_back_to_a_broker_that_has_recovered),
+		cmocka_unit_test(priority_fails_back_only_to_proven_links),
+		cmocka_unit_test(breaker_probes_alone_and_ever_more_seldom),
+		cmocka_unit_test(flapping_is_damped_and_nobody_sees_it),
+		cmocka_unit_test(restart_of_the_whole_cluster_loses_nothing),
+		cmocka_unit_test(never_accepted_connections_carry_nothing),
+		cmocka_unit_test(vanished_is_left_in_three_seconds),
+		cmocka_unit_test(a_short_pause_changes_nothing),
+		cmocka_unit_test(a_short_cut_ends_no_connection),
+		cmocka_unit_test(a_blocked_broker_that_vanishes_is_found),
+		cmocka_unit_test(blocked_is_not_dead_and_others_carry_the_load),
+		cmocka_unit_test(blocked_does_not_hold_up_other_keys),
+		cmocka_unit_test(a_crawling_broker_loses_nothing),
+		cmocka_unit_test(frozen_is_left_soon_and_given_up_after_the_stall_time),
+		cmocka_unit_test(loss_is_no_death),
+		cmocka_unit_test(heavy_loss_loses_nothing),
+		cmocka_unit_test(memory_stays_bounded_against_a_dead_end),
+		cmocka_unit_test(deadlines_are_kept),
+		cmocka_unit_test(deadlines_are_kept_while_blocked),
 	};
 
+	if (getenv("SIM_TEST") != NULL)
+		cmocka_set_test_filter(getenv("SIM_TEST"));
 	return cmocka_run_group_tests_name("sim", tests, NULL, NULL);
 }
