@@ -562,6 +562,7 @@ frame(struct lane *lane, struct slot *slot)
 	INJECT(framed);
 	slot->state = SLOT_INFLIGHT;
 	slot->link = link;
+	slot->seq = (uint32_t)(link->next - 1);
 	slot->maybe_sent = 1;
 	lane->inflight++;
 	if (slot->attempts > 0) {
@@ -684,8 +685,27 @@ landed(struct lane *lane)
 		lane_set_place(lane, LANE_ACTIVE);
 }
 
+/* A lane that left a link and came back has two entries there for one slot: the newer one counts. */
+static int
+is_carried_by(const struct slot *slot, const struct link *link, uint64_t seq)
+{
+	return slot->state == SLOT_INFLIGHT && slot->link == link && slot->seq == (uint32_t)seq;
+}
+
 void
-lane_answer(struct lane *lane, uint64_t number, struct link *link, uint8_t outcome, uint64_t reference,
+lane_overdue(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
+{
+	if (lane->place == LANE_GONE || number < lane->slot_head)
+		return;
+	struct slot *slot = slot_at(lane, number);
+	if (!is_carried_by(slot, link, seq) || lane->shard->now_ns < slot->deadline_ns)
+		return;
+	landed(lane);
+	lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
+}
+
+void
+lane_answer(struct lane *lane, uint64_t number, struct link *link, uint64_t seq, uint8_t outcome, uint64_t reference,
     uint32_t code, const char *text, size_t text_len)
 {
 	struct slot *slot = drop_ref(lane, number);
@@ -693,8 +713,8 @@ lane_answer(struct lane *lane, uint64_t number, struct link *link, uint8_t outco
 	if (slot == NULL)
 		return;
 	if (slot->state == SLOT_INFLIGHT) {
-		if (slot->link != link)
-			return; /* L5: it is on its way elsewhere, and that link answers for it */
+		if (!is_carried_by(slot, link, seq))
+			return; /* L5: it is on its way once more, and that entry answers for it */
 		landed(lane);
 	} else if (outcome != TG_DELIVERED) {
 		return; /* taken from this link already, and about to be sent again */
@@ -706,11 +726,11 @@ lane_answer(struct lane *lane, uint64_t number, struct link *link, uint8_t outco
 }
 
 void
-lane_take_back(struct lane *lane, uint64_t number, struct link *link, enum lane_taken_back how)
+lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t seq, enum lane_taken_back how)
 {
 	struct slot *slot = drop_ref(lane, number);
 
-	if (slot == NULL || slot->state != SLOT_INFLIGHT || slot->link != link)
+	if (slot == NULL || !is_carried_by(slot, link, seq))
 		return;
 	landed(lane);
 	slot->link = NULL;

@@ -57,7 +57,7 @@ struct slot {
 	uint8_t attempts;
 	uint8_t maybe_sent; /* a byte of it may have reached a broker */
 	uint8_t own_deadline; /* the producer gave one: protocols that carry a deadline carry it */
-	uint8_t pad[4];
+	uint32_t seq; /* INFLIGHT: the link's number for it, low bits */
 };
 
 _Static_assert(sizeof(struct slot) == 64, "one cache line");
@@ -146,8 +146,8 @@ void lane_rest(struct lane *lane);
 /* Says that it sleeps and leaves the polling; the caller fences and then lane_look()s once more. */
 void lane_sleep(struct lane *lane);
 
-/* A link answers for a slot. Drops the entry's reference. text may be NULL. */
-void lane_answer(struct lane *lane, uint64_t slot, struct link *link, uint8_t outcome, uint64_t reference,
+/* A link answers for a slot that it numbered seq. Drops the entry's reference. text may be NULL. */
+void lane_answer(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, uint8_t outcome, uint64_t reference,
     uint32_t code, const char *text, size_t text_len);
 
 enum lane_taken_back {
@@ -157,7 +157,13 @@ enum lane_taken_back {
 };
 
 /* A link gives a slot back unanswered. Drops the entry's reference. */
-void lane_take_back(struct lane *lane, uint64_t slot, struct link *link, enum lane_taken_back how);
+void lane_take_back(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, enum lane_taken_back how);
+
+/*
+ * Completes a slot in flight whose deadline has passed as UNKNOWN. The link's entry stays, and its
+ * answer finds nothing to complete. Only when the link refers to none of its bytes in the ring any more.
+ */
+void lane_overdue(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
 
 /* Commits completions and releases, then rings the client if it sleeps. In two steps, so that one
  * fence serves all lanes of a turn. */

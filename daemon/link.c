@@ -209,6 +209,7 @@ enter_suspect(struct link *link)
 		return;
 	}
 	link->suspect_ns = link->shard->now_ns;
+	link->gone_looks = 0;
 	release_waiters(link);
 	pool_link_changed(link->broker->pool, link);
 	look_soon(link);

@@ -128,6 +128,7 @@ struct link {
 	uint32_t probe_misses;
 	uint64_t probe_rtt_ns;     /* of the last answered one */
 	uint64_t suspect_ns;       /* since when it is suspect */
+	uint32_t gone_looks;       /* looks in a row at which its peer's TCP seemed to be gone */
 	uint64_t ready_ns;         /* when it was last proven; 0: never on this connection */
 
 	/* the driver's last words, acted on when it has returned */
@@ -209,6 +210,9 @@ void link_serve(struct link *link);
 
 /* Sends a probe. */
 void link_probe(struct link *link);
+
+/* Completes what is in flight and past its deadline; its entries go on counting against the window. */
+void link_expire(struct link *link);
 
 /* Resolves everything in flight because the connection is over. */
 void link_abandon(struct link *link);

@@ -98,7 +98,12 @@ judge(struct link *link, const struct config_health *health)
 	struct sock_info info;
 
 	if (world->ops->info(link->sock, &info) == 0 &&
-	    ((info.unacked > 0 && info.retransmits >= GONE_RETRANSMITS) || info.probes >= GONE_PROBES)) {
+	    ((info.unacked > 0 && info.retransmits >= GONE_RETRANSMITS) || info.probes >= GONE_PROBES))
+		link->gone_looks++;
+	else
+		link->gone_looks = 0;
+	/* Twice: the last retransmission may be on its way this very moment, to a peer that is back. */
+	if (link->gone_looks >= 2) {
 		link_fail(link, FATAL_PROTOCOL,
 		    "vanished: nothing read for %llu ms, %u retransmissions and %u window probes unanswered",
 		    (unsigned long long)((link->shard->now_ns - link->last_read_ns) / NS_PER_MS), info.retransmits,
@@ -130,6 +135,7 @@ link_health_check(struct link *link)
 	if (link->state == LINK_READY && link->ready_ns != 0 &&
 	    now - link->ready_ns >= link->broker->pool->config->breaker.slow_start_ms * NS_PER_MS)
 		broker_link_proven(link->broker, link);
+	link_expire(link);
 	uint64_t next = look(link, health);
 	if (link->state == LINK_SUSPECT && now > link->suspect_ns) {
 		if (has_recovered(link)) {

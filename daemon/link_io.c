@@ -21,6 +21,13 @@ entry_at(struct link *link, uint64_t seq)
 	return &link->ring[seq & link->ring_mask];
 }
 
+/* The number of an entry between base and next. */
+static uint64_t
+seq_of(const struct link *link, const struct inflight *entry)
+{
+	return link->base + (((uint64_t)(entry - link->ring) - link->base) & link->ring_mask);
+}
+
 /* ---- out ---- */
 
 void
@@ -116,6 +123,7 @@ answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t refe
     const char *text, size_t text_len)
 {
 	struct lane *lane = take(link, entry);
+	uint64_t seq = seq_of(link, entry);
 
 	switch (outcome) {
 	case TG_DELIVERED:
@@ -131,7 +139,7 @@ answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t refe
 		link->broker->count.rejected++;
 		break;
 	}
-	lane_answer(lane, entry->slot, link, outcome, reference, code, text, text_len);
+	lane_answer(lane, entry->slot, link, seq, outcome, reference, code, text, text_len);
 }
 
 static void
@@ -387,7 +395,7 @@ on_again(struct link *link, const struct driver_event *event, enum lane_taken_ba
 	if (entry == NULL)
 		return;
 	struct lane *lane = take(link, entry);
-	lane_take_back(lane, entry->slot, link, how);
+	lane_take_back(lane, entry->slot, link, event->seq, how);
 	progress(link);
 }
 
@@ -485,6 +493,19 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 }
 
 void
+link_expire(struct link *link)
+{
+	uint64_t written = out_written(&link->out);
+
+	for (uint64_t seq = link->base; seq != link->next; seq++) {
+		struct inflight *entry = entry_at(link, seq);
+		/* L5: a suspect owns what it has not written. */
+		if (entry->lane != NULL && (entry->end <= written || link->state == LINK_SUSPECT))
+			lane_overdue(entry->lane, entry->slot, link, seq);
+	}
+}
+
+void
 link_abandon(struct link *link)
 {
 	uint64_t written = out_written(&link->out);
@@ -494,7 +515,8 @@ link_abandon(struct link *link)
 		if (entry->lane == NULL)
 			continue;
 		struct lane *lane = take(link, entry);
-		lane_take_back(lane, entry->slot, link, entry->start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
+		lane_take_back(lane, entry->slot, link, link->base,
+		    entry->start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
 	}
 	link->base = link->next = 0;
 	while (!TAILQ_EMPTY(&link->bound))
