@@ -190,6 +190,8 @@ on_request(struct app *app, const struct wire *wire)
 {
 	switch ((enum wire_type)wire->type) {
 	case WIRE_HELLO:
+		if (app->broker->leaves_at_once)
+			reply(app, REPLY_LEAVING, 0, 0);
 		reply(app, REPLY_UP, 0, 0);
 		if (app->broker->window != 0)
 			reply(app, REPLY_WINDOW, app->broker->window, 0);

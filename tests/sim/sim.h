@@ -98,6 +98,7 @@ struct sim_broker {
 	int frozen;  /* the application does nothing; its TCP lives */
 	int blocked; /* has said so, and does not read */
 	int mute;    /* answers probes, acknowledges nothing */
+	int leaves_at_once; /* its first word to a client is to go */
 	uint64_t slow_ns;  /* reads one message in so long; 0: all it gets */
 	uint32_t window;   /* tells it to clients; 0: does not */
 	TAILQ_HEAD(app_list, app) apps;

@@ -251,9 +251,10 @@ lanes_come_back_to_a_broker_that_has_recovered(void **state)
 	struct sim sim;
 
 	sim_init(&sim, 7, 2);
+	sim.config.spin_us = 5000;
 	sim_start(&sim);
-	/* Busy ones: they never sleep, so nothing but the pool moves them. */
-	start_producers(&sim, 32, NS_PER_US * 20, 1);
+	/* They never sleep, so nothing but the pool moves them. */
+	start_producers(&sim, 32, SIM_MS(1), 1);
 	sim_run_for(&sim, SIM_S(1));
 	sim_broker_crash(&sim.brokers[0]);
 	sim_run_for(&sim, SIM_MS(500));
@@ -376,6 +377,22 @@ never_accepted_connections_carry_nothing(void **state)
 	sim_run_for(&sim, SIM_S(60));
 	assert_int_equal(sim_link(&sim, 0, 0)->count.framed, 0);
 	assert_true(sim.w.hosts[0].connects > 3);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+/* It greets with a farewell: nothing of the session may be used after that. */
+static void
+a_broker_may_leave_before_it_is_ready(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 22, 2);
+	sim.brokers[0].leaves_at_once = 1;
+	sim_start(&sim);
+	start_producers(&sim, 2, SIM_MS(10), 4);
+	sim_run_for(&sim, SIM_S(20));
+	assert_int_equal(sim_link(&sim, 0, 0)->count.ready, 0);
+	assert_between(3, attempts(&sim, 0), 20);
 	end_all_delivered(&sim, SIM_S(1));
 }
 
@@ -712,6 +729,7 @@ main(void)
 		cmocka_unit_test(flapping_is_damped_and_nobody_sees_it),
 		cmocka_unit_test(restart_of_the_whole_cluster_loses_nothing),
 		cmocka_unit_test(never_accepted_connections_carry_nothing),
+		cmocka_unit_test(a_broker_may_leave_before_it_is_ready),
 		cmocka_unit_test(vanished_is_left_in_three_seconds),
 		cmocka_unit_test(a_short_pause_changes_nothing),
 		cmocka_unit_test(a_short_cut_ends_no_connection),
