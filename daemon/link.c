@@ -299,6 +299,8 @@ enter_closed(struct link *link)
 	/* The broker asked us to go; it, or what replaces it, is tried again. */
 	uint32_t retry_ms = config_of(link)->breaker.retry_ms;
 	link_event(link, LINK_EV_BACKOFF);
+	if (link->broker->open && link->broker->prober != link)
+		return; /* the prober tries for all of them */
 	timer_set(&link->shard->timers, &link->timer,
 	    link->shard->now_ns + world_between(link->shard->world, retry_ms / 2, retry_ms) * NS_PER_MS);
 }
