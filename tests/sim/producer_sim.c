@@ -11,7 +11,7 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #define TOPIC "t"
@@ -287,14 +287,14 @@ producer_go(struct producer *p, uint64_t every_ns, uint32_t burst_size)
 void
 producers_on_bells(struct sim *sim)
 {
-	uint64_t rings;
+	uint8_t rings[64];
 
 	if (sim->bells == sim->shard.count.bells)
 		return;
 	sim->bells = sim->shard.count.bells;
 	for (uint32_t i = sim->live_from; i < sim->producer_count; i++) {
 		struct producer *p = sim->producers[i];
-		if (!p->sleeping || p->closed || read(p->bell, &rings, sizeof(rings)) < 0)
+		if (!p->sleeping || p->closed || read(p->bell, rings, sizeof(rings)) < 0)
 			continue;
 		wake_rise(&p->nap);
 		p->sleeping = 0;
@@ -323,10 +323,12 @@ sim_producer(struct sim *sim, uint64_t sq_bytes)
 	p->body_low = 16;
 	p->body_high = 256;
 	int memfd = lane_memfd_create(&geo, &header);
-	int bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	p->bell = dup(bell);
-	if (memfd < 0 || bell < 0 || p->bell < 0 ||
-	    lane_new(&p->lane, &header, sim->pool, &sim->client, memfd, &geo, bell) != 0 ||
+	int bell[2];
+	if (pipe2(bell, O_CLOEXEC | O_NONBLOCK) != 0)
+		abort();
+	p->bell = bell[0];
+	if (memfd < 0 ||
+	    lane_new(&p->lane, &header, sim->pool, &sim->client, memfd, &geo, bell[1]) != 0 ||
 	    lane_map_init(&p->map, memfd, &geo, 0) != 0)
 		sim_fail(sim, "no lane: out of memory or descriptors");
 	close(memfd);

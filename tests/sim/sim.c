@@ -79,7 +79,7 @@ configure(struct sim *sim, unsigned brokers)
 		    .share_cap = 50 },
 	};
 	for (unsigned i = 0; i < brokers; i++) {
-		snprintf(sim->names[i], sizeof(sim->names[i]), "broker-%u:%u", i, i + 1);
+		snprintf(sim->names[i], sizeof(sim->names[i]), "broker-%u:%u", i % SIM_BROKERS, i % SIM_BROKERS + 1);
 		sim->broker_configs[i] = (struct config_broker){
 			.address = { .text = sim->names[i], .host = sim->names[i], .port = (uint16_t)(i + 1) },
 			.weight = 1,
@@ -181,8 +181,14 @@ is_settled(struct sim *sim)
 void
 sim_settle(struct sim *sim, uint64_t ns)
 {
-	if (sim_run_until(sim, is_settled, ns))
+	if (sim_run_until(sim, is_settled, ns)) {
+		sim_run_for(sim, NS_PER_MS); /* the last bells */
+		for (uint32_t i = sim->live_from; i < sim->producer_count; i++)
+			if (sim->producers[i]->sleeping)
+				sim_fail(sim, "lane %llu: everything is finished, and its bell has not rung",
+				    (unsigned long long)sim->producers[i]->id);
 		return;
+	}
 	for (uint32_t i = 0; i < sim->producer_count; i++) {
 		const struct producer *p = sim->producers[i];
 		for (uint32_t k = 0; k < p->count; k++)

@@ -125,7 +125,7 @@ struct sim {
 	struct config config;
 	struct config_pool pool_config;
 	struct config_broker broker_configs[SIM_BROKERS];
-	char names[SIM_BROKERS][16];
+	char names[SIM_BROKERS][32];
 	struct sim *settings; /* the driver's */
 	struct shard shard;
 	struct pool *pool;
