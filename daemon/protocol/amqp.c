@@ -133,11 +133,14 @@ amqp_close(struct session *session)
 {
 	struct amqp_session *amqp = amqp_session(session);
 
-	for (uint32_t i = 0; amqp->channels != NULL && i < amqp->channel_count; i++)
-		free(amqp->channels[i].ring);
+	for (uint32_t i = 0; i < amqp->channel_count; i++) {
+		free(amqp->channels[i]->ring);
+		free(amqp->channels[i]);
+	}
 	free(amqp->channels);
 	free(amqp->early_bits);
-	amqp->channels = amqp->last = NULL;
+	amqp->channels = NULL;
+	amqp->last = NULL;
 	amqp->early_bits = NULL;
 	amqp->channel_count = 0;
 	amqp->state = AMQP_CLOSED;

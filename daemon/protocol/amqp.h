@@ -79,6 +79,7 @@ struct amqp_channel {
 	uint64_t used;             /* when, counted in messages of the session */
 	uint64_t content_left;     /* bytes of a returned body */
 	uint32_t ring_mask;
+	uint32_t number;
 	uint32_t careful;    /* so many messages go one at a time: one of them closes the channel */
 	uint32_t close_code; /* REOPENING: why the broker closed it */
 	uint32_t close_method;
@@ -106,8 +107,8 @@ struct amqp_session {
 	uint32_t heartbeat_s;
 	uint32_t channel_count; /* those ever used */
 	uint32_t channel_max;
-	struct amqp_channel *channels; /* [settings->channels] */
-	struct amqp_channel *last;     /* the one published on last */
+	struct amqp_channel **channels; /* [settings->channels], made as they are wanted */
+	struct amqp_channel *last;      /* the one published on last */
 	enum amqp_state state;
 	uint8_t leaving; /* goodbye was said */
 	uint8_t acked;   /* everything before oldest is delivered and has not been said yet */
@@ -117,12 +118,6 @@ static inline struct amqp_session *
 amqp_session(struct session *session)
 {
 	return (struct amqp_session *)session;
-}
-
-static inline uint32_t
-amqp_channel_number(const struct amqp_session *amqp, const struct amqp_channel *channel)
-{
-	return AMQP_FIRST_CHANNEL + (uint32_t)(channel - amqp->channels);
 }
 
 /*

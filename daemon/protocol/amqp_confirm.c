@@ -112,7 +112,7 @@ amqp_confirm(struct amqp_session *amqp, struct amqp_channel *channel, uint32_t m
 	const char *name = method == BASIC_ACK ? "basic.ack" : "basic.nack";
 	uint64_t tag = amqp_take(arguments, 8);
 	unsigned multiple = (unsigned)amqp_take(arguments, 1) & 1;
-	uint32_t number = amqp_channel_number(amqp, channel);
+	uint32_t number = channel->number;
 
 	if (arguments->bad)
 		return amqp_fatal(amqp, FATAL_PROTOCOL, 502, "%s on channel %u: cut short", name, number);
@@ -159,7 +159,7 @@ amqp_return(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp
 
 	if (arguments->bad || code == 0)
 		return amqp_fatal(amqp, FATAL_PROTOCOL, 502, "basic.return on channel %u: malformed",
-		    amqp_channel_number(amqp, channel));
+		    channel->number);
 	utf8_clean(said, sizeof(said), text.bytes, text.len);
 	utf8_clean(where, sizeof(where), exchange.bytes, exchange.len);
 	utf8_clean(what, sizeof(what), key.bytes, key.len);
@@ -228,7 +228,7 @@ take_id(struct amqp_reader *header)
 int
 amqp_return_header(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *header)
 {
-	uint32_t number = amqp_channel_number(amqp, channel);
+	uint32_t number = channel->number;
 
 	amqp_take(header, 4); /* class and weight */
 	channel->content_left = amqp_take(header, 8);
@@ -256,7 +256,7 @@ amqp_return_body(struct amqp_session *amqp, struct amqp_channel *channel, size_t
 	if (len > channel->content_left)
 		return amqp_fatal(amqp, FATAL_PROTOCOL, 501,
 		    "basic.return on channel %u: its body is %zu bytes longer than its header says",
-		    amqp_channel_number(amqp, channel), (size_t)(len - channel->content_left));
+		    channel->number, (size_t)(len - channel->content_left));
 	channel->content_left -= len;
 	if (channel->content_left == 0)
 		channel->content = CONTENT_NONE;
@@ -285,7 +285,7 @@ int
 amqp_channel_closed(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments,
     struct out *out)
 {
-	uint32_t number = amqp_channel_number(amqp, channel);
+	uint32_t number = channel->number;
 	uint32_t code = (uint32_t)amqp_take(arguments, 2);
 	struct amqp_view text = amqp_take_short(arguments);
 	uint32_t method = (uint32_t)amqp_take(arguments, 4);
@@ -339,7 +339,7 @@ amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel)
 
 	if (!channel->open_due)
 		return amqp_fatal(amqp, FATAL_PROTOCOL, 503, "channel.open-ok on channel %u, which is open",
-		    amqp_channel_number(amqp, channel));
+		    channel->number);
 	channel->open_due = 0;
 	if (channel->state != CHANNEL_IS_REOPENING)
 		return 0;

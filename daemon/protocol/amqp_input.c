@@ -98,7 +98,7 @@ input_method(struct amqp_session *amqp, uint32_t number, const uint8_t *bytes, s
 	uint32_t index = number - AMQP_FIRST_CHANNEL;
 	if (index >= amqp->channel_count)
 		return unexpected(amqp, number, method);
-	struct amqp_channel *channel = &amqp->channels[index];
+	struct amqp_channel *channel = amqp->channels[index];
 	if (method == CHANNEL_OPEN_OK)
 		return amqp_channel_opened(amqp, channel);
 	/* Between channel.close and open-ok it is the broker's turn to be silent. */
@@ -125,13 +125,13 @@ input_content(struct amqp_session *amqp, uint32_t type, uint32_t number, const u
 	struct amqp_reader header = { bytes, bytes + len, 0 };
 	int due = type == FRAME_HEADER ? CONTENT_HEADER : CONTENT_BODY;
 
-	if (amqp->state != AMQP_UP || index >= amqp->channel_count || amqp->channels[index].content != due)
+	if (amqp->state != AMQP_UP || index >= amqp->channel_count || amqp->channels[index]->content != due)
 		return amqp_fatal(amqp, FATAL_PROTOCOL, 505,
 		    "the broker sent a content %s on channel %u, where none is due",
 		    type == FRAME_HEADER ? "header" : "body", number);
 	if (type == FRAME_HEADER)
-		return amqp_return_header(amqp, &amqp->channels[index], &header);
-	return amqp_return_body(amqp, &amqp->channels[index], len);
+		return amqp_return_header(amqp, amqp->channels[index], &header);
+	return amqp_return_body(amqp, amqp->channels[index], len);
 }
 
 /* The broker's is answered with one of ours: it may never see us silent when it counts on it. */

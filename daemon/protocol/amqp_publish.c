@@ -174,24 +174,34 @@ is_idle(const struct amqp_channel *channel)
 	return channel->oldest == channel->next && channel->content == CONTENT_NONE;
 }
 
-/* The exchange's channel, else one that is free, else the one idle for longest; NULL: all are busy. */
-static struct amqp_channel *
-find_channel(struct amqp_session *amqp, const struct target *target)
+/*
+ * The exchange's channel, else a new one, else the one idle for longest; NULL: all are busy. Returns 0
+ * or -TG_ENOMEM.
+ */
+static int
+find_channel(struct amqp_session *amqp, const struct target *target, struct amqp_channel **found)
 {
 	struct amqp_channel *idle = NULL;
 
+	*found = amqp->last;
 	if (amqp->last != NULL && is_for(amqp->last, target))
-		return amqp->last;
+		return 0;
 	for (uint32_t i = 0; i < amqp->channel_count; i++) {
-		struct amqp_channel *channel = &amqp->channels[i];
+		struct amqp_channel *channel = *found = amqp->channels[i];
 		if (is_for(channel, target))
-			return channel;
+			return 0;
 		if (is_idle(channel) && (idle == NULL || channel->used < idle->used))
 			idle = channel;
 	}
-	if (amqp->channel_count < amqp->channel_max)
-		return &amqp->channels[amqp->channel_count];
-	return idle;
+	*found = idle;
+	if (amqp->channel_count == amqp->channel_max)
+		return 0;
+	*found = calloc(1, sizeof(**found));
+	if (*found == NULL)
+		return -TG_ENOMEM;
+	(*found)->number = AMQP_FIRST_CHANNEL + amqp->channel_count;
+	amqp->channels[amqp->channel_count++] = *found;
+	return 0;
 }
 
 /* Room for one more unconfirmed message. Returns 0 or -TG_ENOMEM. */
@@ -359,8 +369,6 @@ static void
 note_published(struct amqp_session *amqp, struct amqp_channel *channel, uint64_t seq, const struct message *message,
     const struct frame *frame, int opens)
 {
-	if (channel == &amqp->channels[amqp->channel_count])
-		amqp->channel_count++;
 	if (!is_for(channel, &frame->target) || channel->state != CHANNEL_IS_OPEN) {
 		channel->exchange_len = (uint8_t)frame->target.exchange_len;
 		memcpy(channel->exchange, frame->target.exchange, frame->target.exchange_len);
@@ -391,7 +399,9 @@ amqp_publish(struct session *session, uint64_t seq, const struct message *messag
 		return DRIVER_FULL;
 	if (measure(amqp, message, &frame, rejection) != 0)
 		return DRIVER_REJECTED;
-	struct amqp_channel *channel = find_channel(amqp, &frame.target);
+	struct amqp_channel *channel;
+	if (find_channel(amqp, &frame.target, &channel) != 0)
+		return -TG_ENOMEM;
 	if (channel == NULL || channel->state == CHANNEL_IS_REOPENING ||
 	    (channel->careful > 0 && channel->oldest != channel->next && is_for(channel, &frame.target)))
 		return DRIVER_FULL;
@@ -399,7 +409,7 @@ amqp_publish(struct session *session, uint64_t seq, const struct message *messag
 		return -TG_ENOMEM;
 	int opens = channel->state == CHANNEL_IS_CLOSED;
 	int same = !opens && is_for(channel, &frame.target);
-	frame.number = amqp_channel_number(amqp, channel);
+	frame.number = channel->number;
 	int checks = frame.target.exchange_len > 0 && (!same || !channel->checked);
 	out_mark(out);
 	if (opens || checks)
