@@ -49,7 +49,8 @@ read_secret(struct config_node *group, const char *key, char **secret)
 		return rc;
 	enum utf8_fault fault = utf8_check((const uint8_t *)*secret, strlen(*secret), "\0", &offset);
 	if (fault != UTF8_PLAIN)
-		return config_node_error(group, key, "its content %s at byte %zu", utf8_fault_text(fault), offset);
+		return config_node_error(
+		    group, key, "its content %s at byte %zu", utf8_fault_text(fault), offset);
 	return 1;
 }
 

@@ -18,11 +18,11 @@
 #include "driver.h"
 #include "nats_nkey.h"
 
-#define NATS_CONTROL_MAX 4096u        /* the server closes on a longer control line (its default) */
-#define NATS_LINE_MAX (64u << 10)     /* the longest line we read: an INFO that names many servers */
-#define NATS_ANSWER_MAX (64u << 10)   /* the largest answer we read; JetStream's have 30 to 200 bytes */
-#define NATS_CREDENTIAL_MAX 1024u     /* bytes of a user name, password or token: CONNECT is a control line */
-#define NATS_PINGS 64u                /* flushes in flight; beyond, one waits for the next PONG */
+#define NATS_CONTROL_MAX 4096u         /* the server closes on a longer control line (its default) */
+#define NATS_LINE_MAX (64u << 10)      /* the longest line we read: an INFO that names many servers */
+#define NATS_ANSWER_MAX (64u << 10)    /* the largest answer we read; JetStream's have 30 to 200 bytes */
+#define NATS_CREDENTIAL_MAX 1024u      /* bytes of a user name, password or token: CONNECT is a control line */
+#define NATS_PINGS 64u                 /* flushes in flight; beyond, one waits for the next PONG */
 #define NATS_INBOX_LEN (7u + 11u + 1u) /* "_INBOX." eleven random characters "." */
 
 #define NATS_NO_RESPONDERS 503u /* the code of a message that no stream takes */
@@ -80,7 +80,7 @@ struct nats_session {
 	uint64_t flushed; /* a PING comes behind every seq below */
 	int flush_waits;  /* for a place in pings */
 
-	int asking;     /* whether JetStream is there: an answer is due */
+	int asking; /* whether JetStream is there: an answer is due */
 	int may_not_ask;
 
 	char nonce[128]; /* the server's, to be signed */

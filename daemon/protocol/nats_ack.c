@@ -50,7 +50,8 @@ waits(struct nats_session *nats, uint64_t seq)
 static void
 nack_denied(struct nats_session *nats, uint64_t seq)
 {
-	static const char text[] = "permissions violation: the server lets this user not publish to the subject";
+	static const char text[] =
+	    "permissions violation: the server lets this user not publish to the subject";
 
 	driver_nack(&nats->base, seq, REJECT_DENIED, text, sizeof(text) - 1);
 }
@@ -295,7 +296,8 @@ info_came(struct nats_session *nats, const struct nats_reply *reply, struct out 
 	if (json_is_object(error)) {
 		const json_t *words = json_object_get(error, "description");
 		const char *text = json_string_value(words);
-		utf8_clean(said, sizeof(said), (const uint8_t *)(text != NULL ? text : ""), json_string_length(words));
+		utf8_clean(
+		    said, sizeof(said), (const uint8_t *)(text != NULL ? text : ""), json_string_length(words));
 		json_decref(info);
 		return driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "JetStream is not there: %s", said);
 	}
@@ -354,7 +356,8 @@ nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct ou
 	json_error_t where;
 	uint64_t seq;
 
-	if (reply->token_len == sizeof(INFO_TOKEN) - 1 && memcmp(reply->token, INFO_TOKEN, reply->token_len) == 0)
+	if (reply->token_len == sizeof(INFO_TOKEN) - 1 &&
+	    memcmp(reply->token, INFO_TOKEN, reply->token_len) == 0)
 		return info_came(nats, reply, out);
 	if (!read_token(reply->token, reply->token_len, &seq) || !waits(nats, seq))
 		return 0;
@@ -394,7 +397,8 @@ read_decimal(const uint8_t *at, const uint8_t *end, uint64_t *value)
 static size_t
 plain_ack(struct nats_session *nats, const uint8_t *bytes, size_t len)
 {
-	static const char head[] = "{\"stream\":\"", number[] = "\", \"seq\":", twice[] = ",\"duplicate\": true";
+	static const char head[] = "{\"stream\":\"",
+			  number[] = "\", \"seq\":", twice[] = ",\"duplicate\": true";
 	const uint8_t *at = bytes, *end = bytes + len;
 	uint64_t seq, size, reference;
 

@@ -54,8 +54,8 @@ first_info(struct nats_session *nats, const json_t *info, struct out *out)
 		return driver_fatal(
 		    &nats->base, FATAL_REFUSED, 0, "the pool has an nkey and the server asks for no signature");
 	if (nonce != NULL && strlen(nonce) >= sizeof(nats->nonce))
-		return driver_fatal(&nats->base, FATAL_PROTOCOL, 0, "INFO: a nonce of %zu bytes; at most %zu are read",
-		    strlen(nonce), sizeof(nats->nonce) - 1);
+		return driver_fatal(&nats->base, FATAL_PROTOCOL, 0,
+		    "INFO: a nonce of %zu bytes; at most %zu are read", strlen(nonce), sizeof(nats->nonce) - 1);
 	snprintf(nats->nonce, sizeof(nats->nonce), "%s", nonce != NULL ? nonce : "");
 	if (params->tls)
 		return nats_connect(nats, out);
@@ -174,8 +174,8 @@ nats_connect(struct nats_session *nats, struct out *out)
 	OPENSSL_cleanse(&line, sizeof(line));
 	if (rc == -TG_EINVAL) {
 		out_rollback(out);
-		return driver_fatal(&nats->base, FATAL_REFUSED, 0, "CONNECT becomes longer than %zu bytes",
-		    sizeof(line.text));
+		return driver_fatal(
+		    &nats->base, FATAL_REFUSED, 0, "CONNECT becomes longer than %zu bytes", sizeof(line.text));
 	}
 	if (rc == 0)
 		nats->state = NATS_CONNECTING;

@@ -148,8 +148,7 @@ read_size(const struct text *word)
  * whole, or a negative TG_E.
  */
 static ssize_t
-input_message(
-    struct nats_session *nats, struct text line, int has_headers, struct text rest, struct out *out)
+input_message(struct nats_session *nats, struct text line, int has_headers, struct text rest, struct out *out)
 {
 	struct text words[6];
 	size_t count = 0, sizes = has_headers ? 2 : 1, headers = 0;

@@ -2,8 +2,8 @@
  * nkeys: NATS's Ed25519 identities. A user's seed is text that begins with SU; the server keeps the
  * public key (U...) and asks for a signature of a nonce.
  *
- *   seed text   = base32 [ 18 << 3 | type >> 5 ][ (type & 31) << 3 ][ 32 bytes of seed ][ crc16, low byte first ]
- *   public text = base32 [ type ][ 32 bytes of public key ][ crc16 ]             type of a user: 20 << 3
+ *   seed text   = base32 [ 18 << 3 | type >> 5 ][ (type & 31) << 3 ][ 32 bytes of seed ][ crc16, low byte first
+ * ] public text = base32 [ type ][ 32 bytes of public key ][ crc16 ]             type of a user: 20 << 3
  */
 #ifndef TG_DAEMON_PROTOCOL_NATS_NKEY_H
 #define TG_DAEMON_PROTOCOL_NATS_NKEY_H

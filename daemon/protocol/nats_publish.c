@@ -149,7 +149,8 @@ measure_headers(const struct nats_session *nats, const struct message *message, 
 	frame->own_id = nats->msg_id;
 	if (message->key_len > 0) {
 		if (has_line_end(message->key, message->key_len))
-			return reject(rejection, REJECT_KEY, "the key has a line end, which a NATS header cannot have");
+			return reject(
+			    rejection, REJECT_KEY, "the key has a line end, which a NATS header cannot have");
 		size += field_size(LIT(key_name), message->key_len);
 	}
 	while (message->headers_len > 0 && message_header_next(message, &at, &header)) {
@@ -202,8 +203,7 @@ put_headers(uint8_t *at, const struct message *message, const struct frame *fram
 }
 
 static uint8_t *
-put_head(
-    uint8_t *at, const struct nats_session *nats, const struct message *message, const struct frame *frame)
+put_head(uint8_t *at, const struct nats_session *nats, const struct message *message, const struct frame *frame)
 {
 	at = frame->headers > 0 ? put(at, "HPUB ", 5) : put(at, "PUB ", 4);
 	at = put(at, message->topic, message->topic_len);
@@ -232,8 +232,8 @@ control_size(const struct nats_session *nats, const struct message *message, con
 
 /* Head, small body and end in one piece of a block; a large body follows by reference. */
 static int
-append(const struct nats_session *nats, const struct message *message, const struct frame *frame,
-    struct out *out)
+append(
+    const struct nats_session *nats, const struct message *message, const struct frame *frame, struct out *out)
 {
 	size_t body = message->body_len < OUT_REF_MIN ? message->body_len : 0;
 	int whole = body == message->body_len;
@@ -285,8 +285,8 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	frame.total = frame.headers + message->body_len;
 	if (frame.total > nats->max_payload) {
 		snprintf(rejection->buffer, sizeof(rejection->buffer),
-		    "the message has %zu bytes of headers and body (body %u), the server allows %llu", frame.total,
-		    message->body_len, (unsigned long long)nats->max_payload);
+		    "the message has %zu bytes of headers and body (body %u), the server allows %llu",
+		    frame.total, message->body_len, (unsigned long long)nats->max_payload);
 		return reject(rejection, REJECT_BODY, rejection->buffer);
 	}
 	size_t control = control_size(nats, message, &frame);

@@ -4,11 +4,9 @@ import os
 
 import pytest
 
-from harness import FULL, have, pool, wait_for
+from harness import FULL, Sink, have, pool, wait_for
 from harness_nats import NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, wait_all_arrived
-
-pytestmark = pytest.mark.skipif(not have("nats-server"), reason="needs nats-server")
 
 PROCESSES = 8
 COUNT = 50000 if FULL else 3000
@@ -42,6 +40,8 @@ def producers_of(box, d, count=COUNT, processes=PROCESSES, **options):
 
 @pytest.fixture
 def server(box):
+    if not have("nats-server"):
+        pytest.skip("needs nats-server")
     return NatsServer(box).start()
 
 
@@ -205,3 +205,40 @@ def test_leaving_server_is_left_before_it_goes(box, daemon):
     wait_for(lambda: "ready" not in d.link_states(servers[0]), "the leaving server's link to leave")
     assert d.publish("-m", "x").returncode == 0
     assert d.link_states(servers[1]) == ["ready"]
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("jetstream", [True, False])
+def test_two_sinks_lose_nothing_when_one_is_killed(daemon, box, jetstream):
+    sinks = [Sink(box, name, protocol="nats").start() for name in ("a", "b")]
+    d = daemon(nats_pool(sinks, {"jetstream": jetstream}, **FAST))
+    producers = producers_of(box, d, processes=4, rate=0 if FULL else 2000)
+    wait_for(lambda: sum(p.file.completed() for p in producers) >= COUNT, "a quarter completed", 60, 0.002)
+    sinks[0].kill()
+    sinks[0].start()
+    for producer in producers:
+        assert producer.finish(600) == {"delivered" if jetstream else "sent": COUNT}
+    check_all_arrived(producers, *sinks)
+
+
+def test_sink_rejects_as_nats_does(daemon, box):
+    sink = Sink(box, protocol="nats").start()
+    d = daemon(nats_pool([sink]))
+    sink.tell("set", "reject-every", "1")
+    rejected(d.publish("-m", "x"), 503, "no stream takes this subject")
+    sink.tell("set", "reject", "10077")
+    rejected(d.publish("-m", "x"), 10077, "rejected as told")
+    core = daemon(nats_pool([sink], {"jetstream": False}), name="core")
+    rejected(core.publish("-m", "x"), 0xff05, "permissions violation")
+    assert d.link_states() == core.link_states() == ["ready"]
+
+
+def test_sink_demands_a_password(daemon, box, tmp_path):
+    sink = Sink(box, protocol="nats", options=["--auth", f"gate:{secret(tmp_path / 'right', 'tide')}"]).start()
+    d = daemon(nats_pool([sink], {"username": "gate", "password_file": tmp_path / "right"}))
+    assert d.publish("-m", "x", "-k", "k", "-H", "a=b", topic="s").returncode == 0
+    line = sink.record.read_text().split("\t")
+    assert line[5:7] == ["s", "k"] and "a=b" in line[7] and line[8] == "x\n"
+    secret(tmp_path / "wrong", "ebb")
+    d = daemon(nats_pool([sink], {"username": "gate", "password_file": tmp_path / "wrong"}), name="two", ready=False)
+    wait_for(lambda: "Authorization Violation" in str(d.rows("brokers")), "the broker's row to say why")
