@@ -34,7 +34,7 @@ def test_killed_producers_leave_nothing_behind_and_lose_nothing(box, daemon):
     killed = []
     while len(killed) < KILLS:
         batch = [Producer(box, d, number=len(killed) + n + 2, count=100000, lanes=dice.choice((1, 1, 3)), low=10, high=3000,
-                          batch=dice.choice((1, 1, 7, 64))) for n in range(min(AT_ONCE, KILLS - len(killed)))]
+                          batch=dice.choice((1, 1, 7, 64)), rate=20000) for n in range(min(AT_ONCE, KILLS - len(killed)))]
         # At any instant from its first breath on.
         for producer in batch:
             goal = dice.choice((0, 0, 1, dice.randrange(1, 2000)))
