@@ -40,6 +40,7 @@ TAILQ_HEAD(admin_sessions, admin_session);
 struct admin {
 	struct shard *shard;
 	uv_loop_t *loop;
+	struct handover *handover; /* for "upgrade"; NULL: there is none */
 	struct events events;
 	uv_async_t came; /* new events, for those who follow */
 	int started;

@@ -5,6 +5,7 @@
 #include "census.h"
 #include "client.h"
 #include "config.h"
+#include "handover.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -477,6 +478,21 @@ events(struct admin_query *query)
 		if (admin_event(&event, kept, seq) == 0)
 			answer_row(&query->answer, list, &event);
 	}
+}
+
+/* ---- upgrade ---- */
+
+static void
+upgrade(struct admin_query *query)
+{
+	const char *why = "this daemon cannot be upgraded";
+	int pid = query->admin->handover != NULL ? handover_begin(query->admin->handover, &why) : -TG_EINVAL;
+
+	if (pid < 0) {
+		snprintf(query->error, sizeof(query->error), "upgrade: %s", why);
+		return;
+	}
+	answer_count(&query->answer, "upgrade", (uint64_t)pid);
 }
 
 /* ---- requests ---- */

@@ -63,7 +63,8 @@ broker_start(struct broker *broker)
 	/* The first link at once: a daemon that has just started has nobody else to serve. */
 	struct shard *shard = broker->pool->shard;
 
-	timer_set(&shard->timers, &broker->links[0].timer, shard->now_ns);
+	if (broker->links[0].state == LINK_IDLE)
+		timer_set(&shard->timers, &broker->links[0].timer, shard->now_ns);
 	start_spread(broker, &broker->links[0], breaker_of(broker)->retry_ms);
 }
 

@@ -32,65 +32,88 @@ client_pid(const struct client *client)
 
 /* ---- life ---- */
 
+/* The loop watches both descriptors, which are the client's from here on. */
+static int
+client_start(struct client *client, uv_loop_t *loop)
+{
+	struct shard *shard = client->shard;
+
+	TAILQ_INIT(&client->asleep);
+	TAILQ_INIT(&client->lanes);
+	client->control_poll.data = client->doorbell_poll.data = client;
+	if (uv_poll_init(loop, &client->control_poll, client->fd) != 0)
+		return -TG_ENOMEM;
+	client->open_handles = 1;
+	TAILQ_INSERT_TAIL(&shard->clients, client, entry);
+	shard->client_count++;
+	if (uv_poll_init(loop, &client->doorbell_poll, client->doorbell) != 0) {
+		client_close(client);
+		return 1;
+	}
+	client->open_handles = 2;
+	uv_poll_start(&client->control_poll, UV_READABLE, on_control);
+	uv_poll_start(&client->doorbell_poll, UV_READABLE, on_doorbell);
+	shard->count.clients++;
+	return 0;
+}
+
+static int
+refuse_client(struct shard *shard, int fd)
+{
+	struct frame frame;
+
+	frame_init(&frame, FRAME_ERROR, 0);
+	frame.u.error.code = TG_ELIMIT;
+	snprintf(frame.u.error.text, sizeof(frame.u.error.text),
+	    "%u clients are attached: limits.clients allows no more", shard->client_count);
+	frame_send(fd, &frame, NULL, 0);
+	shard->count.refused++;
+	close(fd);
+	return -TG_ELIMIT;
+}
+
 int
 client_new(struct shard *shard, uv_loop_t *loop, int fd)
 {
 	struct ucred cred = { .pid = 0 };
 	socklen_t len = sizeof(cred);
-	struct client *client;
-	int rc = -TG_ENOMEM;
 
-	if (shard->client_count >= shard->config->limits.clients) {
-		struct frame frame;
-		frame_init(&frame, FRAME_ERROR, 0);
-		frame.u.error.code = TG_ELIMIT;
-		snprintf(frame.u.error.text, sizeof(frame.u.error.text),
-		    "%u clients are attached: limits.clients allows no more", shard->client_count);
-		frame_send(fd, &frame, NULL, 0);
-		shard->count.refused++;
-		rc = -TG_ELIMIT;
-		goto fail_fd;
-	}
-	client = calloc(1, sizeof(*client));
-	if (client == NULL)
-		goto fail_fd;
-	client->doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (client->doorbell < 0) {
-		rc = -TG_ELIMIT;
-		goto fail_client;
-	}
+	if (shard->client_count >= shard->config->limits.clients)
+		return refuse_client(shard, fd);
 	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
-	client->shard = shard;
-	client->fd = fd;
-	client->pid = cred.pid;
-	client->uid = cred.uid;
-	client->gid = cred.gid;
-	TAILQ_INIT(&client->asleep);
-	TAILQ_INIT(&client->lanes);
-	client->control_poll.data = client->doorbell_poll.data = client;
-	if (uv_poll_init(loop, &client->control_poll, fd) != 0)
-		goto fail_doorbell;
-	client->open_handles = 1;
-	if (uv_poll_init(loop, &client->doorbell_poll, client->doorbell) != 0) {
-		TAILQ_INSERT_TAIL(&shard->clients, client, entry);
-		shard->client_count++;
-		client_close(client);
+	int doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (doorbell < 0) {
+		close(fd);
+		return -TG_ELIMIT;
+	}
+	if (client_adopt(shard, loop, fd, doorbell, cred.pid, cred.uid, cred.gid, "") == NULL) {
+		close(fd);
+		close(doorbell);
 		return -TG_ENOMEM;
 	}
-	client->open_handles = 2;
-	uv_poll_start(&client->control_poll, UV_READABLE, on_control);
-	uv_poll_start(&client->doorbell_poll, UV_READABLE, on_doorbell);
-	TAILQ_INSERT_TAIL(&shard->clients, client, entry);
-	shard->client_count++;
-	shard->count.clients++;
 	return 0;
-fail_doorbell:
-	close(client->doorbell);
-fail_client:
-	free(client);
-fail_fd:
-	close(fd);
-	return rc;
+}
+
+struct client *
+client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int doorbell, pid_t pid, uid_t uid, gid_t gid,
+    const char *name)
+{
+	struct client *client = calloc(1, sizeof(*client));
+
+	if (client == NULL)
+		return NULL;
+	client->shard = shard;
+	client->fd = fd;
+	client->doorbell = doorbell;
+	client->pid = pid;
+	client->uid = uid;
+	client->gid = gid;
+	snprintf(client->name, sizeof(client->name), "%.31s", name);
+	if (client_start(client, loop) < 0) {
+		free(client);
+		return NULL;
+	}
+	return client;
 }
 
 static void
@@ -216,8 +239,8 @@ close_bell(int bell[2])
 	close(bell[1]);
 }
 
-static void
-add_lane(struct client *client, struct lane *lane)
+void
+client_add_lane(struct client *client, struct lane *lane)
 {
 	TAILQ_INSERT_TAIL(&client->lanes, lane, client_entry);
 	client->lane_count++;
@@ -280,11 +303,10 @@ open_lane(struct client *client, const struct frame *request)
 		return refuse_lane(client, request, pool->config->name, rc);
 	}
 	shard->lane_ids++;
-	add_lane(client, lane);
+	client_add_lane(client, lane);
 	lane_frame(&frame, FRAME_LANE_OPENED, request->serial, lane, header.flags);
 	int fds[] = { [FRAME_FD_MEMFD] = memfd, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell[0] };
 	rc = answer(client, &frame, fds, 3);
-	close(memfd);
 	close(bell[0]);
 	log_event(LOG_LEVEL_DEBUG, "lane_opened", "lane=%llu pool=%s pid=%d sq_bytes=%llu cq_entries=%u",
 	    (unsigned long long)lane->id, pool->config->name, client_pid(client), (unsigned long long)geo.sq_bytes,
@@ -307,13 +329,14 @@ find_lane(const struct shard *shard, uint64_t id, uint64_t nonce)
 
 /* A lane that another daemon served before us. */
 static int
-return_lane(struct client *client, const struct frame *request, int memfd)
+return_lane(struct client *client, const struct frame *request, int *handed)
 {
 	struct shard *shard = client->shard;
 	struct lane_header header;
 	struct lane_geometry geo;
 	struct lane *lane;
 	struct frame frame;
+	int memfd = *handed;
 	int bell[2], rc;
 
 	memcpy(client->name, request->u.open.name, sizeof(client->name));
@@ -341,9 +364,10 @@ return_lane(struct client *client, const struct frame *request, int memfd)
 		close_bell(bell);
 		return refuse_lane(client, request, pool->config->name, rc);
 	}
+	*handed = -1;
 	if (header.lane_id > shard->lane_ids && header.lane_id - shard->lane_ids < LANE_IDS_APART)
 		shard->lane_ids = header.lane_id;
-	add_lane(client, lane);
+	client_add_lane(client, lane);
 	shard->count.lanes_returned++;
 	lane_frame(&frame, FRAME_LANE_RETURNED, request->serial, lane, shard->expedited ? LANE_F_EXPEDITED : 0);
 	int fds[] = { [FRAME_FD_RETURNED_DOORBELL] = client->doorbell, [FRAME_FD_RETURNED_BELL] = bell[0] };
@@ -375,11 +399,11 @@ close_lane(struct client *client, const struct frame *request)
 }
 
 static int
-serve(struct client *client, const struct frame *frame, const int fds[FRAME_FDS])
+serve(struct client *client, const struct frame *frame, int fds[FRAME_FDS])
 {
 	switch (frame->type) {
 	case FRAME_LANE_RETURN:
-		return return_lane(client, frame, fds[FRAME_FD_RETURN_MEMFD]);
+		return return_lane(client, frame, &fds[FRAME_FD_RETURN_MEMFD]);
 	case FRAME_LANE_OPEN:
 		return open_lane(client, frame);
 	case FRAME_LANE_CLOSE:

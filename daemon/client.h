@@ -41,6 +41,13 @@ struct client {
 /* Takes over an accepted socket, closing it when the client cannot be had: then -TG_ELIMIT, -TG_ENOMEM. */
 int client_new(struct shard *shard, uv_loop_t *loop, int fd);
 
+/* A client whose socket and doorbell exist already: they become the client's. NULL without memory. */
+struct client *client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int doorbell, pid_t pid, uid_t uid,
+    gid_t gid, const char *name);
+
+/* A lane joins its client. */
+void client_add_lane(struct client *client, struct lane *lane);
+
 /* Hangs up; its lanes become orphans. The memory goes when the loop has let go of it. */
 void client_close(struct client *client);
 

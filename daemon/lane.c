@@ -53,6 +53,7 @@ lane_make(struct lane **out, const struct lane_header *header, struct pool *pool
 	lane->client = client;
 	lane->id = header->lane_id;
 	lane->nonce = header->nonce;
+	lane->memfd = memfd;
 	lane->bell = bell;
 	wake_sleeper_init(&lane->doze, &lane->map.daemon->asleep);
 	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
@@ -960,8 +961,8 @@ lane_free(struct lane *lane)
 	if (lane->refs == 0)
 		TAILQ_REMOVE(&lane->shard->graveyard, lane, place_entry);
 	lane_map_fini(&lane->map);
-	if (lane->bell >= 0)
-		close(lane->bell);
+	close(lane->memfd);
+	close(lane->bell);
 	free(lane->slots);
 	free(lane);
 }

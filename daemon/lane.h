@@ -71,6 +71,7 @@ struct lane {
 	uint64_t id;
 	uint64_t nonce; /* the header's: the same over restarts of the daemon */
 	struct lane_map map;
+	int memfd; /* kept for a successor; owned */
 	int bell; /* wakes the client: the writing end of a pipe; owned */
 
 	struct sq_consumer sq;
@@ -116,7 +117,7 @@ enum lane_pumped {
 };
 
 /*
- * Makes a lane over a memfd (the caller's) and a bell (becomes the lane's on success).
+ * Makes a lane over a memfd and a bell, which become the lane's on success.
  * The memfd is one that the daemon has just made. Returns 0 or a negative TG_E.
  */
 int lane_new(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
@@ -124,8 +125,8 @@ int lane_new(struct lane **lane, const struct lane_header *header, struct pool *
 
 /*
  * Takes over a lane that another daemon served: its rings say what is finished, what may have been
- * sent and what was not (ring.h, I5 and I6). Everything in them is checked. memfd stays the
- * caller's, bell becomes the lane's on success. Returns 0, -TG_EBROKEN when what is there makes no
+ * sent and what was not (ring.h, I5 and I6). Everything in them is checked. memfd
+ * and bell become the lane's on success. Returns 0, -TG_EBROKEN when what is there makes no
  * sense, -TG_ENOMEM, -TG_ESYSTEM.
  */
 int lane_return(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
@@ -202,7 +203,7 @@ const char *lane_place_word(enum lane_place place);
 int lane_make(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
     int memfd, const struct lane_geometry *geo, int bell);
 
-/* Undoes lane_make; the bell stays the caller's. */
+/* Undoes lane_make; memfd and bell stay the caller's. */
 void lane_unmake(struct lane *lane);
 
 /* Puts it to work. */

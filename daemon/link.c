@@ -101,25 +101,28 @@ on_connected(void *owner, int error)
 		link_event(link, config_of(link)->tls.enabled ? LINK_EV_CONNECTED_TLS : LINK_EV_CONNECTED);
 }
 
+/* client_id: NULL for a new connection's own name; else that of the connection that is taken over. */
 static int
-session_new(struct link *link)
+session_new(struct link *link, const char *client_id, uint64_t random)
 {
 	const struct config_pool *config = config_of(link);
 	const struct driver *driver = config->driver;
-	struct shard *shard = link->shard;
 
 	link->session = calloc(1, driver->session_size);
 	if (link->session == NULL)
 		return -TG_ENOMEM;
-	snprintf(link->client_id, sizeof(link->client_id), "tidegate-%08x-%u-%llx",
-	    (unsigned)shard->start_random, link->id, (unsigned long long)link->connects);
+	if (client_id != NULL)
+		snprintf(link->client_id, sizeof(link->client_id), "%s", client_id);
+	else
+		snprintf(link->client_id, sizeof(link->client_id), "tidegate-%08x-%u-%llx",
+		    (unsigned)link->shard->start_random, link->id, (unsigned long long)link->connects);
 	uint32_t quiet_s = config->health.idle_ms / 1000 * 4;
 	link->params = (struct session_params){
 		.client_id = link->client_id,
 		.host = link->broker->config->address.host,
 		.keepalive_s = quiet_s < 10 ? 10 : quiet_s,
 		.window = config->window_messages,
-		.random = world_random(shard->world),
+		.random = random,
 		.tls = link->tls != NULL,
 		.tls_wanted = config->tls.enabled,
 	};
@@ -134,7 +137,7 @@ static void
 enter_handshake(struct link *link)
 {
 	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
-	if (link->session == NULL && session_new(link) != 0) {
+	if (link->session == NULL && session_new(link, NULL, world_random(link->shard->world)) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a session");
 		return;
 	}
@@ -143,6 +146,23 @@ enter_handshake(struct link *link)
 		return;
 	}
 	link_want_flush(link);
+}
+
+/* The broker's side of the handshake is on record: the session is brought to where it was. */
+static void
+enter_adopted(struct link *link)
+{
+	const struct driver *driver = config_of(link)->driver;
+
+	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
+	link->fatal = 0;
+	set_deadline(link, config_of(link)->health.connect_timeout_ms);
+	int rc = driver->start(link->session, &link->out);
+	out_reset(&link->out); /* the broker has heard it */
+	if (rc != 0 ||
+	    driver->input(link->session, link->hello, link->hello_len, &link->out) != (ssize_t)link->hello_len ||
+	    link->fatal || link->state != LINK_PROBING)
+		link_fail(link, FATAL_PROTOCOL, "the handshake of the daemon before cannot be replayed");
 }
 
 static void
@@ -264,6 +284,9 @@ disconnect(struct link *link)
 	free(link->held);
 	link->held = NULL;
 	link->held_len = 0;
+	free(link->hello);
+	link->hello = NULL;
+	link->hello_len = 0;
 	link->window = config_of(link)->window_messages;
 	link->window_low = config_of(link)->window_low;
 	link->max_body = 0;
@@ -318,6 +341,7 @@ struct transition {
 static const struct transition table[LINK_STATES][LINK_EVENTS] = {
 	[LINK_IDLE] = {
 		[LINK_EV_START] = TO(RESOLVING, enter_resolving),
+		[LINK_EV_ADOPTED] = TO(HANDSHAKE, enter_adopted),
 		[LINK_EV_BACKOFF] = TO(BACKOFF, NULL),
 		[LINK_EV_DRAIN] = TO(CLOSED, enter_closed),
 	},
@@ -428,6 +452,36 @@ void
 link_drain(struct link *link)
 {
 	link_event(link, LINK_EV_DRAIN);
+}
+
+/* ---- successors ---- */
+
+const struct sock_handlers *
+link_handlers(void)
+{
+	return &handlers;
+}
+
+int
+link_can_move(const struct link *link)
+{
+	return link->state == LINK_READY && link->tls == NULL && link->outstanding == 0 &&
+	    out_unwritten(&link->out) == 0 && link->held_len == 0 && link->probe_ns == 0 && link->hello != NULL &&
+	    (config_of(link)->driver->flags & DRIVER_F_REPLAYABLE) != 0;
+}
+
+void
+link_adopt(struct link *link, struct sock *sock, const char *client_id, uint64_t random, const uint8_t *hello,
+    size_t hello_len)
+{
+	link->sock = sock;
+	timer_stop(&link->shard->timers, &link->timer);
+	if (session_new(link, client_id, random) != 0 || link_keep_hello(link, hello, hello_len) != 0) {
+		/* As good as never had: a new connection will be made. */
+		disconnect(link);
+		return;
+	}
+	link_event(link, LINK_EV_ADOPTED);
 }
 
 /* ---- time ---- */

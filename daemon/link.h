@@ -48,6 +48,7 @@ enum link_state {
 
 enum link_event {
 	LINK_EV_START,
+	LINK_EV_ADOPTED,       /* a connection another daemon made */
 	LINK_EV_RESOLVED,
 	LINK_EV_CONNECTED,     /* in the clear */
 	LINK_EV_CONNECTED_TLS, /* encryption comes first */
@@ -93,6 +94,8 @@ struct link {
 	struct world_address addresses[WORLD_ADDRESSES];
 	unsigned address_count, address_next;
 	struct out out;
+	uint8_t *hello; /* what the broker said up to its being UP, for a successor's session */
+	size_t hello_len;
 	uint8_t *held; /* bytes the driver has not consumed */
 	size_t held_len;
 	int want_write;
@@ -163,6 +166,19 @@ void link_fail(struct link *link, enum driver_fatal kind, const char *format, ..
 /* Closes in good order. */
 void link_drain(struct link *link);
 
+/* Whether a successor can go on with its connection: in the clear, READY, nothing outstanding. */
+int link_can_move(const struct link *link);
+
+/*
+ * Goes on with the connection of another daemon: its session is made anew by replaying the broker's
+ * side of the handshake, then proven. sock becomes the link's.
+ */
+void link_adopt(struct link *link, struct sock *sock, const char *client_id, uint64_t random, const uint8_t *hello,
+    size_t hello_len);
+
+/* What sockets of links call. */
+const struct sock_handlers *link_handlers(void);
+
 /* L1's first half: READY. */
 static inline int
 link_is_ready(const struct link *link)
@@ -213,6 +229,9 @@ void link_probe(struct link *link);
 
 /* Completes what is in flight and past its deadline; its entries go on counting against the window. */
 void link_expire(struct link *link);
+
+/* Adds to what the broker said in the handshake. Returns 0, or -TG_ENOMEM: too much, or no memory. */
+int link_keep_hello(struct link *link, const uint8_t *bytes, size_t len);
 
 /* Resolves everything in flight because the connection is over. */
 void link_abandon(struct link *link);

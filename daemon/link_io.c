@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define IOVECS 64
+#define HELLO_MAX 4096u /* of a handshake kept for a successor */
 #define READS_A_TURN 4 /* bound of one link's work in a turn */
 
 static struct inflight *
@@ -247,6 +248,24 @@ hold(struct link *link, const uint8_t *bytes, size_t len)
 	return 0;
 }
 
+int
+link_keep_hello(struct link *link, const uint8_t *bytes, size_t len)
+{
+	uint8_t *hello = link->hello_len + len <= HELLO_MAX ? realloc(link->hello, link->hello_len + len) : NULL;
+
+	if (hello == NULL) {
+		/* Longer than anybody's: no successor will have it, that is all. */
+		free(link->hello);
+		link->hello = NULL;
+		link->hello_len = 0;
+		return -TG_ENOMEM;
+	}
+	memcpy(hello + link->hello_len, bytes, len);
+	link->hello = hello;
+	link->hello_len += len;
+	return 0;
+}
+
 /* Returns 1 if there may be more to read, 0 if not or the link is gone. */
 static int
 read_once(struct link *link)
@@ -271,6 +290,7 @@ read_once(struct link *link)
 	link->count.bytes_in += (uint64_t)n;
 	link_health_read(link);
 	size_t len = held + (size_t)n;
+	int greeting = link->state == LINK_HANDSHAKE;
 	link->fatal = 0;
 	ssize_t used = link->session->driver->input(link->session, buffer, len, &link->out);
 	if (link->fatal || used < 0) {
@@ -279,6 +299,8 @@ read_once(struct link *link)
 		link_fail(link, link->fatal_kind, "%s", link->fatal ? why : "the driver gave up");
 		return 0;
 	}
+	if (greeting)
+		link_keep_hello(link, buffer, (size_t)used);
 	if (len - (size_t)used > DRIVER_INPUT_MAX || hold(link, buffer + used, len - (size_t)used) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "%zu bytes of input that make no frame", len - (size_t)used);
 		return 0;

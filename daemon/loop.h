@@ -37,4 +37,8 @@ void loop_refresh_clock(struct shard *shard);
 struct world *world_uv_new(uv_loop_t *uv, struct shard *shard);
 void world_uv_free(struct world *world);
 
+/* The descriptor of a broker socket, still its; and a socket made of a connected one, which it owns on success. */
+int world_uv_sock_fd(const struct sock *sock);
+struct sock *world_uv_adopt(struct world *world, int fd, const struct sock_handlers *handlers, void *owner);
+
 #endif

@@ -5,6 +5,7 @@
 #include "client.h"
 #include "config.h"
 #include "config_node.h"
+#include "handover.h"
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
@@ -34,26 +35,30 @@ static const char usage[] =
     "  -c, --config FILE      configuration, see tidegated.conf(5)\n"
     "      --check            read and check the configuration, then exit\n"
     "      --log-level LEVEL  error, warn, info (default) or debug\n"
+    "      --takeover FD      take over from the daemon at the other end of FD (used by upgrades)\n"
     "      --version          print the version\n"
     "  -h, --help             print this\n"
     "\n"
     "Exit status: 0 drained or checked, 1 stopped with messages left or failed, 2 wrong usage or\n"
-    "configuration. SIGTERM and SIGINT drain and exit; a second one exits at once.\n";
+    "configuration. SIGTERM and SIGINT drain and exit; a second one exits at once. SIGUSR2 upgrades:\n"
+    "the binary that is installed now is started and takes everything over.\n";
 
 struct options {
 	const char *file;
 	int check;
+	int takeover; /* from a daemon that upgrades to us: its socket; -1: none */
 };
 
 /* Returns -1 to go on, else the exit status. */
 static int
 parse_options(int argc, char **argv, struct options *options)
 {
-	enum { OPT_CHECK = 256, OPT_VERSION, OPT_LEVEL };
+	enum { OPT_CHECK = 256, OPT_VERSION, OPT_LEVEL, OPT_TAKEOVER };
 	static const struct option longs[] = {
 		{ "config", required_argument, NULL, 'c' },
 		{ "check", no_argument, NULL, OPT_CHECK },
 		{ "log-level", required_argument, NULL, OPT_LEVEL },
+		{ "takeover", required_argument, NULL, OPT_TAKEOVER },
 		{ "version", no_argument, NULL, OPT_VERSION },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
@@ -75,6 +80,9 @@ parse_options(int argc, char **argv, struct options *options)
 				return EXIT_CONFIG;
 			}
 			log_set_level(level);
+			break;
+		case OPT_TAKEOVER:
+			options->takeover = atoi(optarg);
 			break;
 		case OPT_VERSION:
 			printf("tidegated %s\n", PACKAGE_VERSION);
@@ -143,12 +151,45 @@ on_admin(void *owner, int fd)
 	admin_accept(owner, fd);
 }
 
+/* The path of our own file, which a new version replaces. */
+static const char *
+own_program(void)
+{
+	static char path[4096];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
+
+	path[n < 0 ? 0 : n] = '\0';
+	return path;
+}
+
+static void
+on_usr2(uv_signal_t *signal, int signum)
+{
+	const char *why = "";
+
+	if (handover_begin(signal->data, &why) < 0)
+		log_event(LOG_LEVEL_ERROR, "upgrade_failed", "cause=\"%s\"", why);
+}
+
+/* The listening socket for a path: of the daemon before us, of the service manager, or none (-1). */
 static int
-run(const struct config *config)
+listening(struct handover_taken *taken, const char *path, int control)
+{
+	if (taken != NULL)
+		return handover_listener(taken, path);
+	return control ? inherited_socket() : -1;
+}
+
+static int
+run(const struct config *config, const struct options *options)
 {
 	static struct loop loop;
 	struct admin admin = { .started = 0 };
 	struct listener control = { .fd = -1 }, admins = { .fd = -1 };
+	static struct handover handover = { .fd = -1 };
+	struct handover_start start = { own_program(), options->file, log_level_word(log_get_level()) };
+	struct handover_taken *taken = NULL;
+	uv_signal_t usr2;
 	int rc = loop_init(&loop, config);
 
 	if (rc != 0) {
@@ -158,13 +199,31 @@ run(const struct config *config)
 	rc = admin_init(&admin, &loop.shard, &loop.uv);
 	if (rc != 0)
 		goto out;
+	/* Until here nothing was touched that the daemon before us uses; from here on it is ours. */
+	if (options->takeover >= 0 && (rc = handover_receive(options->takeover, &taken)) != 0) {
+		log_event(LOG_LEVEL_ERROR, "start_failed", "cause=\"taking over: %s\"", error_text(rc));
+		goto out;
+	}
 	rc = listener_init(&control, &loop.uv, config->socket, SOCK_SEQPACKET, (mode_t)config->socket_mode, NULL,
-	    inherited_socket(), on_client, &loop);
+	    listening(taken, config->socket, 1), on_client, &loop);
 	if (rc != 0)
 		goto out;
-	rc = listener_init(&admins, &loop.uv, config->admin, SOCK_STREAM, 0660, "tidegate", -1, on_admin, &admin);
+	rc = listener_init(&admins, &loop.uv, config->admin, SOCK_STREAM, 0660, "tidegate",
+	    listening(taken, config->admin, 0), on_admin, &admin);
 	if (rc != 0)
 		goto out;
+	control.owns_path |= taken != NULL;
+	admins.owns_path |= taken != NULL;
+	rc = handover_init(&handover, &loop, &control, &admins, &start);
+	if (rc != 0)
+		goto out;
+	admin.handover = &handover;
+	uv_signal_init(&loop.uv, &usr2);
+	usr2.data = &handover;
+	uv_signal_start(&usr2, on_usr2, SIGUSR2);
+	uv_unref((uv_handle_t *)&usr2);
+	if (taken != NULL)
+		handover_adopt(taken, &loop);
 	log_event(LOG_LEVEL_INFO, "started", "version=%s pid=%d socket=%s admin=%s pools=%u expedited=%s",
 	    PACKAGE_VERSION, (int)getpid(), config->socket, config->admin, config->pool_count,
 	    loop.shard.expedited ? "yes" : "no");
@@ -172,6 +231,7 @@ run(const struct config *config)
 	rc = loop_run(&loop);
 	tell_manager("STOPPING=1");
 out:
+	handover_fini(&handover);
 	listener_fini(&control);
 	listener_fini(&admins);
 	admin_fini(&admin);
@@ -183,7 +243,7 @@ out:
 int
 main(int argc, char **argv)
 {
-	struct options options = { .file = NULL };
+	struct options options = { .file = NULL, .takeover = -1 };
 	struct config *config = NULL;
 	int rc = parse_options(argc, argv, &options);
 
@@ -200,7 +260,7 @@ main(int argc, char **argv)
 	}
 	signal(SIGPIPE, SIG_IGN);
 	raise_descriptor_limit();
-	rc = run(config);
+	rc = run(config, &options);
 	config_free(config);
 	return rc;
 }

@@ -204,9 +204,12 @@ int
 shard_turn(struct shard *shard)
 {
 	shard->count.turns++;
-	look_at_sleepers(shard);
-	serve_waiters(shard);
-	int more = pump_active(shard);
+	int more = 0;
+	if (!shard->paused) {
+		look_at_sleepers(shard);
+		serve_waiters(shard);
+		more = pump_active(shard);
+	}
 	flush_links(shard);
 	commit_lanes(shard);
 	settle_dozed(shard);

@@ -53,6 +53,7 @@ struct shard {
 	int expedited;        /* membarrier works: clients need no fence */
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
+	int paused; /* nothing new is framed: a successor is about to take over */
 	int clock_is_stale; /* the loop has run since now_ns was read */
 
 	uint64_t outstanding; /* unanswered messages of all links */

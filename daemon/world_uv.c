@@ -263,6 +263,35 @@ fail:
 	return NULL;
 }
 
+int
+world_uv_sock_fd(const struct sock *sock)
+{
+	return ((const struct sock_uv *)sock)->fd;
+}
+
+struct sock *
+world_uv_adopt(struct world *world, int fd, const struct sock_handlers *handlers, void *owner)
+{
+	struct world_uv *w = (struct world_uv *)world;
+	struct sock_uv *s = calloc(1, sizeof(*s));
+	int domain = AF_UNIX;
+	socklen_t len = sizeof(domain);
+
+	if (s == NULL)
+		return NULL;
+	getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len);
+	s->fd = fd;
+	s->is_tcp = domain != AF_UNIX;
+	s->sock = (struct sock){ .world = world, .handlers = handlers, .owner = owner };
+	s->poll.data = s;
+	if (uv_poll_init(w->uv, &s->poll, fd) != 0) {
+		free(s);
+		return NULL;
+	}
+	set_events(s, UV_READABLE);
+	return &s->sock;
+}
+
 static ssize_t
 sock_writev(struct sock *sock, const struct iovec *iov, int count)
 {

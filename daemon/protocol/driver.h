@@ -200,6 +200,9 @@ struct driver {
 };
 
 enum driver_flags {
+	/* With nothing outstanding, a session is what its broker's handshake made it, under the same
+	 * client_id and random: replaying those bytes makes another that can go on in its place. */
+	DRIVER_F_REPLAYABLE = 1u << 1,
 	DRIVER_F_SERVER_FIRST = 1u << 0, /* the broker speaks first; in TLS pools EV_TLS decides when */
 };
 

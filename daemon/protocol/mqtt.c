@@ -208,6 +208,7 @@ const struct driver driver_mqtt = {
 	.settings_size = sizeof(struct mqtt_settings),
 	.session_size = sizeof(struct mqtt_session),
 	.alpn = "mqtt",
+	.flags = DRIVER_F_REPLAYABLE,
 	.configure = mqtt_configure,
 	.settings_free = mqtt_settings_free,
 	.open = mqtt_open,

@@ -1,0 +1,359 @@
+/* The old daemon's side of an upgrade, and the frames of both. */
+#include "build_config.h"
+
+#include "handover.h"
+
+#include "client.h"
+#include "log.h"
+#include "pool.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#ifdef HAVE_SYSTEMD
+#include <systemd/sd-daemon.h>
+#endif
+
+#define READY_MS 10000u /* for the new binary to read its configuration */
+#define QUIET_MS 500u   /* for what is in flight to be answered */
+#define QUIET_LOOK_MS 1u
+#define TAKEN_MS 10000
+
+union handover_control {
+	struct cmsghdr head;
+	char bytes[CMSG_SPACE(HANDOVER_FDS * sizeof(int))];
+};
+
+int
+handover_send(int fd, const struct handover_frame *frame, const int *fds, unsigned nfds)
+{
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)frame, .iov_len = sizeof(*frame) };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	union handover_control control;
+	ssize_t n;
+
+	memset(&control, 0, sizeof(control));
+	if (nfds > 0) {
+		msg.msg_control = control.bytes;
+		msg.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
+		struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+		cmsg->cmsg_level = SOL_SOCKET;
+		cmsg->cmsg_type = SCM_RIGHTS;
+		cmsg->cmsg_len = CMSG_LEN(nfds * sizeof(int));
+		memcpy(CMSG_DATA(cmsg), fds, nfds * sizeof(int));
+	}
+	do
+		n = sendmsg(fd, &msg, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n == (ssize_t)sizeof(*frame) ? 0 : -TG_ESYSTEM;
+}
+
+int
+handover_recv(int fd, struct handover_frame *frame, int fds[HANDOVER_FDS])
+{
+	struct iovec iov = { .iov_base = frame, .iov_len = sizeof(*frame) };
+	union handover_control control;
+	struct msghdr msg = { .msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes) };
+	ssize_t n;
+
+	for (unsigned i = 0; i < HANDOVER_FDS; i++)
+		fds[i] = -1;
+	do
+		n = recvmsg(fd, &msg, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	for (struct cmsghdr *c = n >= 0 ? CMSG_FIRSTHDR(&msg) : NULL; c != NULL; c = CMSG_NXTHDR(&msg, c))
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+			memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
+	if (n != (ssize_t)sizeof(*frame) || frame->magic != HANDOVER_MAGIC)
+		return n == 0 ? -TG_ECLOSED : -TG_EPROTOCOL;
+	return frame->version == HANDOVER_VERSION ? 0 : -TG_EVERSION;
+}
+
+static struct handover_frame
+frame_of(enum handover_type type)
+{
+	return (struct handover_frame){ .magic = HANDOVER_MAGIC, .version = HANDOVER_VERSION, .type = type };
+}
+
+/* ---- giving ---- */
+
+static int
+give_listener(int fd, const struct listener *listener)
+{
+	struct handover_frame frame = frame_of(HANDOVER_LISTENER);
+
+	snprintf(frame.u.path, sizeof(frame.u.path), "%s", listener->path);
+	return handover_send(fd, &frame, &listener->fd, 1);
+}
+
+static int
+give_lane(int fd, const struct lane *lane)
+{
+	struct handover_frame frame = frame_of(HANDOVER_LANE);
+	int fds[] = { lane->memfd, lane->bell };
+
+	frame.orphan = lane->client == NULL;
+	frame.u.lane.orphaned_ns = lane->orphaned_ns;
+	return handover_send(fd, &frame, fds, 2);
+}
+
+static int
+give_clients(int fd, struct shard *shard)
+{
+	struct client *client;
+	struct lane *lane;
+	int rc;
+
+	TAILQ_FOREACH (client, &shard->clients, entry) {
+		struct handover_frame frame = frame_of(HANDOVER_CLIENT);
+		int fds[] = { client->fd, client->doorbell };
+		frame.u.client.pid = client->pid;
+		frame.u.client.uid = client->uid;
+		frame.u.client.gid = client->gid;
+		memcpy(frame.u.client.name, client->name, sizeof(client->name));
+		if ((rc = handover_send(fd, &frame, fds, 2)) != 0)
+			return rc;
+		TAILQ_FOREACH (lane, &client->lanes, client_entry)
+			if ((rc = give_lane(fd, lane)) != 0)
+				return rc;
+	}
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
+			if (lane->client == NULL && (rc = give_lane(fd, lane)) != 0)
+				return rc;
+	return 0;
+}
+
+static int
+give_link(int fd, const struct link *link)
+{
+	struct handover_frame frame = frame_of(HANDOVER_LINK);
+	int sock = link_can_move(link) ? world_uv_sock_fd(link->sock) : -1;
+
+	if (sock < 0 || link->hello_len > HANDOVER_HELLO)
+		return 0;
+	snprintf(frame.u.link.pool, sizeof(frame.u.link.pool), "%s", link->broker->pool->config->name);
+	snprintf(frame.u.link.broker, sizeof(frame.u.link.broker), "%s", link->broker->config->address.text);
+	memcpy(frame.u.link.client_id, link->client_id, sizeof(link->client_id));
+	frame.u.link.index = (uint32_t)(link - link->broker->links);
+	frame.u.link.random = link->params.random;
+	frame.u.link.hello_len = (uint32_t)link->hello_len;
+	memcpy(frame.u.link.hello, link->hello, link->hello_len);
+	return handover_send(fd, &frame, &sock, 1);
+}
+
+static int
+give_links(int fd, struct shard *shard)
+{
+	int rc;
+
+	for (uint32_t p = 0; p < shard->pool_count; p++)
+		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
+			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
+				if ((rc = give_link(fd, &shard->pools[p].brokers[b].links[l])) != 0)
+					return rc;
+	return 0;
+}
+
+static int
+give_all(struct handover *handover)
+{
+	struct handover_frame frame = frame_of(HANDOVER_DONE);
+	struct shard *shard = &handover->loop->shard;
+	int fds[HANDOVER_FDS];
+	int fd = handover->fd, rc;
+
+	if ((rc = give_listener(fd, handover->control)) != 0 || (rc = give_listener(fd, handover->admin)) != 0 ||
+	    (rc = give_clients(fd, shard)) != 0 || (rc = give_links(fd, shard)) != 0 ||
+	    (rc = handover_send(fd, &frame, NULL, 0)) != 0)
+		return rc;
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	if (poll(&p, 1, TAKEN_MS) <= 0)
+		return -TG_ETIMEOUT;
+	rc = handover_recv(fd, &frame, fds);
+	return rc != 0 ? rc : frame.type == HANDOVER_TAKEN ? 0 : -TG_EPROTOCOL;
+}
+
+/* ---- the course of it ---- */
+
+static void
+on_handle_closed(uv_handle_t *handle)
+{
+	struct handover *handover = handle->data;
+
+	if (--handover->handles == 0) {
+		close(handover->fd);
+		handover->fd = -1;
+	}
+}
+
+static void
+close_handles(struct handover *handover)
+{
+	timer_stop(&handover->loop->shard.timers, &handover->timer);
+	if (!uv_is_closing((uv_handle_t *)&handover->poll))
+		uv_close((uv_handle_t *)&handover->poll, on_handle_closed);
+	if (!uv_is_closing((uv_handle_t *)&handover->process))
+		uv_close((uv_handle_t *)&handover->process, on_handle_closed);
+}
+
+/* The old daemon goes on. The new one must be gone for certain: two must never serve one ring. */
+static void
+give_up(struct handover *handover, const char *why)
+{
+	log_event(LOG_LEVEL_ERROR, "upgrade_failed", "pid=%d cause=\"%s\"", (int)handover->process.pid, why);
+	if (uv_is_active((uv_handle_t *)&handover->process))
+		kill(handover->process.pid, SIGKILL);
+	handover->loop->shard.paused = 0;
+	close_handles(handover);
+}
+
+static void
+finish(struct handover *handover)
+{
+	struct shard *shard = &handover->loop->shard;
+	int rc = give_all(handover);
+
+	if (rc != 0) {
+		give_up(handover, error_text(rc));
+		return;
+	}
+	log_event(LOG_LEVEL_INFO, "upgraded", "to_pid=%d lanes=%u clients=%u", (int)handover->process.pid,
+	    shard->lane_count, shard->client_count);
+#ifdef HAVE_SYSTEMD
+	sd_notifyf(0, "MAINPID=%d", (int)handover->process.pid);
+#endif
+	/* Nothing is closed in good order: it all has a new owner. */
+	_exit(0);
+}
+
+static int
+is_quiet(const struct shard *shard)
+{
+	return shard->outstanding == 0 && TAILQ_EMPTY(&shard->flush) && TAILQ_EMPTY(&shard->dirty);
+}
+
+static void
+on_timer(struct timer *timer)
+{
+	struct handover *handover = (struct handover *)(void *)((char *)timer - offsetof(struct handover, timer));
+	struct shard *shard = &handover->loop->shard;
+
+	if (handover->waiting_ready) {
+		give_up(handover, "the new daemon was not ready in 10 s");
+		return;
+	}
+	if (is_quiet(shard) || shard->now_ns >= handover->until_ns) {
+		finish(handover);
+		return;
+	}
+	timer_set(&shard->timers, &handover->timer, shard->now_ns + QUIET_LOOK_MS * NS_PER_MS);
+}
+
+static void
+on_readable(uv_poll_t *poll, int status, int events)
+{
+	struct handover *handover = poll->data;
+	struct shard *shard = &handover->loop->shard;
+	struct handover_frame frame;
+	int fds[HANDOVER_FDS];
+
+	loop_refresh_clock(shard);
+	if (status < 0 || handover_recv(handover->fd, &frame, fds) != 0 || frame.type != HANDOVER_READY) {
+		give_up(handover, "the new daemon did not become ready; its own log lines say why");
+		return;
+	}
+	handover->waiting_ready = 0;
+	uv_poll_stop(poll);
+	shard->paused = 1;
+	handover->until_ns = shard->now_ns + QUIET_MS * NS_PER_MS;
+	timer_set(&shard->timers, &handover->timer, shard->now_ns);
+}
+
+static void
+on_exit_status(uv_process_t *process, int64_t status, int signal)
+{
+	struct handover *handover = process->data;
+
+	if (!uv_is_closing((uv_handle_t *)&handover->poll))
+		give_up(handover, "the new daemon ended before it took over");
+}
+
+int
+handover_begin(struct handover *handover, const char **why)
+{
+	struct loop *loop = handover->loop;
+	int pair[2];
+	char takeover[] = "--takeover=3";
+	char *args[] = { (char *)(uintptr_t)handover->start.program, "-c", (char *)(uintptr_t)handover->start.config,
+		"--log-level", (char *)(uintptr_t)handover->start.log_level, takeover, NULL };
+	uv_stdio_container_t stdio[4] = { 0 };
+	uv_process_options_t options = { .exit_cb = on_exit_status,
+		.file = handover->start.program,
+		.args = args,
+		.stdio_count = 4,
+		.stdio = stdio };
+
+	if (handover->fd >= 0) {
+		*why = "an upgrade is under way";
+		return -TG_EBUSY;
+	}
+	if (loop->shard.stopping) {
+		*why = "the daemon is draining";
+		return -TG_ESTOPPING;
+	}
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+		*why = "no socket for the hand-over";
+		return -TG_ESYSTEM;
+	}
+	for (int i = 0; i < 3; i++)
+		stdio[i] = (uv_stdio_container_t){ .flags = UV_INHERIT_FD, .data.fd = i };
+	stdio[3] = (uv_stdio_container_t){ .flags = UV_INHERIT_FD, .data.fd = pair[1] };
+	handover->process.data = handover->poll.data = handover;
+	int rc = uv_spawn(&loop->uv, &handover->process, &options);
+	close(pair[1]);
+	handover->fd = pair[0];
+	handover->handles = 2;
+	uv_poll_init(&loop->uv, &handover->poll, handover->fd);
+	if (rc != 0) {
+		*why = "the new binary cannot be started";
+		errno = -rc;
+		close_handles(handover);
+		return -TG_ESYSTEM;
+	}
+	uv_poll_start(&handover->poll, UV_READABLE, on_readable);
+	handover->waiting_ready = 1;
+	timer_set(&loop->shard.timers, &handover->timer, loop->shard.now_ns + READY_MS * NS_PER_MS);
+	log_event(LOG_LEVEL_INFO, "upgrading", "program=%s pid=%d", handover->start.program, (int)handover->process.pid);
+	return (int)handover->process.pid;
+}
+
+int
+handover_init(struct handover *handover, struct loop *loop, struct listener *control, struct listener *admin,
+    const struct handover_start *start)
+{
+	memset(handover, 0, sizeof(*handover));
+	handover->loop = loop;
+	handover->control = control;
+	handover->admin = admin;
+	handover->start = *start;
+	handover->fd = -1;
+	handover->timer.fire = on_timer;
+	return timers_reserve(&loop->shard.timers);
+}
+
+void
+handover_fini(struct handover *handover)
+{
+	if (handover->loop != NULL && handover->fd >= 0)
+		give_up(handover, "the daemon ends");
+}

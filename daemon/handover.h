@@ -1,0 +1,120 @@
+/*
+ * An upgrade: the running daemon starts the new binary and hands everything over that a producer
+ * or a broker could notice.
+ *
+ *   old                                     new (tidegated --takeover FD)
+ *   starts it, goes on working
+ *                                    <-     READY      configuration read, nothing touched
+ *   pauses: nothing new is framed,
+ *   what is in flight is answered
+ *   LISTENER, CLIENT, LANE, LINK …   ->     keeps the descriptors
+ *   DONE                             ->
+ *                                    <-     TAKEN      from here on the rings are its own
+ *   ends at once                            rebuilds lanes, replays handshakes, probes, works
+ *
+ * Lanes are rebuilt from their memory, as after a crash (lane_return.c); since nothing is in flight
+ * nothing is sent twice. A link is handed over when it is in the clear, READY and has nothing
+ * outstanding, and its driver is DRIVER_F_REPLAYABLE: the new session is made by replaying the bytes of
+ * the handshake, and proven by a probe before it carries messages. Other links are made anew.
+ *
+ * Whatever goes wrong before TAKEN (the new binary does not start, refuses its configuration, dies,
+ * takes too long) it is killed and the old daemon goes on as if nothing had happened.
+ *
+ * Owner: the loop. One thread.
+ */
+#ifndef TG_DAEMON_HANDOVER_H
+#define TG_DAEMON_HANDOVER_H
+
+#include "listener.h"
+#include "loop.h"
+
+#include <stdint.h>
+
+/* How the daemon was started, so that it can start its successor in the same way. */
+struct handover_start {
+	const char *program; /* absolute path, of the file that replaces ours */
+	const char *config;
+	const char *log_level;
+};
+
+struct handover {
+	struct loop *loop;
+	struct listener *control, *admin;
+	struct handover_start start;
+	uv_process_t process;
+	uv_poll_t poll;
+	int fd;        /* to the new daemon; -1: no upgrade is under way */
+	int handles;   /* open handles of the above */
+	struct timer timer;
+	uint64_t until_ns;
+	int waiting_ready; /* READY has not come yet */
+};
+
+/* Returns 0 or -TG_ENOMEM. */
+int handover_init(struct handover *handover, struct loop *loop, struct listener *control, struct listener *admin,
+    const struct handover_start *start);
+void handover_fini(struct handover *handover);
+
+/* Starts an upgrade. Returns the new daemon's pid, or -TG_EBUSY (one is under way), -TG_ESTOPPING,
+ * -TG_ESYSTEM; *why, static, says which step. */
+int handover_begin(struct handover *handover, const char **why);
+
+/* The new daemon's side -------------------------------------------------------------------- */
+
+struct handover_taken;
+
+/*
+ * Says READY on fd and receives everything, then says TAKEN. Returns 0 with *taken the caller's, or
+ * a negative TG_E: nothing was touched, and the old daemon goes on.
+ */
+int handover_receive(int fd, struct handover_taken **taken);
+
+/* The listening socket for a path, or -1; the caller's from then on. */
+int handover_listener(struct handover_taken *taken, const char *path);
+
+/* Puts clients, lanes and links to work in a loop that has not begun. Frees taken, closes what has no use. */
+void handover_adopt(struct handover_taken *taken, struct loop *loop);
+
+/* The frames of both sides ------------------------------------------------------------------ */
+
+#define HANDOVER_MAGIC UINT32_C(0x74646831)
+#define HANDOVER_VERSION 1u
+#define HANDOVER_FDS 2u
+#define HANDOVER_HELLO 4096u /* longest handshake that is replayed */
+
+enum handover_type {
+	HANDOVER_READY = 1,
+	HANDOVER_LISTENER, /* path; fd */
+	HANDOVER_CLIENT,   /* fds: control socket, doorbell */
+	HANDOVER_LANE,     /* of the client before it, or of none; fds: memfd, bell */
+	HANDOVER_LINK,     /* fd: socket */
+	HANDOVER_DONE,
+	HANDOVER_TAKEN,
+};
+
+struct handover_frame {
+	uint32_t magic, version, type;
+	uint32_t orphan; /* LANE: its client has gone */
+	union {
+		char path[108];
+		struct {
+			int32_t pid;
+			uint32_t uid, gid;
+			char name[32];
+		} client;
+		struct {
+			uint64_t orphaned_ns;
+		} lane;
+		struct {
+			char pool[64], broker[300], client_id[48];
+			uint32_t index, hello_len;
+			uint64_t random;
+			uint8_t hello[HANDOVER_HELLO];
+		} link;
+	} u;
+};
+
+int handover_send(int fd, const struct handover_frame *frame, const int *fds, unsigned nfds);
+int handover_recv(int fd, struct handover_frame *frame, int fds[HANDOVER_FDS]);
+
+#endif

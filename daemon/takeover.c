@@ -1,0 +1,214 @@
+/* The new daemon's side of an upgrade. */
+#include "handover.h"
+
+#include "client.h"
+#include "log.h"
+#include "pool.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define GIVE_MS 30000 /* between two frames of the old daemon, which waits for its links to be quiet */
+
+struct taken_item {
+	struct handover_frame frame;
+	int fds[HANDOVER_FDS];
+};
+
+struct handover_taken {
+	struct taken_item **items;
+	size_t count, capacity;
+};
+
+static void
+close_item(struct taken_item *item)
+{
+	for (unsigned i = 0; i < HANDOVER_FDS; i++) {
+		if (item->fds[i] >= 0)
+			close(item->fds[i]);
+		item->fds[i] = -1;
+	}
+}
+
+static void
+taken_free(struct handover_taken *taken)
+{
+	for (size_t i = 0; i < taken->count; i++) {
+		close_item(taken->items[i]);
+		free(taken->items[i]);
+	}
+	free(taken->items);
+	free(taken);
+}
+
+static int
+keep(struct handover_taken *taken, const struct taken_item *item)
+{
+	if (taken->count == taken->capacity) {
+		size_t capacity = taken->capacity == 0 ? 64 : taken->capacity * 2;
+		struct taken_item **items = realloc(taken->items, capacity * sizeof(struct taken_item *));
+		if (items == NULL)
+			return -TG_ENOMEM;
+		taken->items = items;
+		taken->capacity = capacity;
+	}
+	struct taken_item *copy = malloc(sizeof(*copy));
+	if (copy == NULL)
+		return -TG_ENOMEM;
+	*copy = *item;
+	taken->items[taken->count++] = copy;
+	return 0;
+}
+
+static int
+say(int fd, enum handover_type type)
+{
+	struct handover_frame frame = { .magic = HANDOVER_MAGIC, .version = HANDOVER_VERSION, .type = type };
+
+	return handover_send(fd, &frame, NULL, 0);
+}
+
+int
+handover_receive(int fd, struct handover_taken **out)
+{
+	struct handover_taken *taken = calloc(1, sizeof(*taken));
+	struct taken_item item;
+	int rc;
+
+	if (taken == NULL)
+		return -TG_ENOMEM;
+	if ((rc = say(fd, HANDOVER_READY)) != 0)
+		goto fail;
+	do {
+		struct pollfd p = { .fd = fd, .events = POLLIN };
+		rc = poll(&p, 1, GIVE_MS) > 0 ? handover_recv(fd, &item.frame, item.fds) : -TG_ETIMEOUT;
+		if (rc != 0)
+			goto fail;
+		if ((rc = keep(taken, &item)) != 0) {
+			close_item(&item);
+			goto fail;
+		}
+	} while (item.frame.type != HANDOVER_DONE);
+	if ((rc = say(fd, HANDOVER_TAKEN)) != 0)
+		goto fail;
+	*out = taken;
+	return 0;
+fail:
+	taken_free(taken);
+	return rc;
+}
+
+int
+handover_listener(struct handover_taken *taken, const char *path)
+{
+	for (size_t i = 0; i < taken->count; i++) {
+		struct taken_item *item = taken->items[i];
+		if (item->frame.type == HANDOVER_LISTENER &&
+		    strncmp(item->frame.u.path, path, sizeof(item->frame.u.path)) == 0) {
+			int fd = item->fds[0];
+			item->fds[0] = -1;
+			return fd;
+		}
+	}
+	return -1;
+}
+
+/* A lane whose pool is gone, or whose memory makes no sense: its client is told. */
+static void
+refuse_lane(const struct taken_item *item, const struct lane_geometry *geo, const char *why)
+{
+	static const char one = 1;
+	struct lane_map map;
+
+	log_event(LOG_LEVEL_WARN, "lane_not_taken", "cause=\"%s\"", why);
+	if (geo == NULL || lane_map_init(&map, item->fds[0], geo, 0) != 0)
+		return;
+	order_store_relaxed_32(&map.daemon->closed, 1);
+	if (write(item->fds[1], &one, sizeof(one)) < 0)
+		log_event(LOG_LEVEL_DEBUG, "bell_failed", "errno=%d", errno);
+	lane_map_fini(&map);
+}
+
+static void
+adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
+{
+	struct lane_header header;
+	struct lane_geometry geo;
+	struct lane *lane;
+	int rc = lane_header_read(item->fds[0], &header, &geo);
+
+	if (rc != 0) {
+		refuse_lane(item, NULL, error_text(rc));
+		return;
+	}
+	struct pool *pool = shard_pool(shard, header.pool);
+	if (pool == NULL) {
+		refuse_lane(item, &geo, "its pool is not configured any more");
+		return;
+	}
+	rc = lane_return(&lane, &header, pool, client, item->fds[0], &geo, item->fds[1]);
+	if (rc != 0) {
+		refuse_lane(item, &geo, error_text(rc));
+		return;
+	}
+	item->fds[0] = item->fds[1] = -1;
+	if (header.lane_id > shard->lane_ids)
+		shard->lane_ids = header.lane_id;
+	if (client != NULL)
+		client_add_lane(client, lane);
+	else
+		lane_orphan(lane);
+}
+
+static void
+adopt_link(struct shard *shard, struct taken_item *item)
+{
+	const struct handover_frame *f = &item->frame;
+	struct pool *pool = shard_pool(shard, f->u.link.pool);
+
+	for (uint32_t b = 0; pool != NULL && b < pool->broker_count; b++) {
+		struct broker *broker = &pool->brokers[b];
+		if (strcmp(broker->config->address.text, f->u.link.broker) != 0 ||
+		    f->u.link.index >= broker->link_count || f->u.link.hello_len > HANDOVER_HELLO)
+			continue;
+		struct link *link = &broker->links[f->u.link.index];
+		struct sock *sock = link->state == LINK_IDLE ? world_uv_adopt(shard->world, item->fds[0], link_handlers(), link) : NULL;
+		if (sock == NULL)
+			return;
+		item->fds[0] = -1;
+		link_adopt(link, sock, f->u.link.client_id, f->u.link.random, f->u.link.hello, f->u.link.hello_len);
+		return;
+	}
+}
+
+void
+handover_adopt(struct handover_taken *taken, struct loop *loop)
+{
+	struct shard *shard = &loop->shard;
+	struct client *client = NULL;
+
+	for (size_t i = 0; i < taken->count; i++) {
+		struct taken_item *item = taken->items[i];
+		switch (item->frame.type) {
+		case HANDOVER_CLIENT:
+			client = client_adopt(shard, &loop->uv, item->fds[0], item->fds[1], item->frame.u.client.pid,
+			    item->frame.u.client.uid, item->frame.u.client.gid, item->frame.u.client.name);
+			if (client != NULL)
+				item->fds[0] = item->fds[1] = -1;
+			break;
+		case HANDOVER_LANE:
+			adopt_lane(shard, item->frame.orphan ? NULL : client, item);
+			break;
+		case HANDOVER_LINK:
+			adopt_link(shard, item);
+			break;
+		default:
+			break;
+		}
+	}
+	log_event(LOG_LEVEL_INFO, "taken_over", "lanes=%u clients=%u", shard->lane_count, shard->client_count);
+	taken_free(taken);
+}
