@@ -174,6 +174,7 @@ status(struct admin_query *query)
 	answer_text(&s, "version", PACKAGE_VERSION);
 	answer_count(&s, "pid", (uint64_t)getpid());
 	answer_count(&s, "uptime_ms", ms_since(shard, shard->started_ns));
+	answer_truth(&s, "upgrading", query->admin->handover != NULL && query->admin->handover->fd >= 0);
 	answer_truth(&s, "stopping", shard->stopping);
 	answer_count(&s, "clients", shard->client_count);
 	answer_count(&s, "lanes", shard->lane_count);

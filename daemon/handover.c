@@ -236,10 +236,26 @@ finish(struct handover *handover)
 	_exit(0);
 }
 
+/* A link that is about to be READY, or has a probe under way, can be handed over in a moment. */
+static int
+is_settled(const struct link *link)
+{
+	if (link->state == LINK_READY)
+		return link->probe_ns == 0;
+	return link->state != LINK_HANDSHAKE && link->state != LINK_PROBING;
+}
+
 static int
 is_quiet(const struct shard *shard)
 {
-	return shard->outstanding == 0 && TAILQ_EMPTY(&shard->flush) && TAILQ_EMPTY(&shard->dirty);
+	if (shard->outstanding > 0 || !TAILQ_EMPTY(&shard->flush) || !TAILQ_EMPTY(&shard->dirty))
+		return 0;
+	for (uint32_t p = 0; p < shard->pool_count; p++)
+		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
+			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
+				if (!is_settled(&shard->pools[p].brokers[b].links[l]))
+					return 0;
+	return 1;
 }
 
 static void

@@ -171,12 +171,18 @@ class Box:
     def __init__(self, path):
         self.path = path
         self.processes = []
+        self.endings = []
         self.ports = set()
 
     def add(self, process):
         self.processes.append(process)
 
+    def at_end(self, call):
+        self.endings.append(call)
+
     def fini(self):
+        for call in self.endings:
+            call()
         for process in reversed(self.processes):
             # Leaks are only looked for at an orderly end.
             if SANITIZED and process.orderly and process.alive():

@@ -39,8 +39,8 @@ complain_connect(const char *path, int error)
 	}
 }
 
-int
-ask_open(struct ask *ask, const char *path)
+static int
+ask_connect(struct ask *ask, const char *path, int quiet)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 
@@ -53,11 +53,24 @@ ask_open(struct ask *ask, const char *path)
 	memcpy(addr.sun_path, path, strlen(path) + 1);
 	ask->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (ask->fd < 0 || connect(ask->fd, (const struct sockaddr *)&addr, sizeof(addr)) != 0) {
-		complain_connect(path, errno);
+		if (!quiet)
+			complain_connect(path, errno);
 		ask_close(ask);
 		return -1;
 	}
 	return 0;
+}
+
+int
+ask_open(struct ask *ask, const char *path)
+{
+	return ask_connect(ask, path, 0);
+}
+
+int
+ask_try(struct ask *ask, const char *path)
+{
+	return ask_connect(ask, path, 1);
 }
 
 void

@@ -20,6 +20,9 @@ struct ask {
 	size_t start, len, size; /* bytes received: [start, start + len) */
 };
 
+/* As ask_open, but says nothing when nobody listens: while one daemon takes over from another. */
+int ask_try(struct ask *ask, const char *path);
+
 /* Returns 0 or -1. ask_close accepts a zeroed or half-open one. */
 int ask_open(struct ask *ask, const char *path);
 void ask_close(struct ask *ask);

@@ -27,7 +27,10 @@ static const struct cli_option option_table[] = {
 	{ NULL, 0, NULL, NULL },
 };
 
-enum features { CTL_TABLE = 1, CTL_ORPHANS = 2, CTL_EVENTS = 4 };
+enum features { CTL_TABLE = 1, CTL_ORPHANS = 2, CTL_EVENTS = 4, CTL_UPGRADE = 8 };
+
+#define UPGRADE_LOOK_NS 20000000 /* between two looks whether it is done */
+#define UPGRADE_LIMIT_S 30
 
 struct settings {
 	const char *path;
@@ -45,8 +48,9 @@ struct command {
 	show_answer *show;
 };
 
-/* Events are lines, not a table. */
+/* Events are lines, and an upgrade is a deed, not a table. */
 #define show_events NULL
+#define show_upgrade NULL
 
 static const struct command commands[] = {
 #define X(name, operand, features, summary, more) { #name, operand, features, summary, more, show_##name },
@@ -325,6 +329,52 @@ run_events(struct ask *ask, const struct settings *s, const struct command *comm
 	return status;
 }
 
+/* What the daemon that answers now says of itself, a new reference; NULL: nobody does. */
+static json_t *
+ask_status(const char *path)
+{
+	struct ask ask = { .fd = -1 };
+	json_t *answer = ask_try(&ask, path) == 0 ? ask_once(&ask, json_pack("{s:s}", "cmd", "status")) : NULL;
+
+	ask_close(&ask);
+	return answer;
+}
+
+/* Until the new daemon answers, or the old one has given up. */
+static int
+run_upgrade(struct ask *ask, const struct settings *s, const struct command *command)
+{
+	static const struct timespec pause = { .tv_nsec = UPGRADE_LOOK_NS };
+	uint64_t until_ns = clock_now_ns() + UPGRADE_LIMIT_S * (uint64_t)CLOCK_NS_PER_S;
+	json_t *answer = ask_once(ask, make_request(s, command));
+
+	if (answer == NULL)
+		return CLI_FAILED;
+	json_int_t pid = json_integer_value(json_object_get(answer, "upgrade"));
+	json_decref(answer);
+	while (clock_now_ns() < until_ns) {
+		json_t *status = ask_status(ask->path), *now = json_object_get(status, "status");
+		json_int_t serving = json_integer_value(json_object_get(now, "pid"));
+		int under_way = json_is_true(json_object_get(now, "upgrading"));
+		json_decref(status);
+		if (serving == pid) {
+			if (s->json)
+				printf("{\"ok\":true,\"upgrade\":%lld}\n", (long long)pid);
+			else
+				printf("upgraded: process %lld serves now\n", (long long)pid);
+			return flush_output();
+		}
+		if (serving != 0 && !under_way) {
+			cli_error("the new daemon (process %lld) did not take over; process %lld goes on: its log "
+				  "says why", (long long)pid, (long long)serving);
+			return CLI_FAILED;
+		}
+		clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+	}
+	cli_error("the new daemon (process %lld) does not answer after %d s", (long long)pid, UPGRADE_LIMIT_S);
+	return CLI_FAILED;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -338,6 +388,8 @@ main(int argc, char **argv)
 		return CLI_FAILED;
 	if ((command->features & CTL_EVENTS) != 0)
 		status = run_events(&ask, &s, command);
+	else if ((command->features & CTL_UPGRADE) != 0)
+		status = run_upgrade(&ask, &s, command);
 	else if (s.watch_s > 0)
 		status = run_watch(&ask, &s, command);
 	else
