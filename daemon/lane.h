@@ -197,7 +197,24 @@ void lane_free(struct lane *lane);
 
 const char *lane_place_word(enum lane_place place);
 
-/* Between lane.c and lane_return.c -------------------------------------------------------- */
+/* Between the files of a lane ------------------------------------------------------------- */
+
+static inline struct slot *
+lane_slot(const struct lane *lane, uint64_t number)
+{
+	return &lane->slots[number & (lane->slot_capacity - 1)];
+}
+
+/* Gives most of a sleeping lane's table back, if its records are all released. */
+void lane_slots_shrink(struct lane *lane);
+
+/* Completes a slot as REJECTED, keeps the words for tg_reason and logs them. text may be NULL. */
+void lane_reject(struct lane *lane, struct slot *slot, uint64_t reference, uint32_t code, const char *text,
+    size_t text_len);
+
+/* Writes into the bell, whether anybody sleeps or not. */
+void lane_bell(const struct lane *lane);
+
 
 /* Allocates and maps; in no list yet. */
 int lane_make(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,

@@ -114,7 +114,7 @@ static void
 report_maybe_sent(struct lane *lane)
 {
 	for (uint64_t number = lane->slot_head; number != lane->slot_tail; number++) {
-		struct slot *slot = &lane->slots[number & (lane->slot_capacity - 1)];
+		struct slot *slot = lane_slot(lane, number);
 		if (slot->state == SLOT_PENDING && slot->maybe_sent)
 			lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
 	}
