@@ -6,6 +6,7 @@
 #include "client.h"
 #include "config.h"
 #include "handover.h"
+#include "tls.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -281,7 +282,10 @@ static void
 link_row(struct answer *row, const struct link *link)
 {
 	const struct shard *shard = link->shard;
+	char tls[40] = "";
 
+	if (link->tls != NULL)
+		tls_word(link->tls, tls, sizeof(tls));
 	answer_init(row);
 	answer_count(row, "id", link->id);
 	answer_text(row, "pool", link->broker->pool->config->name);
@@ -306,6 +310,7 @@ link_row(struct answer *row, const struct link *link)
 	answer_count(row, "resent", link->count.resent);
 	answer_count(row, "bytes_out", link->count.bytes_out);
 	answer_count(row, "bytes_in", link->count.bytes_in);
+	answer_text(row, "tls", tls);
 	answer_text(row, "why", link->why);
 }
 

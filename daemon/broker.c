@@ -38,6 +38,7 @@ broker_fini(struct broker *broker)
 {
 	for (uint32_t i = 0; i < broker->link_count; i++)
 		link_fini(&broker->links[i]);
+	tls_sessions_fini(&broker->tls_sessions);
 	free(broker->links);
 	broker->links = NULL;
 	broker->link_count = 0;

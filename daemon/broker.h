@@ -21,6 +21,7 @@
 
 #include "config.h"
 #include "link.h"
+#include "tls.h"
 
 #include <stdint.h>
 
@@ -45,6 +46,7 @@ struct broker {
 	uint32_t bound_count; /* lanes bound to its links */
 	int64_t credit;   /* smooth weighted choice */
 	char why[200];    /* the last failure */
+	struct tls_sessions tls_sessions;
 	struct {
 		uint64_t attempts, failures, opened, delivered, sent, rejected, resent;
 	} count;

@@ -8,6 +8,7 @@
 #include "protocol/driver.h"
 #include "shm/error.h"
 #include "shm/lane.h"
+#include "tls.h"
 
 #include <fcntl.h>
 #include <errno.h>
@@ -209,15 +210,30 @@ check_readable(const struct config_node *node, const char *key, const char *path
 		close(fd);
 }
 
+/* Loads what the files hold, as every pool does when it starts. */
+static int
+check_tls(const struct config_node *group, const struct config_tls *tls)
+{
+	struct tls_context *context = NULL;
+	struct tls_error error;
+	int rc = tls_context_new(&context, tls, NULL, &error);
+
+	tls_context_free(context);
+	if (rc == -TG_EINVAL)
+		config_node_error(group, error.key, "%s", error.why);
+	return rc == -TG_ENOMEM ? rc : 0;
+}
+
 static int
 read_tls(struct config_node *node, struct config_tls *tls)
 {
 	struct config_node group;
+	unsigned errors = node->report->errors;
 	int good = read_group(node, "tls", SCOPE_TLS, tls, &group);
 
 	tls->enabled = config_node_has(node, "tls");
-	if (good <= 0)
-		return good;
+	if (good <= 0 || !tls->enabled)
+		return good < 0 ? good : 0;
 	check_readable(&group, "ca_file", tls->ca_file, 0);
 	check_readable(&group, "cert_file", tls->cert_file, 0);
 	check_readable(&group, "key_file", tls->key_file, 1);
@@ -226,7 +242,7 @@ read_tls(struct config_node *node, struct config_tls *tls)
 	if (tls->server_name != NULL && !config_host_valid(tls->server_name, strlen(tls->server_name)))
 		config_node_error(
 		    &group, "server_name", "\"%s\" is not allowed: a host name", tls->server_name);
-	return 0;
+	return node->report->errors == errors ? check_tls(&group, tls) : 0;
 }
 
 static int

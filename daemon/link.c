@@ -5,6 +5,7 @@
 #include "log.h"
 #include "pool.h"
 #include "shard.h"
+#include "tls.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -90,6 +91,13 @@ enter_connecting(struct link *link)
 		link_fail(link, FATAL_PROTOCOL, "connect: %s", strerror(errno));
 }
 
+/* Protocols that begin in the clear say themselves when TLS begins (EV_TLS). */
+static int
+asks_first(const struct link *link)
+{
+	return (config_of(link)->driver->flags & DRIVER_F_SERVER_FIRST) != 0;
+}
+
 static void
 on_connected(void *owner, int error)
 {
@@ -98,7 +106,23 @@ on_connected(void *owner, int error)
 	if (error != 0)
 		link_fail(link, FATAL_PROTOCOL, "connect: %s", strerror(error));
 	else
-		link_event(link, config_of(link)->tls.enabled ? LINK_EV_CONNECTED_TLS : LINK_EV_CONNECTED);
+		link_event(link, config_of(link)->tls.enabled && !asks_first(link) ? LINK_EV_CONNECTED_TLS : LINK_EV_CONNECTED);
+}
+
+static void
+enter_tls(struct link *link)
+{
+	struct broker *broker = link->broker;
+	const char *name = config_of(link)->tls.server_name;
+
+	pool_renew_tls(broker->pool);
+	link->tls = tls_new(broker->pool->tls, &broker->tls_sessions, link->sock,
+	    name != NULL ? name : broker->config->address.host);
+	if (link->tls == NULL) {
+		link_fail(link, FATAL_PROTOCOL, "out of memory for TLS");
+		return;
+	}
+	link_secure(link);
 }
 
 /* client_id: NULL for a new connection's own name; else that of the connection that is taken over. */
@@ -123,7 +147,6 @@ session_new(struct link *link, const char *client_id, uint64_t random)
 		.keepalive_s = quiet_s < 10 ? 10 : quiet_s,
 		.window = config->window_messages,
 		.random = random,
-		.tls = link->tls != NULL,
 		.tls_wanted = config->tls.enabled,
 	};
 	link->session->driver = driver;
@@ -141,6 +164,7 @@ enter_handshake(struct link *link)
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a session");
 		return;
 	}
+	link->params.tls = link->tls != NULL;
 	if (link->session->driver->start(link->session, &link->out) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for the handshake");
 		return;
@@ -277,6 +301,9 @@ disconnect(struct link *link)
 		free(link->session);
 		link->session = NULL;
 	}
+	tls_free(link->tls);
+	link->tls = NULL;
+	link->wants_tls = 0;
 	if (link->sock != NULL)
 		world->ops->close(link->sock, link->state == LINK_FAILED);
 	link->sock = NULL;
@@ -314,6 +341,8 @@ enter_closed(struct link *link)
 	if (link->session != NULL && link->sock != NULL && link->session->driver->goodbye != NULL &&
 	    link->session->driver->goodbye(link->session, &link->out) == 0)
 		link_flush(link);
+	if (link->tls != NULL)
+		tls_goodbye(link->tls);
 	link_abandon(link);
 	disconnect(link);
 	pool_link_changed(link->broker->pool, link);
@@ -352,10 +381,17 @@ static const struct transition table[LINK_STATES][LINK_EVENTS] = {
 	},
 	[LINK_CONNECTING] = {
 		[LINK_EV_CONNECTED] = TO(HANDSHAKE, enter_handshake),
+		[LINK_EV_CONNECTED_TLS] = TO(TLS, enter_tls),
+		[LINK_EV_FAIL] = TO(FAILED, enter_failed),
+		[LINK_EV_DRAIN] = TO(CLOSED, enter_closed),
+	},
+	[LINK_TLS] = {
+		[LINK_EV_SECURED] = TO(HANDSHAKE, enter_handshake),
 		[LINK_EV_FAIL] = TO(FAILED, enter_failed),
 		[LINK_EV_DRAIN] = TO(CLOSED, enter_closed),
 	},
 	[LINK_HANDSHAKE] = {
+		[LINK_EV_CONNECTED_TLS] = TO(TLS, enter_tls),
 		[LINK_EV_UP] = TO(PROBING, enter_probing),
 		[LINK_EV_FAIL] = TO(FAILED, enter_failed),
 		[LINK_EV_DRAIN] = TO(CLOSED, enter_closed),

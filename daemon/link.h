@@ -87,6 +87,7 @@ struct link {
 	void *resolving;
 	struct sock *sock;
 	struct tls *tls; /* NULL: in the clear */
+	int wants_tls;   /* the driver has asked for it; acted on when it has returned */
 	struct session *session;
 	struct session_params params;
 	char client_id[48];
@@ -211,6 +212,9 @@ void link_want_flush(struct link *link);
 
 /* Writes what it can. Called by the shard, and when the socket has room. */
 void link_flush(struct link *link);
+
+/* Goes on with the TLS handshake (state TLS). Returns 1 once it is done, else 0. */
+int link_secure(struct link *link);
 
 void link_on_readable(void *owner);
 void link_on_writable(void *owner);

@@ -6,6 +6,7 @@
 #include "log.h"
 #include "pool.h"
 #include "shard.h"
+#include "tls.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -179,27 +180,122 @@ answer_written(struct link *link)
 		progress(link);
 }
 
+/* ---- plain or TLS ---- */
+
+static ssize_t
+send_pieces(struct link *link, const struct iovec *iov, int count)
+{
+	if (link->tls != NULL)
+		return tls_writev(link->tls, iov, count);
+	return link->shard->world->ops->writev(link->sock, iov, count);
+}
+
+static ssize_t
+receive(struct link *link, void *bytes, size_t len)
+{
+	if (link->tls != NULL)
+		return tls_read(link->tls, bytes, len);
+	return link->shard->world->ops->read(link->sock, bytes, len);
+}
+
+static void
+fail_io(struct link *link, const char *what)
+{
+	char why[256];
+
+	if (link->tls == NULL || errno != EPROTO) {
+		link_fail(link, FATAL_PROTOCOL, "%s: %s", what, strerror(errno));
+		return;
+	}
+	snprintf(why, sizeof(why), "%s", tls_why(link->tls)); /* which does not outlive the failure */
+	link_fail(link, tls_why_kind(link->tls), "TLS: %s", why);
+}
+
+/* Whether anything waits for the socket. */
+static int
+has_unsent(const struct link *link)
+{
+	return out_unwritten(&link->out) > 0 || (link->tls != NULL && tls_unsent(link->tls) > 0);
+}
+
+static void
+want_write(struct link *link)
+{
+	link->want_write = 1;
+	link->shard->world->ops->want_write(link->sock);
+}
+
+int
+link_secure(struct link *link)
+{
+	switch (tls_handshake(link->tls)) {
+	case 1:
+		link_event(link, LINK_EV_SECURED);
+		return link->state == LINK_HANDSHAKE;
+	case 0:
+		if (tls_unsent(link->tls) > 0 && !link->want_write)
+			want_write(link);
+		return 0;
+	default:
+		errno = EPROTO;
+		fail_io(link, "handshake");
+		return 0;
+	}
+}
+
+/* The driver has asked for TLS and has returned. */
+static void
+begin_tls(struct link *link, size_t rest)
+{
+	link->wants_tls = 0;
+	/* Whoever is in the middle could have put them there, for us to believe later. */
+	if (rest > 0 || out_unwritten(&link->out) > 0) {
+		link_fail(link, FATAL_PROTOCOL,
+		    "TLS: %zu bytes in the clear came behind where it begins, %llu were still to be sent", rest,
+		    (unsigned long long)out_unwritten(&link->out));
+		return;
+	}
+	free(link->held);
+	link->held = NULL;
+	link->held_len = 0;
+	link_event(link, LINK_EV_CONNECTED_TLS);
+}
+
+/* A pool with TLS sends nothing in the clear. */
+static int
+must_wait_for_tls(struct link *link)
+{
+	if (link->state == LINK_TLS)
+		return 1;
+	if (link->tls != NULL || !link->broker->pool->config->tls.enabled)
+		return 0;
+	if (out_unwritten(&link->out) > 0 && !link->wants_tls)
+		link_fail(link, FATAL_REFUSED, "the broker offers no TLS, and the pool has a tls group");
+	return 1;
+}
+
 void
 link_flush(struct link *link)
 {
-	struct world *world = link->shard->world;
 	struct iovec iov[IOVECS];
 
+	if (must_wait_for_tls(link))
+		return;
 	if (link->session->driver->flush != NULL && link->session->driver->flush(link->session, &link->out) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a flush");
 		return;
 	}
-	while (!link->want_write && out_unwritten(&link->out) > 0) {
+	while (!link->want_write && has_unsent(link)) {
 		int count = out_iovec(&link->out, iov, IOVECS);
-		ssize_t n = world->ops->writev(link->sock, iov, count);
+		ssize_t n = send_pieces(link, iov, count);
 		if (n < 0) {
 			if (errno != EAGAIN) {
-				link_fail(link, FATAL_PROTOCOL, "write: %s", strerror(errno));
+				fail_io(link, "write");
 				return;
 			}
-			link->want_write = 1;
-			world->ops->want_write(link->sock);
-			break;
+			if (link->tls == NULL || tls_unsent(link->tls) > 0)
+				want_write(link);
+			break; /* or TLS waits for the broker: reading flushes again */
 		}
 		link->count.writes++;
 		link->count.bytes_out += (uint64_t)n;
@@ -217,7 +313,10 @@ link_on_writable(void *owner)
 	struct link *link = owner;
 
 	link->want_write = 0;
-	link_want_flush(link);
+	if (link->state == LINK_TLS)
+		link_secure(link);
+	else
+		link_want_flush(link);
 }
 
 void
@@ -270,16 +369,15 @@ link_keep_hello(struct link *link, const uint8_t *bytes, size_t len)
 static int
 read_once(struct link *link)
 {
-	struct world *world = link->shard->world;
 	uint8_t *buffer = link->shard->read_buffer;
 	size_t held = link->held_len;
 
 	if (held > 0)
 		memcpy(buffer, link->held, held);
-	ssize_t n = world->ops->read(link->sock, buffer + held, SHARD_READ_BYTES);
+	ssize_t n = receive(link, buffer + held, SHARD_READ_BYTES);
 	if (n < 0) {
 		if (errno != EAGAIN)
-			link_fail(link, FATAL_PROTOCOL, "read: %s", strerror(errno));
+			fail_io(link, "read");
 		return 0;
 	}
 	if (n == 0) {
@@ -299,6 +397,10 @@ read_once(struct link *link)
 		link_fail(link, link->fatal_kind, "%s", link->fatal ? why : "the driver gave up");
 		return 0;
 	}
+	if (link->wants_tls) {
+		begin_tls(link, len - (size_t)used);
+		return 0;
+	}
 	if (greeting)
 		link_keep_hello(link, buffer, (size_t)used);
 	if (len - (size_t)used > DRIVER_INPUT_MAX || hold(link, buffer + used, len - (size_t)used) != 0) {
@@ -313,19 +415,31 @@ read_once(struct link *link)
 	if (link->leaving) {
 		link->leaving = 0;
 		link_drain(link);
-		return link->sock != NULL && n == SHARD_READ_BYTES;
+		if (link->sock == NULL)
+			return 0;
 	}
-	return n == SHARD_READ_BYTES;
+	return n == SHARD_READ_BYTES || (link->tls != NULL && tls_has_ended(link->tls));
 }
 
 void
 link_on_readable(void *owner)
 {
 	struct link *link = owner;
+	int reads = 0;
 
-	for (int i = 0; i < READS_A_TURN; i++)
-		if (!read_once(link))
-			return;
+	if (link->tls == NULL) {
+		while (read_once(link) && ++reads < READS_A_TURN)
+			;
+		return;
+	}
+	/* What is inside OpenSSL must come out, for no socket announces it: the bound is on what goes in. */
+	tls_may_read(link->tls, (size_t)READS_A_TURN * SHARD_READ_BYTES);
+	if (link->state == LINK_TLS && !link_secure(link))
+		return;
+	while (read_once(link))
+		;
+	if (link->tls != NULL && tls_unsent(link->tls) > 0)
+		link_want_flush(link);
 }
 
 /* ---- the driver's events ---- */
@@ -348,6 +462,13 @@ static void
 fatal_text(struct link *link, const char *text)
 {
 	fatal(link, FATAL_PROTOCOL, text, strlen(text));
+}
+
+/* Nothing will be different soon. */
+static void
+refuse(struct link *link, const char *text)
+{
+	fatal(link, FATAL_REFUSED, text, strlen(text));
 }
 
 /* The entry an answer is for, or NULL: not outstanding, or (L5) answered before it was sent. */
@@ -460,7 +581,10 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		return;
 	switch (event->type) {
 	case EV_UP:
-		link_event(link, LINK_EV_UP);
+		if (link->broker->pool->config->tls.enabled && link->tls == NULL)
+			refuse(link, "the broker offers no TLS, and the pool has a tls group");
+		else
+			link_event(link, LINK_EV_UP);
 		break;
 	case EV_ALIVE:
 		on_alive(link);
@@ -506,7 +630,12 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		link->leaving = 1;
 		break;
 	case EV_TLS:
-		fatal_text(link, "the broker wants TLS and the pool has no tls group");
+		if (!link->broker->pool->config->tls.enabled)
+			refuse(link, "the broker demands TLS, and the pool has no tls group");
+		else if (link->tls != NULL)
+			fatal_text(link, "the broker wants TLS inside of TLS");
+		else
+			link->wants_tls = 1;
 		break;
 	case EV_FATAL:
 		fatal(link, event->fatal, event->text != NULL ? event->text : "", event->text_len);

@@ -3,6 +3,8 @@
 #include "lane.h"
 #include "log.h"
 #include "shard.h"
+#include "shm/error.h"
+#include "tls.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -15,6 +17,38 @@
 #define CREDIT_PICKS 1024   /* how far a ready broker that cannot write may fall behind its share */
 
 static void on_tick(struct timer *timer);
+
+/* ---- TLS ---- */
+
+static int
+load_tls(struct pool *pool)
+{
+	struct tls_error error = { .why = "out of memory" };
+
+	if (!pool->config->tls.enabled)
+		return 0;
+	int rc = tls_context_new(&pool->tls, &pool->config->tls, pool->config->driver->alpn, &error);
+	if (rc != 0)
+		log_event(LOG_LEVEL_ERROR, "tls_load_failed", "pool=%s key=%s cause=%s", pool->config->name,
+		    error.key != NULL ? error.key : "-", log_quote((char[320]){ 0 }, 320, error.why, strlen(error.why)));
+	return rc;
+}
+
+void
+pool_renew_tls(struct pool *pool)
+{
+	struct tls_error error = { .why = "out of memory" };
+	int rc = tls_context_reload(pool->tls, &error);
+
+	if (rc > 0)
+		log_event(LOG_LEVEL_INFO, "tls_renewed", "pool=%s", pool->config->name);
+	else if (rc < 0)
+		log_event(LOG_LEVEL_ERROR, "tls_renewal_failed", "pool=%s key=%s cause=%s remedy=\"the old files stay in force\"",
+		    pool->config->name, error.key != NULL ? error.key : "-",
+		    log_quote((char[320]){ 0 }, 320, error.why, strlen(error.why)));
+}
+
+/* ---- life ---- */
 
 int
 pool_init(struct pool *pool, struct shard *shard, const struct config_pool *config, uint32_t index)
@@ -32,6 +66,9 @@ pool_init(struct pool *pool, struct shard *shard, const struct config_pool *conf
 	pool->brokers = calloc(config->broker_count, sizeof(*pool->brokers));
 	if (pool->brokers == NULL || timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
+	rc = load_tls(pool);
+	if (rc != 0)
+		return rc;
 	for (; pool->broker_count < config->broker_count; pool->broker_count++) {
 		struct broker *broker = &pool->brokers[pool->broker_count];
 		rc = broker_init(broker, pool, &config->brokers[pool->broker_count], pool->broker_count);
@@ -55,7 +92,9 @@ pool_fini(struct pool *pool)
 	timer_stop(&pool->shard->timers, &pool->tick);
 	timers_unreserve(&pool->shard->timers);
 	free(pool->brokers);
+	tls_context_free(pool->tls);
 	pool->brokers = NULL;
+	pool->tls = NULL;
 }
 
 void

@@ -25,6 +25,7 @@ struct pool {
 	struct shard *shard;
 	const struct config_pool *config;
 	uint32_t index;
+	struct tls_context *tls; /* NULL: in the clear */
 	struct broker *brokers;
 	uint32_t broker_count;
 
@@ -46,6 +47,7 @@ struct pool {
 	} count;
 };
 
+/* Returns 0, -TG_ENOMEM, or -TG_EINVAL after logging what is wrong with the TLS files. */
 int pool_init(struct pool *pool, struct shard *shard, const struct config_pool *config, uint32_t index);
 void pool_fini(struct pool *pool);
 void pool_start(struct pool *pool);
@@ -62,6 +64,9 @@ struct link *pool_pick_lightest(struct pool *pool);
 
 /* A broker has become trustworthy (see broker_link_proven). */
 void pool_broker_proven(struct pool *pool);
+
+/* Takes over TLS files that were renewed. What cannot be used leaves the old ones in force, and is logged. */
+void pool_renew_tls(struct pool *pool);
 
 /* A link's readiness or writability changed. */
 void pool_link_changed(struct pool *pool, struct link *link);

@@ -170,7 +170,8 @@ struct driver {
 	int (*open)(struct session *session);
 	void (*close)(struct session *session);
 
-	/* Connected (and, unless EV_TLS is used, encrypted): first bytes, if the client speaks first. */
+	/* Connected (and, unless EV_TLS is used, encrypted): first bytes, if the client speaks first. Called
+	 * a second time, with params->tls set, when the connection has become encrypted after EV_TLS. */
 	int (*start)(struct session *session, struct out *out);
 
 	/*

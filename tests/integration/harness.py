@@ -225,10 +225,11 @@ class Broker:
         self.address = f"127.0.0.1:{self.port}"
         self.process = None
         self.starts = 0
+        self.environment = {}
 
     def start(self):
         self.starts += 1
-        self.process = Process(self.box, f"{self.name}-{self.starts}", self.argv())
+        self.process = Process(self.box, f"{self.name}-{self.starts}", self.argv(), env={**os.environ, **self.environment})
         wait_for(lambda: listens(self.port) or not self.process.alive(), f"{self.name} to listen on {self.port}")
         assert self.process.alive(), f"{self.name} does not start:\n{self.process.text()}"
         return self

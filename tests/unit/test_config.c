@@ -5,6 +5,7 @@
 #include "daemon/config_source.h"
 #include "daemon/protocol/driver.h"
 #include "shm/error.h"
+#include "certificates.h"
 
 #include <ctype.h>
 #include <fcntl.h>
@@ -293,8 +294,7 @@ static void
 every_key_is_read(void **state)
 {
 	(void)state;
-	write_text("ca.pem", "x");
-	write_file("key.pem", "x", 1, 0640);
+	certificate_write("ca.pem", "key.pem", "ca", 30);
 	struct config *config = load_good(
 	    "socket = \"/s\"; socket_mode = \"0660\"; admin = \"/a\"; drain_timeout_ms = 1L;\n"
 	    "idle = { spin_us = 0; };\n"
@@ -921,7 +921,7 @@ examples_of_the_manual_are_good(void **state)
 	unsigned examples = 0;
 
 	(void)state;
-	write_text("ca.pem", "x");
+	certificate_write("ca.pem", "key.pem", "ca", 30);
 	write_file("pw", "x", 1, 0600);
 	assert_non_null(at);
 	for (char *next; (next = strstr(at, ".Bd -literal")) != NULL;) {
@@ -998,7 +998,7 @@ out_of_memory_is_an_error_at_every_allocation(void **state)
 
 	(void)state;
 	write_file("pw", "x", 1, 0600);
-	write_text("ca.pem", "x");
+	certificate_write("ca.pem", "key.pem", "ca", 30);
 	write_text("a.conf", "idle = { };");
 	write_text(FILE_NAME, "@include \"a.conf\"\nsocket = \"/s\";\n" POOL(
 				  "tls = { ca_file = \"ca.pem\"; server_name = \"x\"; }; mqtt = { username = "

@@ -103,6 +103,10 @@ conn_new(struct sink *sink, const struct listener *listener, int fd, const struc
 	conn->number = ++sink->connections_ever;
 	sink->connections++;
 	name_peer(conn, peer);
+	if (sink->tls && !(conn->ssl = secure_new(sink->tls, fd))) {
+		fprintf(stderr, "tidegate-sink: no memory for a connection\n");
+		exit(1);
+	}
 	socket_options(&sink->behaviour, fd, peer);
 	conn_rearm(conn, -1);
 	if (sink->behaviour.max_connections && sink->connections > sink->behaviour.max_connections) {
@@ -122,6 +126,7 @@ void
 conn_free(struct conn *conn)
 {
 	server_wake_at(conn->sink, conn, 0);
+	secure_free(conn->ssl);
 	if (conn->fd >= 0)
 		close(conn->fd);
 	if (conn->protocol->close)
@@ -470,6 +475,58 @@ credit(struct conn *conn)
 	return (size_t)conn->credit;
 }
 
+/* TLS has moved: counts a handshake's end, or says why there will be none. */
+static void
+note_tls(struct conn *conn, ssize_t n)
+{
+	struct sink *sink = conn->sink;
+
+	if (!conn->secured && secure_is_done(conn->ssl)) {
+		conn->secured = true;
+		sink->tls_handshakes++;
+		sink->tls_resumed += secure_is_resumed(conn->ssl);
+		server_dirty(sink, conn); /* what waited for it may leave */
+	}
+	if (n < 0 && errno == EPROTO) {
+		sink->tls_failed++;
+		sink_log(sink, conn, "warn", "TLS: %s; closing", secure_why());
+	}
+}
+
+static ssize_t
+receive(struct conn *conn, uint8_t *bytes, size_t want)
+{
+	bool wants_write = false;
+
+	if (!conn->ssl)
+		return recv(conn->fd, bytes, want, MSG_DONTWAIT);
+	ssize_t n = secure_read(conn->ssl, bytes, want, &wants_write);
+	int error = errno;
+	note_tls(conn, n);
+	if (wants_write) {
+		conn->write_blocked = true;
+		server_dirty(conn->sink, conn);
+	}
+	errno = error;
+	return n;
+}
+
+static ssize_t
+transmit(struct conn *conn, const uint8_t *bytes, size_t len)
+{
+	bool wants_write = false;
+
+	if (!conn->ssl)
+		return send(conn->fd, bytes, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+	ssize_t n = secure_write(conn->ssl, bytes, len, &wants_write);
+	int error = errno;
+	note_tls(conn, n);
+	if (n < 0 && error == EAGAIN)
+		conn->write_blocked = wants_write; /* or it waits for the peer: reading goes on with it */
+	errno = error;
+	return n;
+}
+
 /* Reads and drops until the peer has closed as well. */
 static void
 linger(struct conn *conn)
@@ -483,7 +540,7 @@ linger(struct conn *conn)
 void
 conn_readable(struct conn *conn)
 {
-	size_t kept = conn->in.len, want = SINK_READ_BYTES;
+	size_t kept = conn->in.len, spare = conn->ssl ? SECURE_RECORD : 0, want = SINK_READ_BYTES - spare;
 	uint8_t *bytes = conn->sink->scratch;
 
 	if (conn->end == CONN_LINGER) {
@@ -500,13 +557,13 @@ conn_readable(struct conn *conn)
 	}
 	/* The rest of the last read goes in front; the rest of a large packet stays where it is. */
 	if (kept > SINK_READ_BYTES) {
-		if (conn->in.cap - kept < want)
+		if (conn->in.cap - kept < want + spare)
 			buf_room(&conn->in, kept);
 		bytes = conn->in.data;
 	} else if (kept > 0) {
 		memcpy(bytes, conn->in.data, kept);
 	}
-	ssize_t n = recv(conn->fd, bytes + kept, want, MSG_DONTWAIT);
+	ssize_t n = receive(conn, bytes + kept, want);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (n <= 0) {
@@ -542,14 +599,20 @@ write_out(struct conn *conn)
 {
 	struct buf *out = &conn->out;
 
+	/* A handshake that could not write has nothing in `out`. */
+	if (conn->ssl && !conn->secured && out->off == out->len) {
+		if (transmit(conn, NULL, 0) < 0 && errno != EAGAIN)
+			conn_end(conn, CONN_GONE);
+		return;
+	}
 	while (out->off < out->len) {
-		ssize_t n =
-		    send(conn->fd, out->data + out->off, out->len - out->off, MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = transmit(conn, out->data + out->off, out->len - out->off);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0) {
-			conn->write_blocked = errno == EAGAIN;
-			if (!conn->write_blocked)
+			if (!conn->ssl)
+				conn->write_blocked = errno == EAGAIN;
+			if (errno != EAGAIN)
 				conn_end(conn, CONN_GONE);
 			return;
 		}
@@ -572,6 +635,8 @@ static void
 finish(struct conn *conn)
 {
 	if (conn->end == CONN_FLUSH && !conn->write_blocked) {
+		if (conn->ssl)
+			secure_shutdown(conn->ssl);
 		shutdown(conn->fd, SHUT_WR);
 		conn->end = CONN_LINGER;
 		server_wake_at(conn->sink, conn, conn->sink->now_ns + LINGER_NS);

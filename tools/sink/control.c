@@ -103,6 +103,9 @@ control_stats(const struct sink *sink, bool with_connections)
 	json_object_set_new(object, "connections_ever", json_integer((json_int_t)sink->connections_ever));
 	json_object_set_new(object, "connections_refused", json_integer((json_int_t)sink->connections_refused));
 	add_counters(object, &sink->counters);
+	json_object_set_new(object, "tls_handshakes", json_integer((json_int_t)sink->tls_handshakes));
+	json_object_set_new(object, "tls_resumed", json_integer((json_int_t)sink->tls_resumed));
+	json_object_set_new(object, "tls_failed", json_integer((json_int_t)sink->tls_failed));
 	json_object_set_new(object, "malformed", json_integer((json_int_t)sink->malformed));
 	json_object_set_new(object, "pending", json_integer((json_int_t)pending));
 	json_object_set_new(object, "recorded", json_integer((json_int_t)sink->record.lines));

@@ -25,6 +25,9 @@
 	OPTION(control, "unix:/PATH", "take commands there while running")                              \
 	OPTION(tell, "unix:/PATH", "client mode: send the command to a running sink, print its answer") \
 	OPTION(seed, "N", "seed of --garbage, for a repeatable run; default: the clock")                \
+	OPTION(tls_cert, "FILE", "speak TLS with this certificate chain (PEM); needs --tls-key")          \
+	OPTION(tls_key, "FILE", "its private key")                                                      \
+	OPTION(tls_ca, "FILE", "want a certificate of every client, by one of these CAs")               \
 	OPTION(quiet, NULL, "do not log connections that end badly")                                    \
 	OPTION(help, NULL, "this text")                                                                 \
 	OPTION(version, NULL, "the version")
@@ -47,6 +50,9 @@ struct settings {
 	const char *record;
 	const char *control;
 	const char *tell;
+	const char *tls_cert;
+	const char *tls_key;
+	const char *tls_ca;
 	enum record_format format;
 	bool no_record;
 };
@@ -165,6 +171,15 @@ take(struct sink *sink, struct settings *settings, enum option_id id, char *valu
 			return complain("--seed \"%s\": want a number from 0 to %llu", value,
 			    (unsigned long long)UINT64_MAX);
 		return 0;
+	case OPTION_tls_cert:
+		settings->tls_cert = value;
+		return 0;
+	case OPTION_tls_key:
+		settings->tls_key = value;
+		return 0;
+	case OPTION_tls_ca:
+		settings->tls_ca = value;
+		return 0;
 	case OPTION_quiet:
 		sink->quiet = true;
 		return 0;
@@ -237,6 +252,8 @@ read_options(struct sink *sink, struct settings *settings, int argc, char **argv
 		return complain("--listen is missing");
 	if (!settings->record == !settings->no_record)
 		return complain("want either --record FILE or --no-record");
+	if (!settings->tls_cert != !settings->tls_key || (settings->tls_ca && !settings->tls_cert))
+		return complain("want --tls-cert and --tls-key together, and --tls-ca only with them");
 	return 0;
 }
 
@@ -250,6 +267,11 @@ start(struct sink *sink, const struct settings *settings)
 	if (r < 0) {
 		fprintf(stderr, "tidegate-sink: record \"%s\": %s\n", settings->record, strerror(-r));
 		return 1;
+	}
+	if (settings->tls_cert) {
+		sink->tls = secure_context_new(settings->tls_cert, settings->tls_key, settings->tls_ca);
+		if (!sink->tls)
+			return 1;
 	}
 	if (server_init(sink) < 0)
 		return 1;
@@ -294,6 +316,7 @@ main(int argc, char **argv)
 		status = 0;
 	}
 	server_fini(&sink);
+	secure_context_free(sink.tls);
 	record_fini(&sink.record);
 	behaviour_fini(&sink.behaviour);
 	return status;

@@ -18,6 +18,7 @@
 
 #include "behaviour.h"
 #include "record.h"
+#include "secure.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -118,6 +119,8 @@ struct conn {
 	void *state;
 	bool control; /* a control connection: no behaviour applies to it */
 	int fd;
+	struct ssl_st *ssl; /* NULL: in the clear */
+	bool secured;       /* its handshake is counted */
 	uint32_t events; /* registered with epoll; 0 with in_epoll unset: not registered */
 	bool in_epoll;
 	uint64_t number; /* 1, 2, … since the start */
@@ -175,6 +178,7 @@ struct sink {
 	struct conn_dirty dirty;
 	int epoll_fd;
 	int signal_fd;
+	struct ssl_ctx_st *tls; /* NULL: in the clear */
 	bool quit;
 	bool quiet;
 	uint64_t now_ns; /* monotonic, once a turn */
@@ -188,6 +192,9 @@ struct sink {
 	uint64_t connections; /* open now, without control connections */
 	uint64_t connections_ever;
 	uint64_t connections_refused; /* max-connections, connack, auth */
+	uint64_t tls_handshakes;      /* that came to an end */
+	uint64_t tls_resumed;         /* of them, those that took up a session again */
+	uint64_t tls_failed;          /* connections ended because TLS failed */
 	uint64_t malformed;           /* connections ended for what the client sent */
 	uint8_t *scratch;             /* SINK_READ_BYTES * 2: where reads land */
 	struct record_pair *pairs;    /* headers of the message at hand */

@@ -1,0 +1,351 @@
+"""TLS against real mosquitto and against the sink: what is carried, what is refused and in which words,
+what is resumed, and that faults under it lose no more than in the clear."""
+
+import random
+import time
+
+import pytest
+
+from harness import Daemon, Sink, merged, pool, program, wait_for
+from load import Producer, check_all_arrived, wait_all_arrived
+from test_failover import FAST, settle, wait_share
+from tls import Authority, TlsMosquitto, TlsSink, newest_tls, openssl
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls") / "ca")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls") / "stranger", "Another CA")
+
+
+@pytest.fixture(scope="module")
+def identity(authority):
+    return authority.issue()
+
+
+def tls_pool(brokers, authority, **changes):
+    return pool(brokers, **merged({"tls": {"ca_file": authority.cert}}, changes))
+
+
+def why(daemon):
+    return daemon.links()[0]["why"]
+
+
+def wait_why(daemon, words, deadline_s=15):
+    wait_for(lambda: words in why(daemon), lambda: f"\"{words}\", the link says \"{why(daemon)}\"", deadline_s)
+
+
+def check_backs_off_to_the_cap(daemon, retry_max_ms=10000):
+    """Whoever is refused does not hammer."""
+    link = daemon.links()[0]
+    assert link["state"].lower() == "backoff" and link["connects"] == 1, link
+    timer = f"no more than one attempt in half of {retry_max_ms} ms"
+    attempts = daemon.rows("brokers")[0]["attempts"]
+    assert attempts == 1, timer
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("tls", ["1.2", "1.3"])
+def test_messages_of_all_sizes_arrive_in_order(box, daemon, authority, identity, version, tls):
+    broker = TlsMosquitto(box, authority, identity, environment=newest_tls(box, tls)).start()
+    subscriber = broker.subscriber()
+    d = daemon(tls_pool([broker], authority, mqtt={"version": version}))
+    assert d.links()[0]["tls"] == f"TLSv{tls}"
+    producers = [Producer(box, d, 1, count=3000, low=16, high=256, lanes=2),
+                 Producer(box, d, 2, count=400, low=65536, ring=1 << 20),
+                 Producer(box, d, 3, count=1000, low=3000, high=20000, ring=1 << 20)]
+    for producer in producers:
+        assert producer.finish() == {"delivered": producer.count * producer.lanes}
+    wait_all_arrived(producers, subscriber)
+    assert check_all_arrived(producers, subscriber) == 0
+    assert d.stop() == 0
+
+
+@pytest.mark.sanitizers
+def test_one_byte_and_empty_bodies(box, daemon, authority, identity):
+    sink = TlsSink(box, identity).start()
+    d = daemon(tls_pool([sink], authority))
+    for body in ("x", ""):
+        result = d.publish("-m", body)
+        assert result.returncode == 0 and "delivered=1" in result.stderr, result.stderr
+    assert [arrival["body"] for arrival in sink.arrivals()] == ["x", ""]
+
+
+def test_qos_0_is_sent(box, daemon, authority, identity):
+    sink = TlsSink(box, identity).start()
+    d = daemon(tls_pool([sink], authority, mqtt={"qos": 0}))
+    producers = [Producer(box, d, 1, count=2000, low=16, high=40000, ring=1 << 20)]
+    assert producers[0].finish() == {"sent": 2000}
+    wait_for(lambda: sink.stats()["messages"] == 2000, "all to be at the sink")
+    check_all_arrived(producers, sink)
+
+
+def test_refused_unknown_ca(box, daemon, authority, stranger, identity):
+    broker = TlsMosquitto(box, authority, identity).start()
+    d = daemon(tls_pool([broker], stranger), ready=False)
+    wait_why(d, f'the certificate of "broker" is by "Test CA", a CA unknown to {stranger.cert}')
+    check_backs_off_to_the_cap(d)
+    assert "a CA unknown to" in d.rows("pools")[0]["failing"][0]["why"]
+
+
+def test_the_system_store_does_not_know_the_tests_ca(box, daemon, authority, identity):
+    broker = TlsMosquitto(box, authority, identity).start()
+    d = daemon(pool([broker], tls={"verify": True}), ready=False)
+    wait_why(d, "a CA unknown to this system")
+
+
+@pytest.mark.parametrize("server_name", [None, "wrong.test"])
+def test_refused_wrong_name(box, daemon, authority, server_name):
+    broker = TlsMosquitto(box, authority, authority.issue(names="DNS:other.test,IP:10.0.0.1")).start()
+    changes = {"tls": {"server_name": server_name}} if server_name else {}
+    d = daemon(tls_pool([broker], authority, **changes), ready=False)
+    wait_why(d, f"its certificate is for other.test, 10.0.0.1, not for {server_name or '127.0.0.1'}")
+    check_backs_off_to_the_cap(d)
+
+
+def test_server_name_in_place_of_the_address(box, daemon, authority):
+    broker = TlsMosquitto(box, authority, authority.issue(names="DNS:other.test")).start()
+    d = daemon(tls_pool([broker], authority, tls={"server_name": "other.test"}))
+    assert d.publish("-m", "x").returncode == 0
+
+
+def test_refused_expired_certificate(box, daemon, authority):
+    broker = TlsMosquitto(box, authority, authority.issue("old", days=-1)).start()
+    d = daemon(tls_pool([broker], authority), ready=False)
+    wait_why(d, 'the certificate of "old" has expired: it was valid until 20')
+    check_backs_off_to_the_cap(d)
+
+
+def test_verify_false_accepts_all_that(box, daemon, authority):
+    broker = TlsMosquitto(box, authority, authority.issue("old", names="DNS:other.test", days=-1)).start()
+    d = daemon(pool([broker], tls={"verify": False}))
+    assert d.publish("-m", "x").returncode == 0
+
+
+@pytest.mark.sanitizers
+def test_client_certificate_is_shown(box, daemon, authority, identity):
+    broker = TlsMosquitto(box, authority, identity, lines=["require_certificate true"]).start()
+    client = authority.issue("client", names=None)
+    d = daemon(tls_pool([broker], authority, tls={"cert_file": client.cert, "key_file": client.key}))
+    assert d.publish("-m", "x").returncode == 0
+    # A reconnect, too: a broker that cannot resume such a session must not keep us out.
+    broker.kill()
+    d.wait_not_ready(broker)
+    broker.start()
+    d.wait_ready(broker)
+    assert d.publish("-m", "x").returncode == 0
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("tls", ["1.2", "1.3"])
+def test_client_certificate_is_missing(box, daemon, authority, identity, tls):
+    broker = TlsMosquitto(box, authority, identity, lines=["require_certificate true"],
+                          environment=newest_tls(box, tls)).start()
+    d = daemon(tls_pool([broker], authority), ready=False)
+    wait_why(d, "the pool has no tls.cert_file")
+    check_backs_off_to_the_cap(d)
+
+
+def test_client_certificate_of_a_strange_ca(box, daemon, authority, stranger, identity):
+    sink = TlsSink(box, identity, clients=authority).start()
+    client = stranger.issue("client", names=None)
+    d = daemon(tls_pool([sink], authority, tls={"cert_file": client.cert, "key_file": client.key}), ready=False)
+    wait_why(d, "the broker refuses: alert 48, unknown CA")
+    check_backs_off_to_the_cap(d)
+
+
+def test_min_version_that_the_broker_has(box, daemon, authority, identity):
+    broker = TlsMosquitto(box, authority, identity).start()
+    d = daemon(tls_pool([broker], authority, tls={"min_version": "1.3"}))
+    assert d.links()[0]["tls"] == "TLSv1.3"
+
+
+def test_min_version_that_the_broker_does_not_have(box, daemon, authority, identity):
+    broker = TlsMosquitto(box, authority, identity, environment=newest_tls(box, "1.2")).start()
+    d = daemon(tls_pool([broker], authority, tls={"min_version": "1.3"}), ready=False)
+    wait_why(d, "the broker speaks no version of TLS from 1.3 on")
+    check_backs_off_to_the_cap(d)
+
+
+def test_a_port_that_is_not_tls(box, daemon, authority):
+    broker = Sink(box).start()
+    d = daemon(tls_pool([broker], authority), ready=False)
+    wait_for(lambda: "TLS" in why(d), lambda: why(d))
+
+
+def test_a_silent_port_times_out(box, daemon, authority, identity):
+    sink = TlsSink(box, identity).start()
+    sink.freeze()
+    d = daemon(tls_pool([sink], authority, health={"connect_timeout_ms": 300}), ready=False)
+    wait_why(d, "no end of tls in 300 ms")
+    sink.thaw()
+    d.wait_ready(sink)
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("tls", ["1.2", "1.3"])
+def test_sessions_are_resumed(box, daemon, authority, identity, tls):
+    sink = TlsSink(box, identity, environment=newest_tls(box, tls)).start()
+    d = daemon(tls_pool([sink], authority, **FAST))
+    assert d.links()[0]["tls"] == f"TLSv{tls}"
+    for times in range(1, 5):
+        assert d.publish("-m", "x").returncode == 0
+        sink.tell("set", "reset-after", "1")
+        d.publish("-m", "x")
+        wait_for(lambda: d.links()[0]["connects"] > times, "another connection")
+        sink.tell("set", "reset-after", "0")
+        d.wait_ready(sink)
+        assert d.links()[0]["tls"] == f"TLSv{tls} resumed", f"after {times} resets"
+    stats = sink.stats()
+    assert stats["tls_handshakes"] >= 5 and stats["tls_resumed"] == stats["tls_handshakes"] - 1, stats
+
+
+def test_mosquitto_resumes(box, daemon, authority, identity):
+    broker = TlsMosquitto(box, authority, identity).start()
+    d = daemon(tls_pool([broker], authority, **FAST))
+    # mosquitto's tickets die with it: it must drop the link and live.
+    took_over = box.run("mosquitto_pub", "-p", broker.port, "-i", client_id(broker), "-t", "t", "-n")
+    assert took_over.returncode == 0, took_over.stderr
+    wait_for(lambda: d.links()[0]["connects"] == 2, "another connection")
+    d.wait_ready(broker)
+    assert d.links()[0]["tls"] == "TLSv1.3 resumed"
+
+
+def client_id(broker):
+    """What the daemon calls itself, from mosquitto's log."""
+    wait_for(lambda: " as tidegate-" in broker.process.text(), "the client in the log")
+    return "tidegate-" + broker.process.text().rpartition(" as tidegate-")[2].split()[0]
+
+
+@pytest.mark.sanitizers
+def test_renewed_certificate_is_picked_up(box, daemon, authority, stranger, identity):
+    """The client's certificate was by a CA the broker does not know; it is renewed on disk."""
+    sink = TlsSink(box, identity, clients=authority).start()
+    cert, key = box.path / "client.pem", box.path / "client.key"
+
+    def install(which):
+        for source, target in ((which.key, key), (which.cert, cert)):
+            fresh = target.with_suffix(".new")
+            fresh.write_bytes(source.read_bytes())
+            fresh.chmod(0o600)
+            fresh.rename(target)
+
+    install(stranger.issue("client", names=None))
+    d = daemon(tls_pool([sink], authority, tls={"cert_file": cert, "key_file": key}, breaker={"retry_max_ms": 500}),
+               ready=False)
+    wait_why(d, "alert 48")
+    good = authority.issue("client", names=None)
+    # First half of it: the certificate without its key leaves the old pair in force.
+    cert.write_bytes(good.cert.read_bytes())
+    wait_for(lambda: "tls_renewal_failed" in d.process.text(), "the mismatch to be logged")
+    assert f"{key} is not the key of the certificate in {cert}" in d.process.text()
+    assert d.process.text().count("tls_renewal_failed") == 1
+    install(good)
+    d.wait_ready(sink)
+    assert "tls_renewed" in d.process.text()
+    assert d.publish("-m", "x").returncode == 0
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("fault", ["kill", "restart", "freeze"])
+def test_two_mosquittos_lose_nothing(box, daemon, authority, identity, fault):
+    dice = random.Random(fault + "t")
+    brokers = [TlsMosquitto(box, authority, identity, name, memory=True) for name in ("a", "b")]
+    subscribers = [broker.prepare() for broker in brokers]
+    d = daemon(tls_pool(brokers, authority, **FAST))
+    producers = [Producer(box, d, number, count=4000, rate=1600, low=10, high=4000, ring=1 << 20, batch=8, deadline_s=90)
+                 for number in range(1, 5)]
+    wait_share(producers, 0.3 + dice.uniform(-0.05, 0.05))
+    at = dice.randrange(2)
+    victim, subscriber = brokers[at], subscribers[at]
+    before = subscriber.file.subscribed()
+    if fault == "freeze":
+        victim.freeze()
+        d.wait_not_ready(victim)
+        victim.thaw()
+    else:
+        victim.kill() if fault == "kill" else victim.stop()
+        d.wait_not_ready(victim)
+        victim.start()
+        subscriber.wait_subscribed(before + 1)
+    d.wait_ready(victim)
+    for producer in producers:
+        assert producer.finish(120) == {"delivered": producer.count}
+    settle(producers, *subscribers)
+    check_all_arrived(producers, *subscribers)
+
+
+@pytest.mark.sanitizers
+def test_sink_resets_and_stalls_under_load(box, daemon, authority, identity):
+    sinks = [TlsSink(box, identity, name).start() for name in ("a", "b")]
+    d = daemon(tls_pool(sinks, authority, **FAST))
+    producers = [Producer(box, d, number, count=3000, rate=1500, low=10, high=60000, ring=1 << 20, batch=8)
+                 for number in range(1, 5)]
+    wait_share(producers, 0.2)
+    sinks[0].tell("set", "reset-after", "100")
+    wait_share(producers, 0.4)
+    sinks[0].tell("set", "reset-after", "0")
+    sinks[1].tell("set", "read-rate", "200000")
+    wait_share(producers, 0.7)
+    sinks[1].tell("set", "read-rate", "0")
+    for producer in producers:
+        assert producer.finish(120) == {"delivered": producer.count}
+    check_all_arrived(producers, *sinks)
+
+
+def test_vanished_broker_is_left_within_three_seconds(box, daemon, authority, identity, network):
+    brokers = [TlsSink(box, identity, name).start() for name in ("a", "b")]
+    d = daemon(tls_pool(brokers, authority))
+    producers = [Producer(box, d, 1, count=4000, rate=800, low=100, lanes=2, deadline_s=60)]
+    wait_share(producers, 0.1)
+    network.cut(brokers[0].port)
+    began = time.monotonic()
+    d.wait_not_ready(brokers[0])
+    assert time.monotonic() - began < 3.5
+    network.heal(brokers[0].port)
+    assert producers[0].finish() == {"delivered": 8000}
+    check_all_arrived(producers, *brokers)
+
+
+BAD_FILES = {
+    "ca_file": ("no certificate", "ca_file: {path} is no list of certificates: "),
+    "cert_file": ("no certificate", "cert_file: {path} is no certificate chain: nothing of the kind in PEM form is in it"),
+    "key_file": ("no key", "key_file: {path} is no private key: "),
+}
+
+
+@pytest.mark.parametrize("key", BAD_FILES)
+def test_files_that_cannot_be_used_are_configuration_errors(box, authority, identity, key):
+    content, words = BAD_FILES[key]
+    path = box.path / "bad.pem"
+    path.write_text(content)
+    path.chmod(0o600)
+    tls = {"ca_file": authority.cert, "cert_file": identity.cert, "key_file": identity.key, key: path}
+    assert_refused(box, tls, f"pools[0].tls.{words.format(path=path)}")
+
+
+def test_a_key_of_another_certificate_is_a_configuration_error(box, authority, identity):
+    other = authority.issue("other")
+    assert_refused(box, {"ca_file": authority.cert, "cert_file": identity.cert, "key_file": other.key},
+                   f"pools[0].tls.key_file: {other.key} is not the key of the certificate in {identity.cert}")
+
+
+def test_an_encrypted_key_is_a_configuration_error(box, authority, identity):
+    path = box.path / "locked.key"
+    openssl("ec", "-in", identity.key, "-aes256", "-passout", "pass:secret", "-out", path)
+    path.chmod(0o600)
+    assert_refused(box, {"cert_file": identity.cert, "key_file": path},
+                   f"pools[0].tls.key_file: {path} is no private key: it is encrypted")
+
+
+def assert_refused(box, tls, words):
+    daemon = Daemon(box, [pool(["127.0.0.1:1"], tls=tls)])
+    for check in (["--check"], []):
+        result = box.run(program("tidegated"), "-c", daemon.config, *check)
+        assert result.returncode == 2, result.stderr
+        assert words in result.stderr, result.stderr
