@@ -264,26 +264,6 @@ pool_pick(struct pool *pool, const uint8_t *key, uint32_t key_len)
 	abort();
 }
 
-struct link *
-pool_pick_lightest(struct pool *pool)
-{
-	struct broker *best = NULL;
-	uint64_t best_weight = 1;
-
-	for (uint32_t i = 0; i < pool->broker_count; i++) {
-		struct broker *broker = &pool->brokers[i];
-		uint64_t weight = broker_weight(broker, pool->shard->now_ns);
-		if (!is_eligible(pool, broker) || broker_pick_link(broker) == NULL || weight == 0)
-			continue;
-		/* (bound + 1) / weight, compared without division */
-		if (best == NULL || (broker->bound_count + 1) * best_weight < (best->bound_count + 1) * weight) {
-			best = broker;
-			best_weight = weight;
-		}
-	}
-	return best == NULL ? NULL : broker_pick_link(best);
-}
-
 /* The group with the best priority that has a proven broker, or, if none is proven, a ready one. */
 static void
 choose_group(struct pool *pool)

@@ -59,9 +59,6 @@ void pool_start(struct pool *pool);
  */
 struct link *pool_pick(struct pool *pool, const uint8_t *key, uint32_t key_len);
 
-/* For a lane that moves to even out the shares: the link of the broker that has least for its weight. */
-struct link *pool_pick_lightest(struct pool *pool);
-
 /* A broker has become trustworthy (see broker_link_proven). */
 void pool_broker_proven(struct pool *pool);
 
