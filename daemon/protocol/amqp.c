@@ -204,7 +204,7 @@ amqp_reply_text(uint32_t code)
 {
 	switch (code) {
 #define X(number, words, fatal) \
-	case number: \
+	case number:            \
 		return words;
 #include "amqp_reply.def"
 #undef X
@@ -218,7 +218,7 @@ amqp_reply_fatal(uint32_t code)
 {
 	switch (code) {
 #define X(number, words, fatal) \
-	case number: \
+	case number:            \
 		return fatal;
 #include "amqp_reply.def"
 #undef X

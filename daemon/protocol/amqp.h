@@ -53,9 +53,9 @@ struct amqp_settings {
 
 enum amqp_state {
 	AMQP_CLOSED,
-	AMQP_STARTING, /* header sent, connection.start is due */
-	AMQP_TUNING,   /* start-ok sent */
-	AMQP_OPENING,  /* tune-ok and open sent */
+	AMQP_STARTING,  /* header sent, connection.start is due */
+	AMQP_TUNING,    /* start-ok sent */
+	AMQP_OPENING,   /* tune-ok and open sent */
 	AMQP_SELECTING, /* channel 1: open and confirm.select sent */
 	AMQP_UP,
 };
@@ -127,15 +127,18 @@ amqp_session(struct session *session)
 static inline uint32_t
 amqp_id(uint64_t lane_nonce, uint64_t position)
 {
-	return (uint32_t)((position + lane_nonce * UINT64_C(0x9e3779b97f4a7c15)) * UINT64_C(0xd6e8feb86659fd93) >> 32);
+	return (
+	    uint32_t)((position + lane_nonce * UINT64_C(0x9e3779b97f4a7c15)) * UINT64_C(0xd6e8feb86659fd93) >>
+		      32);
 }
 
 /* Says what acknowledgements in order have been gathered. */
 void amqp_flush_acked(struct amqp_session *amqp);
 
 /* Ends the session; returns a negative TG_E. */
-#define amqp_fatal(amqp, kind, code, ...) \
-	(amqp_flush_acked(amqp), (amqp)->state = AMQP_CLOSED, driver_fatal(&(amqp)->base, kind, code, __VA_ARGS__))
+#define amqp_fatal(amqp, kind, code, ...)                     \
+	(amqp_flush_acked(amqp), (amqp)->state = AMQP_CLOSED, \
+	    driver_fatal(&(amqp)->base, kind, code, __VA_ARGS__))
 
 /* Sends bytes now. Returns 0 or -TG_ENOMEM after EV_FATAL; only inside input(). */
 int amqp_send(struct amqp_session *amqp, struct out *out, const void *bytes, size_t len);
@@ -145,17 +148,17 @@ int amqp_send(struct amqp_session *amqp, struct out *out, const void *bytes, siz
 uint8_t *amqp_put_open(uint8_t *at, uint32_t channel, int nowait);
 
 /* A method on channel 0 or 1 before EV_UP. Returns 0 or a negative TG_E after EV_FATAL. */
-int amqp_handshake(
-    struct amqp_session *amqp, uint32_t channel, uint32_t method, struct amqp_reader *arguments, struct out *out);
+int amqp_handshake(struct amqp_session *amqp, uint32_t channel, uint32_t method, struct amqp_reader *arguments,
+    struct out *out);
 
 /* amqp_confirm.c: the same for what says what became of messages. */
-int amqp_confirm(struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method,
-    struct amqp_reader *arguments);
+int amqp_confirm(
+    struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method, struct amqp_reader *arguments);
 int amqp_return(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments);
 int amqp_return_header(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *header);
 int amqp_return_body(struct amqp_session *amqp, struct amqp_channel *channel, size_t len);
-int amqp_channel_closed(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments,
-    struct out *out);
+int amqp_channel_closed(
+    struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments, struct out *out);
 int amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel);
 
 /* struct driver's. */

@@ -98,7 +98,8 @@ confirm_one(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp
 	if (pending->returned != 0)
 		rejected(amqp, pending->seq, pending->returned, channel->return_text);
 	else if (nack)
-		rejected(amqp, pending->seq, AMQP_CODE_NACK, "the broker could not take the message (basic.nack)");
+		rejected(
+		    amqp, pending->seq, AMQP_CODE_NACK, "the broker could not take the message (basic.nack)");
 	else
 		delivered(amqp, pending->seq);
 	if (channel->careful > 0)
@@ -106,8 +107,8 @@ confirm_one(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp
 }
 
 int
-amqp_confirm(struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method,
-    struct amqp_reader *arguments)
+amqp_confirm(
+    struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method, struct amqp_reader *arguments)
 {
 	const char *name = method == BASIC_ACK ? "basic.ack" : "basic.nack";
 	uint64_t tag = amqp_take(arguments, 8);
@@ -158,13 +159,13 @@ amqp_return(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp
 	char said[32], where[44], what[52];
 
 	if (arguments->bad || code == 0)
-		return amqp_fatal(amqp, FATAL_PROTOCOL, 502, "basic.return on channel %u: malformed",
-		    channel->number);
+		return amqp_fatal(
+		    amqp, FATAL_PROTOCOL, 502, "basic.return on channel %u: malformed", channel->number);
 	utf8_clean(said, sizeof(said), text.bytes, text.len);
 	utf8_clean(where, sizeof(where), exchange.bytes, exchange.len);
 	utf8_clean(what, sizeof(what), key.bytes, key.len);
-	snprintf(channel->return_text, sizeof(channel->return_text), "%s: exchange '%s', routing key '%s'", said,
-	    where, what);
+	snprintf(channel->return_text, sizeof(channel->return_text), "%s: exchange '%s', routing key '%s'",
+	    said, where, what);
 	channel->return_code = code;
 	channel->content = CONTENT_HEADER;
 	return 0;
@@ -269,7 +270,8 @@ amqp_return_body(struct amqp_session *amqp, struct amqp_channel *channel, size_t
 static void
 learn_max_body(struct amqp_session *amqp, const char *text)
 {
-	const char *limit = strncmp(text, TOO_LARGE, strlen(TOO_LARGE)) == 0 ? strstr(text, TOO_LARGE_LIMIT) : NULL;
+	const char *limit =
+	    strncmp(text, TOO_LARGE, strlen(TOO_LARGE)) == 0 ? strstr(text, TOO_LARGE_LIMIT) : NULL;
 
 	if (limit == NULL)
 		return;
@@ -282,8 +284,8 @@ learn_max_body(struct amqp_session *amqp, const char *text)
 }
 
 int
-amqp_channel_closed(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments,
-    struct out *out)
+amqp_channel_closed(
+    struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments, struct out *out)
 {
 	uint32_t number = channel->number;
 	uint32_t code = (uint32_t)amqp_take(arguments, 2);
@@ -338,8 +340,8 @@ amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel)
 	uint32_t waiting = 0;
 
 	if (!channel->open_due)
-		return amqp_fatal(amqp, FATAL_PROTOCOL, 503, "channel.open-ok on channel %u, which is open",
-		    channel->number);
+		return amqp_fatal(
+		    amqp, FATAL_PROTOCOL, 503, "channel.open-ok on channel %u, which is open", channel->number);
 	channel->open_due = 0;
 	if (channel->state != CHANNEL_IS_REOPENING)
 		return 0;

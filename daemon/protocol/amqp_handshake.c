@@ -186,8 +186,8 @@ input_select_ok(struct amqp_session *amqp)
 }
 
 int
-amqp_handshake(
-    struct amqp_session *amqp, uint32_t channel, uint32_t method, struct amqp_reader *arguments, struct out *out)
+amqp_handshake(struct amqp_session *amqp, uint32_t channel, uint32_t method, struct amqp_reader *arguments,
+    struct out *out)
 {
 	if (channel == 0 && amqp->state == AMQP_STARTING && method == CONNECTION_START)
 		return input_start(amqp, arguments, out);

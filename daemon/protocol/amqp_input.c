@@ -153,10 +153,10 @@ input_version(struct amqp_session *amqp, const uint8_t *bytes, size_t len)
 	if (len < 8)
 		return 0;
 	if (memcmp(bytes, "AMQP", 4) == 0)
-		return amqp_fatal(amqp, FATAL_PROTOCOL, 0, "the broker speaks AMQP %u.%u.%u, not 0.9.1", bytes[5],
-		    bytes[6], bytes[7]);
-	return amqp_fatal(amqp, FATAL_PROTOCOL, 501, "the broker does not speak AMQP: it begins with 0x%02x",
-	    bytes[0]);
+		return amqp_fatal(amqp, FATAL_PROTOCOL, 0, "the broker speaks AMQP %u.%u.%u, not 0.9.1",
+		    bytes[5], bytes[6], bytes[7]);
+	return amqp_fatal(
+	    amqp, FATAL_PROTOCOL, 501, "the broker does not speak AMQP: it begins with 0x%02x", bytes[0]);
 }
 
 /*
@@ -185,8 +185,9 @@ input_frame(struct amqp_session *amqp, const uint8_t *bytes, size_t len, struct 
 		return 0;
 	const uint8_t *payload = bytes + AMQP_FRAME_HEAD;
 	if (payload[size] != AMQP_FRAME_END)
-		return amqp_fatal(amqp, FATAL_PROTOCOL, 501, "a frame on channel %u ends with 0x%02x, not 0x%02x",
-		    number, payload[size], AMQP_FRAME_END);
+		return amqp_fatal(amqp, FATAL_PROTOCOL, 501,
+		    "a frame on channel %u ends with 0x%02x, not 0x%02x", number, payload[size],
+		    AMQP_FRAME_END);
 	if (type == FRAME_METHOD)
 		rc = input_method(amqp, number, payload, size, out);
 	else if (type == FRAME_HEARTBEAT)

@@ -59,19 +59,21 @@ read_topic(const struct amqp_settings *settings, const struct message *message, 
 	size_t offset = 0;
 	const uint8_t *slash;
 
-	*target = (struct target){ .exchange = message->topic, .key = message->topic, .key_len = message->topic_len };
+	*target =
+	    (struct target){ .exchange = message->topic, .key = message->topic, .key_len = message->topic_len };
 	if (settings->exchange != NULL) {
 		target->exchange = (const uint8_t *)settings->exchange;
 		target->exchange_len = (uint32_t)strlen(settings->exchange);
-	} else if (message->topic_len > 0 && (slash = memchr(message->topic, '/', message->topic_len)) != NULL) {
+	} else if (message->topic_len > 0 &&
+		   (slash = memchr(message->topic, '/', message->topic_len)) != NULL) {
 		target->exchange_len = (uint32_t)(slash - message->topic);
 		target->key = slash + 1;
 		target->key_len = message->topic_len - target->exchange_len - 1;
 	}
 	if (target->exchange_len > AMQP_SHORT_MAX)
 		return reject(rejection, REJECT_TOPIC,
-		    "the topic's exchange (up to the first '/') has %u bytes, AMQP allows %u", target->exchange_len,
-		    AMQP_SHORT_MAX);
+		    "the topic's exchange (up to the first '/') has %u bytes, AMQP allows %u",
+		    target->exchange_len, AMQP_SHORT_MAX);
 	if (target->key_len > AMQP_SHORT_MAX)
 		return reject(rejection, REJECT_TOPIC, "the topic's routing key has %u bytes, AMQP allows %u",
 		    target->key_len, AMQP_SHORT_MAX);
@@ -152,10 +154,10 @@ measure(const struct amqp_session *amqp, const struct message *message, struct f
 	size_t header = 14 + frame->properties;
 	if (header > amqp->frame_max - AMQP_FRAME_EXTRA)
 		return reject(rejection, REJECT_HEADER,
-		    "headers and key make a frame of %zu bytes, the broker allows %u", header + AMQP_FRAME_EXTRA,
-		    amqp->frame_max);
-	frame->head = AMQP_FRAME_EXTRA + 4 + 2 + 1 + frame->target.exchange_len + 1 + frame->target.key_len + 1 +
-		      AMQP_FRAME_EXTRA + header;
+		    "headers and key make a frame of %zu bytes, the broker allows %u",
+		    header + AMQP_FRAME_EXTRA, amqp->frame_max);
+	frame->head = AMQP_FRAME_EXTRA + 4 + 2 + 1 + frame->target.exchange_len + 1 + frame->target.key_len +
+		      1 + AMQP_FRAME_EXTRA + header;
 	return 0;
 }
 
@@ -237,7 +239,7 @@ append_opening(const struct frame *frame, int opens, int checks, struct out *out
 		begin = at;
 		at = amqp_put_u16(amqp_begin_method(at, frame->number, EXCHANGE_DECLARE), 0);
 		at = amqp_put_short(at, frame->target.exchange, frame->target.exchange_len);
-		at = amqp_put_short(at, "", 0);    /* of any type */
+		at = amqp_put_short(at, "", 0);     /* of any type */
 		at = amqp_put_u8(at, 1u | 1u << 4); /* passive, no answer if it is there */
 		at = amqp_end_method(begin, amqp_put_u32(at, 0));
 	}
@@ -277,8 +279,8 @@ put_table(uint8_t *at, const struct message *message, size_t size)
 }
 
 static uint8_t *
-put_head(uint8_t *at, const struct amqp_settings *settings, const struct message *message,
-    const struct frame *frame)
+put_head(
+    uint8_t *at, const struct amqp_settings *settings, const struct message *message, const struct frame *frame)
 {
 	const struct target *target = &frame->target;
 	uint8_t *begin = at;
@@ -304,8 +306,8 @@ put_head(uint8_t *at, const struct amqp_settings *settings, const struct message
 
 /* A body of one small frame goes with the head in one piece of a block. */
 static void
-append_small(const struct amqp_session *amqp, const struct message *message, const struct frame *frame,
-    struct out *out)
+append_small(
+    const struct amqp_session *amqp, const struct message *message, const struct frame *frame, struct out *out)
 {
 	size_t body = message->body_len > 0 ? AMQP_FRAME_EXTRA + message->body_len : 0;
 	uint8_t *large = NULL, *at;
@@ -329,8 +331,8 @@ append_small(const struct amqp_session *amqp, const struct message *message, con
 }
 
 static void
-append_large(const struct amqp_session *amqp, const struct message *message, const struct frame *frame,
-    struct out *out)
+append_large(
+    const struct amqp_session *amqp, const struct message *message, const struct frame *frame, struct out *out)
 {
 	uint32_t most = amqp->frame_max - AMQP_FRAME_EXTRA, at = 0;
 	uint8_t between[1 + AMQP_FRAME_HEAD] = { AMQP_FRAME_END };
@@ -355,8 +357,8 @@ append_large(const struct amqp_session *amqp, const struct message *message, con
 }
 
 static void
-append_message(const struct amqp_session *amqp, const struct message *message, const struct frame *frame,
-    struct out *out)
+append_message(
+    const struct amqp_session *amqp, const struct message *message, const struct frame *frame, struct out *out)
 {
 	if (message->body_len < OUT_REF_MIN && message->body_len <= amqp->frame_max - AMQP_FRAME_EXTRA)
 		append_small(amqp, message, frame, out);
@@ -366,8 +368,8 @@ append_message(const struct amqp_session *amqp, const struct message *message, c
 
 /* The message is framed: the channel is what its frames have made of it. */
 static void
-note_published(struct amqp_session *amqp, struct amqp_channel *channel, uint64_t seq, const struct message *message,
-    const struct frame *frame, int opens)
+note_published(struct amqp_session *amqp, struct amqp_channel *channel, uint64_t seq,
+    const struct message *message, const struct frame *frame, int opens)
 {
 	if (!is_for(channel, &frame->target) || channel->state != CHANNEL_IS_OPEN) {
 		channel->exchange_len = (uint8_t)frame->target.exchange_len;

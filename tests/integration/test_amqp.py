@@ -247,3 +247,87 @@ def test_kill_and_restart_in_the_middle_loses_nothing(box, daemon, rabbit):
     assert depth == 8 * count + duplicates
     assert duplicates <= resent
     print(f"{8 * count} messages, {resent} resent, {duplicates} twice")
+
+
+# --- tidegate-sink as an AMQP broker ---
+
+
+@pytest.fixture
+def sink(box):
+    return Sink(box, protocol="amqp").start()
+
+
+def test_another_client_publishes_to_the_sink(sink):
+    pika = pytest.importorskip("pika")
+    connection = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", sink.port))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    channel.exchange_declare("ex", passive=True)
+    for body in (b"one", b"", b"x" * 300000):
+        channel.basic_publish("ex", "key", body, pika.BasicProperties(headers={"tidegate-key": "k", "a": "b"}))
+    connection.close()
+    rows = sink.arrivals()
+    assert [row["body"] for row in rows] == ["one", "", "x" * 300000]
+    assert (rows[0]["topic"], rows[0]["key"], rows[0]["headers"]) == ("ex/key", "k", "a=b")
+
+
+@pytest.mark.parametrize("code", [404, 506])
+def test_some_rejected_by_the_sink_and_the_others_arrive_once_or_are_sent_again(box, daemon, sink, code):
+    """404 closes the channel: what else waited on it is sent again. 506 is a nack."""
+    d = daemon(amqp([sink]))
+    sink.tell("set", "reject", str(code))
+    sink.tell("set", "reject-every", "500")
+    producers = [Producer(box, d, number, count=2000, rate=3000, topic=f"ex{number}") for number in (1, 2)]
+    outcomes = [producer.finish() for producer in producers]
+    rejected = sum(outcome.get("rejected", 0) for outcome in outcomes)
+    assert rejected + sum(outcome["delivered"] for outcome in outcomes) == 4000
+    assert d.links()[0]["connects"] == 1
+    if code == 506:
+        assert rejected == 8 and sink.stats()["recorded"] == 4000 - rejected
+    times = {body for body in sink.body_starts()}
+    assert len(times) >= 4000 - rejected
+
+
+@pytest.mark.parametrize("how", ["reorder-acks", "ack-delay"])
+def test_acknowledgements_of_any_order_are_understood(box, daemon, sink, how):
+    d = daemon(amqp([sink]))
+    sink.tell("set", how, "on" if how == "reorder-acks" else "20")
+    producer = Producer(box, d, count=5000, batch=32, topic="ex")
+    assert producer.finish() == {"delivered": 5000}
+    assert check_all_arrived([producer], sink) == 0
+    assert d.links()[0]["connects"] == 1
+
+
+def test_second_acknowledgement_ends_the_link_and_loses_nothing(box, daemon, sink):
+    d = daemon(amqp([sink], **FAST))
+    sink.tell("set", "duplicate-acks", "on")
+    producer = Producer(box, d, count=200, topic="ex")
+    wait_for(lambda: d.links()[0]["connects"] > 1, "the link to be given up")
+    sink.tell("set", "duplicate-acks", "off")
+    assert producer.finish() == {"delivered": 200}
+    check_all_arrived([producer], sink, order=False)
+
+
+def test_sinks_killed_in_turn_lose_nothing(box, daemon):
+    sinks = [Sink(box, name, protocol="amqp").start() for name in ("a", "b")]
+    d = daemon(amqp(sinks, **FAST))
+    producers = [Producer(box, d, number, count=6000, rate=1500, low=10, high=4000, batch=8, ring=1 << 20, topic="ex")
+                 for number in (1, 2, 3)]
+    for sink in sinks:
+        producers[0].wait_accepted(producers[0].file.accepted() + 1500)
+        sink.kill()
+        d.wait_not_ready(sink)
+        sink.start()
+        d.wait_ready(sink)
+    for producer in producers:
+        assert producer.finish() == {"delivered": 6000}
+    check_all_arrived(producers, *sinks)
+
+
+def test_wrong_password_at_the_sink(box, daemon, tmp_path):
+    (tmp_path / "good").write_text("right\n")
+    (tmp_path / "pw").write_text("wrong\n")
+    (tmp_path / "pw").chmod(0o600)
+    sink = Sink(box, protocol="amqp", options=["--auth", f"u:{tmp_path}/good"]).start()
+    d = daemon(amqp([sink], amqp={"username": "u", "password_file": tmp_path / "pw"}), ready=False)
+    wait_for(lambda: "ACCESS_REFUSED" in str(d.rows("brokers")), lambda: f"the reason: {d.rows('brokers')}")

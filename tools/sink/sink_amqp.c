@@ -18,7 +18,7 @@
 #define KEY_HEADER "tidegate-key" /* the header in which tidegated sends a message's key */
 
 /* answer.id: channel, how often it was opened, delivery tag. */
-#define ID(channel, opened, tag) ((uint64_t)(channel) << 48 | (uint64_t)((opened) & 0xff) << 40 | (tag))
+#define ID(channel, opened, tag) ((uint64_t)(channel) << 48 | (uint64_t)((opened)&0xff) << 40 | (tag))
 
 enum phase { WANT_HEADER, WANT_START_OK, WANT_TUNE_OK, WANT_OPEN, RUNNING };
 enum channel_state { SHUT, OPENED, CLOSING };
@@ -33,8 +33,8 @@ struct channel {
 
 struct amqp {
 	enum phase phase;
-	struct buf body;           /* a body of several frames */
-	struct channel *channels;  /* [CHANNELS] */
+	struct buf body;          /* a body of several frames */
+	struct channel *channels; /* [CHANNELS] */
 };
 
 /* --- what it sends ----------------------------------------------------------------------------- */
@@ -161,7 +161,8 @@ static void
 send_start(struct conn *conn)
 {
 	uint8_t *to = begin(conn, 0, START), *table, *inner;
-	static const char *const able[] = { "publisher_confirms", "basic.nack", "authentication_failure_close" };
+	static const char *const able[] = { "publisher_confirms", "basic.nack",
+		"authentication_failure_close" };
 
 	table = to = put_int(to, 9, 2);
 	to = put_text(to + 4, "capabilities", 1);
@@ -182,7 +183,9 @@ send_start(struct conn *conn)
 static void
 note_client(struct conn *conn, struct record_view properties)
 {
-	static const char name[] = "\x0f" "connection_name" "S";
+	static const char name[] = "\x0f"
+				   "connection_name"
+				   "S";
 	const uint8_t *at =
 	    properties.len > 0 ? memmem(properties.bytes, properties.len, name, sizeof(name) - 1) : NULL;
 
@@ -374,7 +377,8 @@ take_headers(struct conn *conn, struct record_view table, struct record_message 
 		pair.value = take_long(&fields);
 		if (fields.bad)
 			break;
-		if (pair.name.len == sizeof(KEY_HEADER) - 1 && memcmp(pair.name.bytes, KEY_HEADER, pair.name.len) == 0)
+		if (pair.name.len == sizeof(KEY_HEADER) - 1 &&
+		    memcmp(pair.name.bytes, KEY_HEADER, pair.name.len) == 0)
 			message->key = pair.value;
 		else
 			*add_pair(conn->sink, message->header_count++) = pair;
@@ -387,7 +391,8 @@ take_headers(struct conn *conn, struct record_view table, struct record_message 
  * whole, -1 after bad().
  */
 static ssize_t
-take_content(struct conn *conn, uint32_t channel, const uint8_t *bytes, size_t len, struct record_message *message)
+take_content(
+    struct conn *conn, uint32_t channel, const uint8_t *bytes, size_t len, struct record_message *message)
 {
 	struct amqp *amqp = conn->state;
 	struct frame frame;
@@ -448,7 +453,8 @@ topic_of(char topic[512], struct record_view exchange, struct record_view key)
 
 /* Method, header and body together. As take_content. */
 static ssize_t
-on_publish(struct conn *conn, const struct frame *method, struct cursor arguments, const uint8_t *bytes, size_t len)
+on_publish(
+    struct conn *conn, const struct frame *method, struct cursor arguments, const uint8_t *bytes, size_t len)
 {
 	struct amqp *amqp = conn->state;
 	struct channel *channel = &amqp->channels[method->channel];
