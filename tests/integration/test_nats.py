@@ -7,6 +7,7 @@ import pytest
 from harness import FULL, Sink, have, pool, wait_for
 from harness_nats import NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, wait_all_arrived
+from tls import Authority
 
 PROCESSES = 8
 COUNT = 50000 if FULL else 3000
@@ -242,3 +243,36 @@ def test_sink_demands_a_password(daemon, box, tmp_path):
     secret(tmp_path / "wrong", "ebb")
     d = daemon(nats_pool([sink], {"username": "gate", "password_file": tmp_path / "wrong"}), name="two", ready=False)
     wait_for(lambda: "Authorization Violation" in str(d.rows("brokers")), "the broker's row to say why")
+
+
+def tls_server(box, tmp_path, **more):
+    authority = Authority(tmp_path / "ca")
+    identity = authority.issue()
+    return authority, NatsServer(box, lines=[f'tls {{ cert_file: "{identity.cert}", key_file: "{identity.key}" }}'], **more)
+
+
+@pytest.mark.sanitizers
+def test_tls_begins_behind_the_servers_first_words(box, daemon, server, tmp_path):
+    """The stream is made in the clear, by a server on the same files that is ended before."""
+    server.stream()
+    server.stop()
+    authority, secured = tls_server(box, tmp_path, name=server.name, port=server.port)
+    secured.start()
+    d = daemon(nats_pool([secured], tls={"ca_file": authority.cert}))
+    assert d.links()[0]["tls"].startswith("TLS")
+    producers = producers_of(box, d, count=1000, processes=3, high=20000)
+    for producer in producers:
+        assert producer.finish() == {"delivered": 1000}
+    secured.stop()
+    server.config.write_text(server.config.read_text().split("tls {")[0])
+    server.start()
+    assert check_all_arrived(producers, StreamReader(server)) == 0
+
+
+def test_pool_and_server_must_agree_on_tls(box, daemon, server, tmp_path):
+    authority, secured = tls_server(box, tmp_path, name="secured")
+    secured.start()
+    clear = daemon(nats_pool([secured]), name="clear", ready=False)
+    wait_for(lambda: "the server wants TLS and the pool has no tls group" in str(clear.rows("brokers")), "the reason")
+    wants = daemon(nats_pool([server], tls={"ca_file": authority.cert}), name="wants", ready=False)
+    wait_for(lambda: "the pool wants TLS and the server offers none" in str(wants.rows("brokers")), "the reason")
