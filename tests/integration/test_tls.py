@@ -6,9 +6,11 @@ import time
 
 import pytest
 
-from harness import Daemon, Sink, merged, pool, program, wait_for
+from harness import Daemon, Sink, have, merged, pool, program, wait_for
+from harness_nats import NatsServer
 from load import Producer, check_all_arrived, wait_all_arrived
 from test_failover import FAST, settle, wait_share
+from test_nats import nats_pool
 from tls import Authority, TlsMosquitto, TlsSink, newest_tls, openssl
 
 
@@ -347,3 +349,34 @@ def assert_refused(box, tls, words):
         result = box.run(program("tidegated"), "-c", daemon.config, *check)
         assert result.returncode == 2, result.stderr
         assert words in result.stderr, result.stderr
+
+
+@pytest.mark.sanitizers
+def test_nats_begins_in_the_clear(box, daemon, authority, identity):
+    """INFO is plain, then TLS begins: CONNECT with its password is never sent in the clear."""
+    if not have("nats-server"):
+        pytest.skip("needs nats-server")
+    server = NatsServer(box, lines=[
+        f'tls {{ cert_file: "{identity.cert}", key_file: "{identity.key}" }}',
+        "authorization { user: gate, password: tide }"]).start()
+    password = box.path / "nats.pw"
+    password.touch(mode=0o600)
+    password.write_text("tide\n")
+    settings = {"jetstream": False, "username": "gate", "password_file": password}
+    d = daemon(nats_pool([server], settings, tls={"ca_file": authority.cert}))
+    assert d.links()[0]["tls"] == "TLSv1.3"
+    producers = [Producer(box, d, 1, count=2000, low=16, high=20000, ring=1 << 20)]
+    assert producers[0].finish() == {"sent": 2000}
+    server.kill()
+    d.wait_not_ready(server)
+    server.start()
+    d.wait_ready(server)
+
+
+def test_nats_without_tls_is_refused(box, daemon, authority):
+    if not have("nats-server"):
+        pytest.skip("needs nats-server")
+    server = NatsServer(box).start()
+    d = daemon(nats_pool([server], {"jetstream": False}, tls={"ca_file": authority.cert}), ready=False)
+    wait_why(d, "the pool wants TLS and the server offers none")
+    check_backs_off_to_the_cap(d)
