@@ -204,8 +204,10 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 		lane->slot_next = number;
 	if (slot->deadline_ns < lane->earliest_ns)
 		lane->earliest_ns = slot->deadline_ns;
-	if (lane->place != LANE_ACTIVE)
-		lane_set_place(lane, LANE_ACTIVE);
+	/* What the broker has just not taken it would not take at once either: the pool's tick tries again. */
+	enum lane_place place = how == LANE_BACK_AGAIN ? LANE_WAIT_POOL : LANE_ACTIVE;
+	if (lane->place != place)
+		lane_set_place(lane, place);
 }
 
 void
