@@ -136,6 +136,8 @@ answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t refe
 		link->count.sent++;
 		link->broker->count.sent++;
 		break;
+	case TG_UNKNOWN:
+		break; /* its lane and pool count it */
 	default:
 		link->count.rejected++;
 		link->broker->count.rejected++;
@@ -530,6 +532,18 @@ on_nack(struct link *link, const struct driver_event *event)
 	progress(link);
 }
 
+/* As far as the broker goes it is done with; what becomes of it nobody knows. */
+static void
+on_unsure(struct link *link, const struct driver_event *event)
+{
+	struct inflight *entry = outstanding(link, event->seq);
+
+	if (entry == NULL)
+		return;
+	answer(link, entry, TG_UNKNOWN, event->reference, event->code, NULL, 0);
+	progress(link);
+}
+
 static void
 on_again(struct link *link, const struct driver_event *event, enum lane_taken_back how)
 {
@@ -603,6 +617,9 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		break;
 	case EV_LOST:
 		on_again(link, event, LANE_BACK_FAILED);
+		break;
+	case EV_UNSURE:
+		on_unsure(link, event);
 		break;
 	case EV_BLOCKED:
 		on_blocked(link, event);

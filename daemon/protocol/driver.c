@@ -54,6 +54,13 @@ driver_nack(struct session *session, uint64_t seq, uint32_t code, const char *te
 	        .type = EV_NACK, .seq = seq, .code = code, .text = text, .text_len = text_len });
 }
 
+void
+driver_unsure(struct session *session, uint64_t seq, uint32_t code, uint64_t reference)
+{
+	emit(session,
+	    &(struct driver_event){ .type = EV_UNSURE, .seq = seq, .code = code, .reference = reference });
+}
+
 int
 driver_fatal(struct session *session, enum driver_fatal kind, uint32_t code, const char *format, ...)
 {

@@ -13,8 +13,8 @@
  *
  * Sequence numbers. The link numbers the messages it publishes on a session 0, 1, 2 … and knows
  * nothing of packet ids, delivery tags or reply subjects; the driver maps between the two. Every
- * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, EV_AGAIN, EV_LOST, or by the link itself
- * when the connection fails, or when the last byte is written and the message was
+ * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, EV_AGAIN, EV_LOST, EV_UNSURE, or by
+ * the link itself when the connection fails, or when the last byte is written and the message was
  * DRIVER_PUBLISHED_NO_ACK. The driver must tolerate any input: it never asserts on the broker's
  * bytes, and an answer to a seq that is not outstanding is its own to detect (EV_FATAL or ignored,
  * as the protocol says).
@@ -69,6 +69,8 @@ enum driver_event_type {
 	EV_NACK,      /* seq: rejected; code, text */
 	EV_AGAIN,     /* seq: not taken, and certainly not kept: send it again, here or elsewhere */
 	EV_LOST,      /* seq: its answer will never come, and it may have been kept: the pool's on_failure decides */
+	EV_UNSURE,    /* seq: the broker has it and cannot promise to keep it: TG_UNKNOWN, not sent again; code,
+	               * reference */
 	EV_BLOCKED,   /* the broker asks for silence: unwritable, alive; text */
 	EV_UNBLOCKED, /* … and takes it back */
 	EV_WINDOW,    /* seq: the most unanswered messages the broker allows from now on (> 0) */
@@ -92,10 +94,10 @@ enum driver_fatal {
 struct driver_event {
 	enum driver_event_type type;
 	uint64_t seq;
-	uint64_t reference;      /* EV_ACK: the broker's number for the message; 0: none */
+	uint64_t reference;      /* EV_ACK, EV_UNSURE: the broker's number for the message; 0: none */
 	uint8_t outcome;         /* EV_ACK, EV_ACK_UPTO: TG_DELIVERED or TG_SENT */
 	enum driver_fatal fatal; /* EV_FATAL */
-	uint32_t code;           /* EV_NACK (1..65535), EV_FATAL; 0: none */
+	uint32_t code;           /* EV_NACK and EV_UNSURE (1..65535), EV_FATAL; 0: none */
 	const char *text;        /* may be NULL; text_len bytes, not terminated; good during the call only */
 	size_t text_len;
 };
@@ -219,6 +221,9 @@ void driver_ack(struct session *session, enum driver_event_type type, uint64_t s
 
 /* EV_NACK. text may be NULL. */
 void driver_nack(struct session *session, uint64_t seq, uint32_t code, const char *text, size_t text_len);
+
+/* EV_UNSURE. */
+void driver_unsure(struct session *session, uint64_t seq, uint32_t code, uint64_t reference);
 
 /* EV_FATAL with a printf text; returns -TG_EPROTOCOL, for `return driver_fatal(...)`. */
 int driver_fatal(struct session *session, enum driver_fatal kind, uint32_t code, const char *format, ...)

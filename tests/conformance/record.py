@@ -19,6 +19,10 @@ Its head says how the broker is started:
     # broker-config: frame_max = 4096
     # broker-setup: queue q                   (tests/integration/harness_amqp.py's declare)
 
+    # broker: redis-server
+    # broker-config: requirepass secret
+    # broker-command: SET s text               (run by redis-cli before recording)
+
 {dir} in a config line is the broker's scratch folder.
 """
 
@@ -90,7 +94,18 @@ def make_streams(port, text):
                 raise SystemExit(f"the stream {name} was not made")
 
 
-BROKERS = {"mosquitto": mosquitto, "nats-server": nats_server}
+def redis_server(folder, port, lines, files):
+    config = folder / "redis.conf"
+    config.write_text("\n".join([f"port {port}", "bind 127.0.0.1", 'save ""', f"dir {folder}", *lines]) + "\n")
+    return ["redis-server", config]
+
+
+def run_commands(port, text):
+    for words in re.findall(r"^# broker-command: (.*)$", text, re.M):
+        subprocess.run(["redis-cli", "-p", str(port), *words.split()], check=True, stdout=subprocess.DEVNULL)
+
+
+BROKERS = {"mosquitto": mosquitto, "nats-server": nats_server, "redis-server": redis_server}
 
 
 def record_rabbitmq(conformance, transcript, text):
@@ -132,6 +147,7 @@ def record(conformance, transcript):
         try:
             wait_for(port, broker)
             make_streams(port, text)
+            run_commands(port, text)
             made = subprocess.run([conformance, "--record", "127.0.0.1", str(port), transcript],
                                   stdout=subprocess.PIPE, check=True).stdout
         finally:

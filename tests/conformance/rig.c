@@ -168,6 +168,12 @@ on_event(void *owner, const struct driver_event *event)
 		one_answer(rig, event);
 		say(rig, "lost %lu", event->seq);
 		return;
+	case EV_UNSURE:
+		one_answer(rig, event);
+		if (event->code == 0 || event->code > 65535)
+			broken(rig, "an unsure answer has code %u", event->code);
+		say(rig, "unsure %lu 0x%02x reference=%lu", event->seq, event->code, event->reference);
+		return;
 	case EV_BLOCKED:
 		say(rig, "blocked%s", text);
 		return;

@@ -7,6 +7,7 @@
  *
  *   up | alive | blocked "…" | unblocked | leaving | tls | window N | max-body N | keepalive N |
  *   endpoint "…" | ack SEQ delivered|sent [reference=N] | nack SEQ CODE "…" | again SEQ | lost SEQ |
+ *   unsure SEQ CODE reference=N |
  *   fatal protocol|refused|closed|unusable CODE "…"
  */
 #ifndef TG_TESTS_CONFORMANCE_RIG_H

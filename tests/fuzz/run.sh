@@ -15,8 +15,8 @@ build=${3:-$root/build-fuzz}
 command -v clang >/dev/null || { echo "clang is missing: on Debian, apt-get install clang" >&2; exit 2; }
 
 mkdir -p "$build/corpus"
-read -ra flags <<<"$(pkg-config --cflags libconfig ck openssl jansson)"
-read -ra libs <<<"$(pkg-config --libs libconfig ck openssl jansson)"
+read -ra flags <<<"$(pkg-config --cflags libconfig ck openssl jansson hiredis)"
+read -ra libs <<<"$(pkg-config --libs libconfig ck openssl jansson hiredis)"
 sanitize=("-fsanitize=address,undefined" -fno-sanitize-recover=undefined)
 common=(-std=gnu11 -D_GNU_SOURCE -O1 -g -fno-omit-frame-pointer "${sanitize[@]}" -I"$root" -I"$build"
 	-DTRANSCRIPTS="\"$root/tests/conformance/transcripts\"" "${flags[@]}")

@@ -1,0 +1,361 @@
+/*
+ * Redis, as a producer: XADD to a stream (TG_DELIVERED by its reply) or PUBLISH to a channel (TG_SENT by
+ * its reply, which says that the server has it and not that anybody received it).
+ *
+ *   mode = "stream" | "publish"       default stream
+ *   username, password_file           of an ACL user; without username the server's default user
+ *   database                          default 0
+ *   maxlen, nomkstream                of XADD: MAXLEN ~ maxlen (0: no trimming), NOMKSTREAM
+ *   body_field, key_field             names of an entry's fields; key_field "": the key is not kept
+ *   wait_replicas, wait_timeout_ms    WAIT after each batch; 0 replicas (default): no WAIT
+ *
+ * A message's topic is the stream's key or the channel. An entry's fields are the headers in their
+ * order, the key if there is one, the body. PUBLISH has a body only.
+ *
+ * A message that was sent and not answered when a connection ends may be in the stream; sent again
+ * it is there twice, under another id. Ids of our own would make that harmless only with a single
+ * writer to each stream, which a pool is not.
+ *
+ * RESP2 is spoken: RESP3 has nothing a producer needs. HELLO tells the role too; servers before 6
+ * do not know it and get AUTH instead.
+ */
+#include "redis.h"
+
+#include "daemon/config_node.h"
+#include "shm/error.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SECRET_MAX 65535u
+#define WINDOW_MAX 100000u /* as window.messages */
+
+/* ---- settings ---- */
+
+/* Copies a string, or the default where the key is absent (NULL: leaves *copy alone). */
+static int
+read_text(struct config_node *group, const char *key, char **copy, const char *absent, size_t min)
+{
+	const char *text = absent;
+	int rc = config_node_string(group, key, &text, min, REDIS_FIELD_MAX);
+
+	if (rc < 0)
+		return rc;
+	if (text != NULL && (*copy = strdup(text)) == NULL)
+		return -TG_ENOMEM;
+	return rc;
+}
+
+/* What XADD says between the key and the fields. Returns 0 or -TG_ENOMEM. */
+static int
+frame_options(struct redis_settings *redis, int nomkstream, int64_t maxlen)
+{
+	char number[24], options[200], *at = options;
+
+	if (nomkstream) {
+		at = redis_put_bulk(at, "NOMKSTREAM", 10);
+		redis->options_count++;
+	}
+	if (maxlen > 0) {
+		char *end = redis_put_count(number, ' ', (uint64_t)maxlen);
+		at = redis_put_bulk(at, "MAXLEN", 6);
+		at = redis_put_bulk(at, "~", 1);
+		at = redis_put_bulk(at, number + 1, (size_t)(end - number) - 3);
+		redis->options_count += 3;
+	}
+	at = redis_put_bulk(at, "*", 1);
+	redis->options_count++;
+	redis->options_len = (size_t)(at - options);
+	redis->options = malloc(redis->options_len);
+	if (redis->options == NULL)
+		return -TG_ENOMEM;
+	memcpy(redis->options, options, redis->options_len);
+	return 0;
+}
+
+static int
+check_together(struct config_node *group, const struct redis_settings *redis)
+{
+	static const char *const stream_only[] = { "maxlen", "nomkstream", "body_field", "key_field", "wait_replicas",
+		"wait_timeout_ms" };
+	int bad = 0;
+
+	for (size_t i = 0; redis->mode == REDIS_PUBLISH && i < sizeof(stream_only) / sizeof(stream_only[0]); i++)
+		if (config_node_has(group, stream_only[i])) {
+			config_node_error(group, stream_only[i], "it has a meaning only with mode = \"stream\"");
+			bad = 1;
+		}
+	if (redis->username != NULL && redis->password == NULL && !config_node_has(group, "password_file")) {
+		config_node_error(group, "username", "a user needs a password_file");
+		bad = 1;
+	}
+	if (redis->body_field != NULL && redis->key_field != NULL && strcmp(redis->body_field, redis->key_field) == 0) {
+		config_node_error(group, NULL, "body_field and key_field are both \"%s\"", redis->key_field);
+		bad = 1;
+	}
+	return bad;
+}
+
+static int
+redis_configure(void *settings, struct config_node *group)
+{
+	static const struct config_choice modes[] = { { "stream", REDIS_STREAM }, { "publish", REDIS_PUBLISH },
+		{ NULL, 0 } };
+	struct redis_settings *redis = settings;
+	struct config_node absent;
+	int64_t maxlen = 0;
+	int nomkstream = 0, bad = 0, text;
+
+	redis->wait_timeout_ms = 1000;
+	if (group == NULL) {
+		memset(&absent, 0, sizeof(absent));
+		group = &absent;
+	}
+	bad |= config_node_choice(group, "mode", &redis->mode, modes) < 0;
+	text = read_text(group, "username", &redis->username, NULL, 1);
+	if (text != -TG_ENOMEM) {
+		bad |= text < 0;
+		text = config_node_secret_file(group, "password_file", &redis->password, SECRET_MAX);
+	}
+	if (text != -TG_ENOMEM) {
+		bad |= text < 0;
+		text = read_text(group, "body_field", &redis->body_field, "body", 1);
+	}
+	if (text != -TG_ENOMEM) {
+		bad |= text < 0;
+		text = read_text(group, "key_field", &redis->key_field, "key", 0);
+	}
+	if (text == -TG_ENOMEM)
+		return text;
+	bad |= text < 0;
+	bad |= config_node_u32(group, "database", &redis->database, 0, INT32_MAX) < 0;
+	bad |= config_node_int(group, "maxlen", &maxlen, 0, INT64_C(1000000000000)) < 0;
+	bad |= config_node_bool(group, "nomkstream", &nomkstream) < 0;
+	bad |= config_node_u32(group, "wait_replicas", &redis->wait_replicas, 0, 100) < 0;
+	bad |= config_node_u32(group, "wait_timeout_ms", &redis->wait_timeout_ms, 1, 60000) < 0;
+	bad |= check_together(group, redis);
+	bad |= config_node_done(group) != 0;
+	return bad ? -TG_EINVAL : frame_options(redis, nomkstream, maxlen);
+}
+
+static void
+redis_settings_free(void *settings)
+{
+	struct redis_settings *redis = settings;
+
+	free(redis->username);
+	config_secret_free(redis->password);
+	free(redis->body_field);
+	free(redis->key_field);
+	free(redis->options);
+	memset(redis, 0, sizeof(*redis));
+}
+
+/* ---- the session ---- */
+
+static uint32_t
+power_of_two(uint32_t least)
+{
+	uint32_t n = 64;
+
+	while (n < least)
+		n *= 2;
+	return n;
+}
+
+static int
+redis_open(struct session *session)
+{
+	struct redis_session *redis = redis_session(session);
+	uint32_t entries;
+
+	redis->window = session->params->window;
+	if (redis->window == 0 || redis->window > WINDOW_MAX)
+		redis->window = WINDOW_MAX;
+	entries = power_of_two(2 * redis->window + REDIS_PROBES + EXPECT_QUIT);
+	redis->expected_mask = entries - 1;
+	redis->expected = malloc(entries);
+	if (redis_settings(session)->wait_replicas > 0) {
+		entries = power_of_two(redis->window);
+		redis->references_mask = entries - 1;
+		redis->references = malloc(entries * sizeof(*redis->references));
+		if (redis->references == NULL)
+			return -TG_ENOMEM;
+	}
+	redis->reader = redis_reader_new(redis);
+	return redis->expected != NULL && redis->reader != NULL ? 0 : -TG_ENOMEM;
+}
+
+static void
+redis_close(struct session *session)
+{
+	struct redis_session *redis = redis_session(session);
+
+	if (redis->reader != NULL)
+		redisReaderFree(redis->reader);
+	free(redis->expected);
+	free(redis->references);
+	redis->reader = NULL;
+	redis->expected = NULL;
+	redis->references = NULL;
+	redis->state = REDIS_CLOSED;
+}
+
+/* Appends a command of `count` words, the last of which may have any length. */
+static void
+put_command(struct out *out, const char *const *words, unsigned count)
+{
+	char head[REDIS_BULK_HEAD];
+
+	out_copy(out, head, (size_t)(redis_put_count(head, '*', count) - head));
+	for (unsigned i = 0; i < count; i++) {
+		size_t len = strlen(words[i]);
+		out_copy(out, head, (size_t)(redis_put_count(head, '$', len) - head));
+		out_copy(out, words[i], len);
+		out_copy(out, "\r\n", 2);
+	}
+}
+
+static int
+redis_start(struct session *session, struct out *out)
+{
+	struct redis_session *redis = redis_session(session);
+	const struct redis_settings *settings = redis_settings(session);
+	const char *words[7] = { "HELLO", "2" };
+	unsigned count = 2;
+
+	if (settings->password != NULL) {
+		words[count++] = "AUTH";
+		words[count++] = settings->username != NULL ? settings->username : "default";
+		words[count++] = settings->password;
+	}
+	if (session->params->client_id != NULL) {
+		words[count++] = "SETNAME";
+		words[count++] = session->params->client_id;
+	}
+	out_mark(out);
+	put_command(out, words, count);
+	if (settings->password != NULL)
+		out_secret(out);
+	int rc = out_commit(out);
+	if (rc != 0)
+		return rc;
+	redis_expect(redis, EXPECT_HELLO);
+	redis->state = REDIS_CONNECTING;
+	return 0;
+}
+
+int
+redis_login(struct redis_session *redis, struct out *out)
+{
+	const struct redis_settings *settings = redis_settings(&redis->base);
+	const char *auth[3] = { "AUTH" }, *name[3] = { "CLIENT", "SETNAME", redis->base.params->client_id };
+	unsigned count = 1;
+
+	out_mark(out);
+	if (settings->password != NULL) {
+		if (settings->username != NULL)
+			auth[count++] = settings->username;
+		auth[count++] = settings->password;
+		put_command(out, auth, count);
+		out_secret(out);
+	}
+	if (name[2] != NULL)
+		put_command(out, name, 3);
+	int rc = out_commit(out);
+	if (rc != 0)
+		return rc;
+	if (settings->password != NULL)
+		redis_expect(redis, EXPECT_AUTH);
+	if (name[2] != NULL)
+		redis_expect(redis, EXPECT_NAME);
+	return redis_select(redis, out);
+}
+
+int
+redis_select(struct redis_session *redis, struct out *out)
+{
+	const struct redis_settings *settings = redis_settings(&redis->base);
+	char number[REDIS_BULK_HEAD];
+	const char *words[2] = { "SELECT", number + 1 };
+
+	if (settings->database == 0)
+		return 0;
+	redis_put_count(number, ' ', settings->database)[-2] = '\0';
+	out_mark(out);
+	put_command(out, words, 2);
+	int rc = out_commit(out);
+	if (rc == 0)
+		redis_expect(redis, EXPECT_SELECT);
+	return rc;
+}
+
+/*
+ * PING; but a broker that is blocked answers that with PONG long before it takes messages again. It
+ * is asked with a write that writes nothing: SETRANGE key 0 "" of a key that is no string fails, of one that
+ * is not there does nothing, and where writes are refused (OOM, NOREPLICAS, MISCONF) it is too.
+ */
+static int
+redis_probe(struct session *session, struct out *out)
+{
+	struct redis_session *redis = redis_session(session);
+	char frame[64 + REDIS_TRY_KEY_MAX], *at = frame;
+	enum redis_expected kind = redis->blocked && redis->try_key_len > 0 ? EXPECT_TRY : EXPECT_PING;
+
+	if (redis->probes >= REDIS_PROBES || redis->leaving)
+		return 0; /* the answer to one of these will do */
+	if (kind == EXPECT_PING) {
+		at = redis_put_count(at, '*', 1);
+		at = redis_put_bulk(at, "PING", 4);
+	} else {
+		at = redis_put_count(at, '*', 4);
+		at = redis_put_bulk(at, "SETRANGE", 8);
+		at = redis_put_bulk(at, redis->try_key, redis->try_key_len);
+		at = redis_put_bulk(at, "0", 1);
+		at = redis_put_bulk(at, "", 0);
+	}
+	out_mark(out);
+	out_copy(out, frame, (size_t)(at - frame));
+	int rc = out_commit(out);
+	if (rc != 0)
+		return rc;
+	redis->probes++;
+	redis_expect(redis, kind);
+	return 0;
+}
+
+static int
+redis_goodbye(struct session *session, struct out *out)
+{
+	struct redis_session *redis = redis_session(session);
+	const char *quit = "QUIT";
+
+	if (redis->leaving)
+		return 0;
+	out_mark(out);
+	put_command(out, &quit, 1);
+	int rc = out_commit(out);
+	if (rc == 0) {
+		redis->leaving = 1;
+		redis_expect(redis, EXPECT_QUIT);
+	}
+	return rc;
+}
+
+const struct driver driver_redis = {
+	.name = "redis",
+	.default_port = 6379,
+	.tls_port = 6379,
+	.settings_size = sizeof(struct redis_settings),
+	.session_size = sizeof(struct redis_session),
+	.configure = redis_configure,
+	.settings_free = redis_settings_free,
+	.open = redis_open,
+	.close = redis_close,
+	.start = redis_start,
+	.input = redis_input,
+	.publish = redis_publish,
+	.flush = redis_flush,
+	.probe = redis_probe,
+	.goodbye = redis_goodbye,
+};
