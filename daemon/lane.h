@@ -55,7 +55,7 @@ struct slot {
 	uint16_t flags;
 	uint8_t state;
 	uint8_t attempts;
-	uint8_t maybe_sent; /* a byte of it may have reached a broker */
+	uint8_t maybe_sent; /* not 0: a byte of it may have reached a broker; 3: before the attempt in flight */
 	uint8_t own_deadline; /* the producer gave one: protocols that carry a deadline carry it */
 	uint32_t seq; /* INFLIGHT: the link's number for it, low bits */
 };

@@ -194,8 +194,8 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 	landed(lane);
 	slot->link = NULL;
 	slot->state = SLOT_PENDING;
-	if (how != LANE_BACK_FAILED && slot->attempts == 1)
-		slot->maybe_sent = 0;
+	if (how != LANE_BACK_FAILED) /* as if this attempt had not been */
+		slot->maybe_sent >>= 1;
 	if (how == LANE_BACK_FAILED && lane->pool->config->on_failure == ON_FAILURE_REPORT) {
 		lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
 		return;

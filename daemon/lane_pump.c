@@ -311,7 +311,7 @@ frame(struct lane *lane, struct slot *slot)
 	slot->state = SLOT_INFLIGHT;
 	slot->link = link;
 	slot->seq = (uint32_t)(link->next - 1);
-	slot->maybe_sent = 1;
+	slot->maybe_sent = slot->maybe_sent ? 3 : 1;
 	lane->inflight++;
 	if (slot->attempts > 0) {
 		lane->count.resent++;

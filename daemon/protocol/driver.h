@@ -13,8 +13,8 @@
  *
  * Sequence numbers. The link numbers the messages it publishes on a session 0, 1, 2 … and knows
  * nothing of packet ids, delivery tags or reply subjects; the driver maps between the two. Every
- * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, EV_AGAIN, EV_LOST, EV_UNSURE, or by
- * the link itself when the connection fails, or when the last byte is written and the message was
+ * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, EV_AGAIN, EV_LOST, EV_UNSURE,
+ * or by the link itself when the connection fails, or when the last byte is written and the message was
  * DRIVER_PUBLISHED_NO_ACK. The driver must tolerate any input: it never asserts on the broker's
  * bytes, and an answer to a seq that is not outstanding is its own to detect (EV_FATAL or ignored,
  * as the protocol says).

@@ -76,20 +76,23 @@ frame_options(struct redis_settings *redis, int nomkstream, int64_t maxlen)
 static int
 check_together(struct config_node *group, const struct redis_settings *redis)
 {
-	static const char *const stream_only[] = { "maxlen", "nomkstream", "body_field", "key_field", "wait_replicas",
-		"wait_timeout_ms" };
+	static const char *const stream_only[] = { "maxlen", "nomkstream", "body_field", "key_field",
+		"wait_replicas", "wait_timeout_ms" };
 	int bad = 0;
 
-	for (size_t i = 0; redis->mode == REDIS_PUBLISH && i < sizeof(stream_only) / sizeof(stream_only[0]); i++)
+	for (size_t i = 0; redis->mode == REDIS_PUBLISH && i < sizeof(stream_only) / sizeof(stream_only[0]);
+	     i++)
 		if (config_node_has(group, stream_only[i])) {
-			config_node_error(group, stream_only[i], "it has a meaning only with mode = \"stream\"");
+			config_node_error(
+			    group, stream_only[i], "it has a meaning only with mode = \"stream\"");
 			bad = 1;
 		}
 	if (redis->username != NULL && redis->password == NULL && !config_node_has(group, "password_file")) {
 		config_node_error(group, "username", "a user needs a password_file");
 		bad = 1;
 	}
-	if (redis->body_field != NULL && redis->key_field != NULL && strcmp(redis->body_field, redis->key_field) == 0) {
+	if (redis->body_field != NULL && redis->key_field != NULL &&
+	    strcmp(redis->body_field, redis->key_field) == 0) {
 		config_node_error(group, NULL, "body_field and key_field are both \"%s\"", redis->key_field);
 		bad = 1;
 	}

@@ -18,10 +18,10 @@
 
 #include <hiredis/read.h>
 
-#define REDIS_PROBES 16u             /* unanswered; more would say nothing new */
-#define REDIS_REPLY_MAX (16u << 10)  /* bytes of one element of a reply: an id, a number, an error's words */
-#define REDIS_ELEMENTS_MAX 1024u     /* of HELLO's reply, which lists the server's modules */
-#define REDIS_KEY_MAX 65535u         /* Redis allows 512 MB */
+#define REDIS_PROBES 16u            /* unanswered; more would say nothing new */
+#define REDIS_REPLY_MAX (16u << 10) /* bytes of one element of a reply: an id, a number, an error's words */
+#define REDIS_ELEMENTS_MAX 1024u    /* of HELLO's reply, which lists the server's modules */
+#define REDIS_KEY_MAX 65535u        /* Redis allows 512 MB */
 #define REDIS_TRY_KEY_MAX 128u
 #define REDIS_FIELD_MAX 255u
 #define REDIS_REFERENCE_SEQ_BITS 20u /* a reference is ms << 20 | seq of the entry's id ms-seq */
@@ -45,7 +45,7 @@ struct redis_settings {
 /* What an error's first word asks for. */
 enum redis_action {
 	REDIS_REJECT,   /* this message never */
-	REDIS_HOLD,    /* not kept; later, here or elsewhere */
+	REDIS_HOLD,     /* not kept; later, here or elsewhere */
 	REDIS_UNUSABLE, /* not kept; another broker */
 	REDIS_REFUSE,   /* credentials or rights of the connection */
 };
@@ -90,16 +90,16 @@ struct redis_session {
 	uint64_t oldest, next, settled;
 	uint64_t *references; /* with wait_replicas: by seq & references_mask */
 	uint64_t references_mask;
-	uint32_t window;     /* next - settled stays at or below it */
-	uint32_t unwaited;   /* messages since the last WAIT */
+	uint32_t window;   /* next - settled stays at or below it */
+	uint32_t unwaited; /* messages since the last WAIT */
 	uint32_t probes;
 	enum redis_state state;
-	uint8_t acked;       /* publish: everything before oldest is answered and has not been said yet */
-	uint8_t leaving;     /* QUIT is sent */
+	uint8_t acked;   /* publish: everything before oldest is answered and has not been said yet */
+	uint8_t leaving; /* QUIT is sent */
 	uint8_t blocked;
-	uint8_t replica;     /* HELLO says so */
-	uint8_t role_next;   /* the next element of HELLO's reply is the role */
-	const char *wrong;   /* what a reply's shape breaks; NULL: nothing */
+	uint8_t replica;   /* HELLO says so */
+	uint8_t role_next; /* the next element of HELLO's reply is the role */
+	const char *wrong; /* what a reply's shape breaks; NULL: nothing */
 	struct redis_reply reply;
 	uint8_t try_key_len; /* 0: none known */
 	char try_key[REDIS_TRY_KEY_MAX];
@@ -123,7 +123,8 @@ redis_expect(struct redis_session *redis, enum redis_expected kind)
 	redis->expected[redis->expected_tail++ & redis->expected_mask] = (uint8_t)kind;
 }
 
-/* "$len\r\nbytes\r\n" and "*count\r\n": where they end. REDIS_BULK_HEAD bytes are more than their numbers take. */
+/* "$len\r\nbytes\r\n" and "*count\r\n": where they end. REDIS_BULK_HEAD bytes are more than their numbers take.
+ */
 #define REDIS_BULK_HEAD 16u
 char *redis_put_count(char *at, char sign, uint64_t count);
 char *redis_put_bulk(char *at, const void *bytes, size_t len);

@@ -44,8 +44,9 @@ flush_acked(struct redis_session *redis)
 	driver_ack(&redis->base, EV_ACK_UPTO, redis->oldest - 1, TG_SENT, 0);
 }
 
-#define fatal(redis, kind, code, ...) \
-	(flush_acked(redis), (redis)->state = REDIS_CLOSED, driver_fatal(&(redis)->base, kind, code, __VA_ARGS__))
+#define fatal(redis, kind, code, ...)                       \
+	(flush_acked(redis), (redis)->state = REDIS_CLOSED, \
+	    driver_fatal(&(redis)->base, kind, code, __VA_ARGS__))
 
 /* ---- the reader ---- */
 
@@ -193,7 +194,8 @@ fatal_shape(struct redis_session *redis, const char *what, const char *wants)
 	int type = redis->reply.type;
 
 	return fatal(redis, FATAL_PROTOCOL, 0, "%s was answered with %s; it must be %s", what,
-	    type > 0 && (size_t)type < sizeof(types) / sizeof(types[0]) ? types[type] : "something unknown", wants);
+	    type > 0 && (size_t)type < sizeof(types) / sizeof(types[0]) ? types[type] : "something unknown",
+	    wants);
 }
 
 static void
@@ -222,8 +224,11 @@ oldest_answered(struct redis_session *redis)
 
 	if (redis->references != NULL)
 		redis->references[seq & redis->references_mask] = UINT64_MAX;
-	else
-		redis->settled = redis->oldest;
+	/* Room must not wait for a WAIT that has nothing to say. */
+	while (redis->settled != redis->oldest &&
+	       (redis->references == NULL ||
+		   redis->references[redis->settled & redis->references_mask] == UINT64_MAX))
+		redis->settled++;
 	return seq;
 }
 
@@ -267,8 +272,8 @@ read_id(const struct redis_reply *reply, uint64_t *reference)
 		}
 	}
 	*reference = part[0] >> (64 - REDIS_REFERENCE_SEQ_BITS) == 0 && part[1] >> REDIS_REFERENCE_SEQ_BITS == 0
-	    ? part[0] << REDIS_REFERENCE_SEQ_BITS | part[1]
-	    : 0;
+			 ? part[0] << REDIS_REFERENCE_SEQ_BITS | part[1]
+			 : 0;
 	return which == 1 && digits > 0;
 }
 
@@ -363,7 +368,8 @@ on_probe(struct redis_session *redis, enum redis_expected kind)
 	flush_acked(redis);
 	if (redis->reply.type == REDIS_REPLY_ERROR)
 		error = find_error(&redis->reply);
-	else if (kind == EXPECT_PING && (redis->reply.type != REDIS_REPLY_STATUS || !is_text(&redis->reply, "PONG")))
+	else if (kind == EXPECT_PING &&
+		 (redis->reply.type != REDIS_REPLY_STATUS || !is_text(&redis->reply, "PONG")))
 		return fatal_shape(redis, what, "PONG");
 	else if (kind == EXPECT_TRY && redis->reply.type != REDIS_REPLY_INTEGER)
 		return fatal_shape(redis, what, "an integer");
@@ -384,7 +390,7 @@ static int
 begins(const struct redis_reply *reply, const char *text)
 {
 	return reply->type == REDIS_REPLY_ERROR && reply->len >= strlen(text) &&
-	    memcmp(reply->text, text, strlen(text)) == 0;
+	       memcmp(reply->text, text, strlen(text)) == 0;
 }
 
 static int
@@ -399,9 +405,10 @@ on_hello(struct redis_session *redis, struct out *out)
 			    "the server is a replica: what is added to it is refused or lost");
 		rc = redis_select(redis, out);
 	} else if (begins(&redis->reply, "ERR unknown command") ||
-	    (settings->password != NULL && !begins(&redis->reply, "ERR max number of clients") &&
-	        (begins(&redis->reply, "ERR ") || begins(&redis->reply, "NOAUTH ")))) {
-		/* Servers repeat the command that they do not know, password and all: their words are not shown. */
+		   (settings->password != NULL && !begins(&redis->reply, "ERR max number of clients") &&
+		       (begins(&redis->reply, "ERR ") || begins(&redis->reply, "NOAUTH ")))) {
+		/* Servers repeat the command that they do not know, password and all: their words are not
+		 * shown. */
 		rc = redis_login(redis, out);
 	} else if (redis->reply.type == REDIS_REPLY_ERROR) {
 		return fatal_error(redis, "HELLO", find_error(&redis->reply));
@@ -426,7 +433,7 @@ on_status(struct redis_session *redis, enum redis_expected kind)
 			return 0;
 		return fatal(redis, FATAL_REFUSED, error->code, "%s: %s", what,
 		    begins(&redis->reply, "ERR unknown command") ? "the server does not know the command"
-		                                                 : clean(&redis->reply, text, sizeof(text)));
+								 : clean(&redis->reply, text, sizeof(text)));
 	}
 	return redis->reply.type == REDIS_REPLY_STATUS ? 0 : fatal_shape(redis, what, "a status");
 }
@@ -439,7 +446,8 @@ on_reply(struct redis_session *redis, struct out *out)
 
 	if (redis->expected_head == redis->expected_tail)
 		return fatal(redis, FATAL_PROTOCOL, 0, "a reply that nothing waits for: %s",
-		    redis->reply.type == REDIS_REPLY_ERROR ? clean(&redis->reply, text, sizeof(text)) : "no error");
+		    redis->reply.type == REDIS_REPLY_ERROR ? clean(&redis->reply, text, sizeof(text))
+							   : "no error");
 	enum redis_expected kind = redis->expected[redis->expected_head++ & redis->expected_mask];
 	switch (kind) {
 	case EXPECT_ADD:
@@ -510,8 +518,8 @@ redis_input(struct session *session, const uint8_t *bytes, size_t len, struct ou
 		if (rc != 0)
 			return rc;
 		if (redis->reader->len - redis->reader->pos > REDIS_REPLY_MAX)
-			return fatal(
-			    redis, FATAL_PROTOCOL, 0, "a reply has an element of more than %u bytes", REDIS_REPLY_MAX);
+			return fatal(redis, FATAL_PROTOCOL, 0, "a reply has an element of more than %u bytes",
+			    REDIS_REPLY_MAX);
 	}
 	flush_acked(redis);
 	return (ssize_t)len;

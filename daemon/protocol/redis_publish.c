@@ -48,13 +48,13 @@ static int
 is_named(const struct header_view *header, const char *field)
 {
 	return field[0] != '\0' && header->name_len == strlen(field) &&
-	    memcmp(header->name, field, header->name_len) == 0;
+	       memcmp(header->name, field, header->name_len) == 0;
 }
 
 /* Counts the fields that headers become, and the bytes of their frames at most. */
 static int
-measure_headers(const struct redis_settings *settings, const struct message *message, uint32_t *fields, size_t *size,
-    struct driver_rejection *rejection)
+measure_headers(const struct redis_settings *settings, const struct message *message, uint32_t *fields,
+    size_t *size, struct driver_rejection *rejection)
 {
 	struct header_view header;
 	uint32_t at = 0;
@@ -66,7 +66,8 @@ measure_headers(const struct redis_settings *settings, const struct message *mes
 		/* Consumers read fields into a map: whose value it would hold, nobody could tell. */
 		if (is_named(&header, settings->body_field) || is_named(&header, settings->key_field)) {
 			snprintf(rejection->buffer, sizeof(rejection->buffer),
-			    "a header has the name \"%.*s\", which is a field of every entry (body_field, key_field)",
+			    "a header has the name \"%.*s\", which is a field of every entry (body_field, "
+			    "key_field)",
 			    (int)header.name_len, (const char *)header.name);
 			return reject(rejection, REJECT_HEADER, rejection->buffer);
 		}
@@ -146,10 +147,11 @@ redis_publish(struct session *session, uint64_t seq, const struct message *messa
 	size_t size = 8 * REDIS_BULK_HEAD + settings->options_len + REDIS_FIELD_MAX;
 	uint32_t fields = 1;
 
-	if (redis->state != REDIS_UP || redis->leaving || redis->next - redis->settled >= redis->window)
+	if (redis->state != REDIS_UP || redis->next - redis->settled >= redis->window)
 		return DRIVER_FULL;
 	if (message->topic_len == 0)
-		return reject(rejection, REJECT_TOPIC, "the topic is empty: it is the stream's key or the channel");
+		return reject(
+		    rejection, REJECT_TOPIC, "the topic is empty: it is the stream's key or the channel");
 	if (message->topic_len > REDIS_KEY_MAX) {
 		snprintf(rejection->buffer, sizeof(rejection->buffer), "the topic has %u bytes, %u are allowed",
 		    message->topic_len, REDIS_KEY_MAX);
@@ -185,7 +187,7 @@ redis_flush(struct session *session, struct out *out)
 	const struct redis_settings *settings = redis_settings(session);
 	char frame[80], replicas[24], timeout[24], *at = frame, *end;
 
-	if (settings->wait_replicas == 0 || redis->unwaited == 0 || redis->state != REDIS_UP || redis->leaving)
+	if (settings->wait_replicas == 0 || redis->unwaited == 0 || redis->state != REDIS_UP)
 		return 0;
 	at = redis_put_count(at, '*', 3);
 	at = redis_put_bulk(at, "WAIT", 4);

@@ -1,0 +1,309 @@
+"""The Redis driver against a real redis-server: what arrives, and the exact completion of what does not."""
+
+import os
+import re
+
+import pytest
+
+from harness import FULL, have, pool, wait_for
+from harness_redis import Connection, Redis, StreamArrivals, Subscriber
+from load import Producer, check_all_arrived
+from tidegate_lib import Client
+
+pytestmark = pytest.mark.skipif(not have("redis-server"), reason="redis-server is not installed")
+
+OUTCOMES = ("accepted", "delivered", "sent", "rejected", "expired", "unknown")
+FAST = {
+    "health": {"connect_timeout_ms": 500, "probe_timeout_ms": 300, "idle_ms": 300, "probe_misses": 2,
+               "ack_timeout_ms": 1000, "stall_timeout_ms": 2000},
+    "breaker": {"retry_ms": 100, "retry_max_ms": 500, "slow_start_ms": 500},
+}
+PROCESSES = 8
+COUNT = 50000 if FULL else 3000
+RATE = 0 if FULL else 1500  # a second and process: time enough for faults
+
+
+@pytest.fixture
+def redis(box):
+    return Redis(box).start()
+
+
+def streams(brokers, **changes):
+    entry = pool(brokers, protocol="redis", **{"redis": {}, **changes})
+    del entry["mqtt"]
+    return entry
+
+
+def channels(brokers, **changes):
+    return streams(brokers, redis={"mode": "publish"}, **changes)
+
+
+def said(result):
+    """tidegate-pub's counts that are not zero."""
+    line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
+    counts = dict(word.split("=") for word in line.split())
+    return {name: int(counts[name]) for name in OUTCOMES if int(counts[name])}
+
+
+def secret(path, password):
+    path.touch(mode=0o600)
+    path.write_text(password + "\n")
+    return path
+
+
+@pytest.mark.sanitizers
+def test_entry_has_headers_key_and_body(daemon, redis):
+    d = daemon(streams([redis]))
+    result = d.publish("-k", "key 1", "-H", "trace=id 7", "-H", "colour=gr\u00fcn", "-m", "hello", topic="orders new")
+    assert result.returncode == 0 and said(result) == {"accepted": 1, "delivered": 1}, result.stderr
+    (identity, fields), = redis.entries("orders new")
+    assert list(fields.items()) == [(b"trace", b"id 7"), (b"colour", "gr\u00fcn".encode()), (b"key", b"key 1"), (b"body", b"hello")]
+    assert re.fullmatch(r"\d+-0", identity)
+
+
+def test_settings_shape_the_entry(daemon, redis):
+    d = daemon(streams([redis], redis={"body_field": "payload", "key_field": "", "database": 5, "maxlen": 100}))
+    producer = Producer(d.box, d, count=3000, batch=32)
+    assert producer.finish() == {"delivered": 3000}
+    assert d.publish("-k", "k", "-m", "last", topic="load/1/0").returncode == 0
+    connection = Connection(redis.port)
+    assert connection("SELECT", 5) == "OK"
+    assert 100 <= connection("XLEN", "load/1/0") < 400  # whole nodes of the stream are trimmed
+    assert connection("XREVRANGE", "load/1/0", "+", "-", "COUNT", 1)[0][1] == [b"payload", b"last"]
+    assert redis.length() == 0
+
+
+def test_large_body_arrives_whole(daemon, redis, tmp_path):
+    d = daemon(streams([redis]))
+    body = os.urandom(1 << 20)
+    (tmp_path / "large").write_bytes(body)
+    result = d.publish("--whole-file", "--ring", str(4 << 20), tmp_path / "large")
+    assert result.returncode == 0, result.stderr
+    assert [fields[b"body"] for _, fields in redis.entries("t")] == [body]
+
+
+@pytest.mark.sanitizers
+def test_many_processes_and_lanes_keep_each_lanes_order(box, daemon, redis):
+    d = daemon(streams([redis], links=2))
+    producers = [Producer(box, d, number, count=2000, lanes=4, low=10, high=2000, batch=1 + number * 7)
+                 for number in range(1, 5)]
+    for producer in producers:
+        assert producer.finish() == {"delivered": 8000}
+    assert check_all_arrived(producers, StreamArrivals(redis)) == 0
+
+
+@pytest.mark.sanitizers
+def test_channel_messages_are_sent_once_the_server_has_them(box, daemon, redis):
+    """The subscriber is there before the first of them, so each reaches it."""
+    subscriber = Subscriber(redis, "load/*")
+    d = daemon(channels([redis]))
+    producer = Producer(box, d, count=4000, lanes=2, low=10, high=4000, batch=16, ring=1 << 20)
+    assert producer.finish() == {"sent": 8000}
+    subscriber.read(8000)
+    assert check_all_arrived([producer], subscriber) == 0
+
+
+def test_channel_takes_no_headers(daemon, redis):
+    d = daemon(channels([redis]))
+    result = d.publish("-H", "a=b", "-m", "x")
+    assert said(result) == {"accepted": 1, "rejected": 1} and "PUBLISH has no headers" in result.stderr
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("fault", ["kill", "restart"])
+def test_lost_server_loses_nothing(box, daemon, fault, capsys):
+    """What it has answered for is on its disk. What it had not answered for may be there twice."""
+    redis = Redis(box, durable=True).start()
+    d = daemon(streams([redis], **FAST, message_timeout_ms=600000))
+    producers = [Producer(box, d, number, count=COUNT, rate=RATE, low=10, high=4000, ring=1 << 20, batch=8,
+                          deadline_s=900 if FULL else 120) for number in range(1, PROCESSES + 1)]
+    for share in (0.3, 0.6):
+        wait_for(lambda s=share: sum(p.file.completed() for p in producers) >= s * PROCESSES * COUNT,
+                 f"{share:.0%} completed", 600 if FULL else 60)
+        redis.kill() if fault == "kill" else redis.stop()
+        d.wait_not_ready(redis)
+        redis.start()
+        d.wait_ready(redis, 60)
+    for producer in producers:
+        assert producer.finish(900 if FULL else 120) == {"delivered": COUNT}
+    duplicates = check_all_arrived(producers, StreamArrivals(redis))
+    resent = sum(producer.file.resent for producer in producers)
+    with capsys.disabled():
+        print(f" {PROCESSES}x{COUNT} {fault}: {resent} sent again, {duplicates} duplicates", end="")
+    assert duplicates <= resent
+
+
+def test_wrong_type_is_rejected_with_its_code_and_hurts_nobody(box, daemon, redis):
+    redis.must("SET", "text", "x")
+    d = daemon(streams([redis]))
+    before = redis.connections()
+    beside = Producer(box, d, count=3000, rate=1500)
+    beside.wait_accepted(200)
+    for _ in range(3):
+        result = d.publish("-m", "x", topic="text")
+        assert result.returncode == 1 and said(result) == {"accepted": 1, "rejected": 1}
+        assert "WRONGTYPE" in result.stderr and re.search(r"\b2\b", result.stderr), result.stderr
+    assert beside.finish() == {"delivered": 3000}
+    assert beside.file.resent == 0 and redis.connections() == before + 1
+    assert check_all_arrived([beside], StreamArrivals(redis)) == 0
+
+
+def test_missing_stream_is_rejected_where_none_is_made(daemon, redis):
+    redis.must("XADD", "there", "*", "a", "b")
+    d = daemon(streams([redis], redis={"nomkstream": True}))
+    result = d.publish("-m", "x", topic="nowhere")
+    assert said(result) == {"accepted": 1, "rejected": 1}
+    assert "there is no such stream" in result.stderr and "40" in result.stderr
+    assert redis("EXISTS", "nowhere") == 0
+    assert d.publish("-m", "x", topic="there").returncode == 0
+
+
+ACL = ["user gate on >tide! ~open:* &open:* +xadd +publish +hello"]
+
+
+@pytest.mark.parametrize("make", [streams, channels])
+def test_no_permission_is_rejected(box, daemon, tmp_path, make):
+    """The user may not even PING, whose refusal proves as much as its answer."""
+    redis = Redis(box, lines=ACL).start()
+    entry = make([redis])
+    entry["redis"] |= {"username": "gate", "password_file": secret(tmp_path / "pw", "tide!")}
+    d = daemon(entry)
+    assert d.publish("-m", "x", topic="open:1").returncode == 0
+    result = d.publish("-m", "x", topic="closed")
+    assert said(result) == {"accepted": 1, "rejected": 1} and "NOPERM" in result.stderr
+    assert d.publish("-m", "x", topic="open:1").returncode == 0
+    assert d.link_states() == ["ready"]
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("lines", [["requirepass tide!"], ["requirepass tide!", 'rename-command HELLO ""']],
+                         ids=["HELLO", "AUTH"])
+def test_wrong_password_holds_messages_and_says_why(box, daemon, tmp_path, lines):
+    redis = Redis(box, lines=lines).start()
+    d = daemon(streams([redis], redis={"password_file": secret(tmp_path / "pw", "ebb-and-flow")}), ready=False)
+    wait_for(lambda: "WRONGPASS" in str(d.rows("brokers")), lambda: f"the broker's row to say why: {d.rows('brokers')}")
+    result = d.publish("--timeout", "300", "-m", "x")
+    assert said(result) == {"accepted": 1, "expired": 1}
+    # The server is not hammered: each attempt is a connection.
+    assert redis("AUTH", "tide!") == "OK"
+    assert d.rows("brokers")[0]["attempts"] < 20
+    assert "ebb-and-flow" not in d.process.text() and "ebb-and-flow" not in str(d.rows("brokers"))
+    redis("CONFIG", "SET", "requirepass", "ebb-and-flow", user=["tide!"])
+    d.wait_ready(redis, 30)
+    assert d.publish("-m", "x").returncode == 0
+
+
+def test_user_that_needs_a_password_and_has_none(box, daemon):
+    redis = Redis(box, lines=["requirepass tide!"]).start()
+    d = daemon(streams([redis]), ready=False)
+    wait_for(lambda: "NOAUTH" in str(d.rows("brokers")), lambda: f"the broker's row to say why: {d.rows('brokers')}")
+
+
+def tries(redis):
+    """Writes that write nothing, and were refused."""
+    match = re.search(r"rejected_calls=(\d+)", redis.info("commandstats", "cmdstat_setrange") or "")
+    return int(match.group(1)) if match else 0
+
+
+@pytest.mark.sanitizers
+def test_no_memory_is_backpressure(box, daemon, redis):
+    """maxmemory is reached and raised again: nobody reconnects, nothing is lost, nothing twice."""
+    d = daemon(streams([redis], **FAST, message_timeout_ms=600000))
+    producers = [Producer(box, d, number, count=4000, rate=1000, low=10, high=500, ring=1 << 18) for number in (1, 2)]
+    wait_for(lambda: sum(p.file.completed() for p in producers) > 1500, "1500 completed")
+    redis.must("CONFIG", "SET", "maxmemory", 1)
+    wait_for(lambda: d.link_states() == ["suspect"], lambda: f"the link to be suspect: {d.links()}")
+    wait_for(lambda: "OOM" in str(d.links()), lambda: f"the link to say why: {d.links()}")
+    held = redis.length()
+    # It is asked again and again, and takes nothing; a full ring is what producers see.
+    wait_for(lambda: tries(redis) >= 4, "four tries", 20)
+    wait_for(lambda: all(p.file.again > 0 for p in producers), "full rings", 20)
+    assert redis.length() == held and d.link_states() == ["suspect"]
+    redis.must("CONFIG", "SET", "maxmemory", 0)
+    d.wait_ready(redis)
+    for producer in producers:
+        assert producer.finish() == {"delivered": 4000}
+    assert check_all_arrived(producers, StreamArrivals(redis), order=False) == 0
+    assert [link["failures"] for link in d.links()] == [0]
+
+
+def test_replica_is_left_for_the_primary(box, daemon):
+    primary = Redis(box, "primary").start()
+    replica = Redis(box, "replica", lines=[f"replicaof 127.0.0.1 {primary.port}"]).start()
+    d = daemon(streams([primary, replica], **FAST), ready=False)
+    d.wait_ready(primary)
+    producer = Producer(box, d, count=2000)
+    assert producer.finish() == {"delivered": 2000}
+    assert check_all_arrived([producer], StreamArrivals(primary)) == 0
+    assert "replica" in str(d.rows("brokers")) and d.link_states(replica) != ["ready"]
+
+
+def test_failover_moves_everything_to_the_new_primary(box, daemon):
+    """A primary that becomes a replica answers READONLY; what it refused goes to the other."""
+    a, b = Redis(box, "a").start(), Redis(box, "b")
+    b.config.write_text(b.config.read_text() + f"replicaof 127.0.0.1 {a.port}\n")
+    b.start()
+    wait_for(lambda: b("INFO", "replication").find(b"master_link_status:up") > 0, "the replica to be in step")
+    d = daemon(streams([a, b], **FAST, message_timeout_ms=60000), ready=False)
+    d.wait_ready(a)
+    producers = [Producer(box, d, number, count=4000, rate=1500, low=10, high=500) for number in (1, 2)]
+    wait_for(lambda: sum(p.file.completed() for p in producers) > 2000, "2000 completed")
+    answer = a("FAILOVER", "TO", "127.0.0.1", b.port)
+    assert answer == "OK", answer
+    d.wait_ready(b, 30)
+    for producer in producers:
+        assert producer.finish() == {"delivered": 4000}
+    check_all_arrived(producers, StreamArrivals(b))
+
+
+def test_server_that_loads_is_not_used(box, daemon):
+    """key-load-delay slows the loading of a dump down; another server carries the load meanwhile."""
+    slow, other = Redis(box, "slow").start(), Redis(box, "other").start()
+    connection = Connection(slow.port)
+    for number in range(300):
+        assert connection("SET", f"k{number}", "v") == "OK"
+    assert connection("SAVE") == "OK"
+    slow.kill()
+    slow.config.write_text(slow.config.read_text() + "key-load-delay 50000\nloading-process-events-interval-bytes 1024\n")
+    slow.start()
+    assert "LOADING" in str(slow("GET", "k1"))
+    d = daemon(streams([slow, other], **FAST), ready=False)
+    d.wait_ready(other)
+    wait_for(lambda: "LOADING" in str(d.rows("brokers")), lambda: f"the row to say why: {d.rows('brokers')}")
+    producer = Producer(box, d, count=1000)
+    assert producer.finish() == {"delivered": 1000}
+    assert slow.process.alive() and "ready" not in d.link_states(slow)
+    check_all_arrived([producer], StreamArrivals(other))
+    Connection(slow.port)("CONFIG", "SET", "key-load-delay", 0)
+    slow.wait_loaded()
+    d.wait_ready(slow, 30)
+
+
+def test_cluster_node_without_the_key_is_not_used(box, daemon):
+    redis = Redis(box, lines=["cluster-enabled yes"]).start()
+    d = daemon(streams([redis], **FAST))
+    result = d.publish("--timeout", "1000", "-m", "x")
+    assert said(result) == {"accepted": 1, "expired": 1}, result.stderr
+    wait_for(lambda: "CLUSTERDOWN" in str(d.rows("brokers")), lambda: f"the row to say why: {d.rows('brokers')}")
+
+
+@pytest.mark.sanitizers
+def test_wait_delivers_what_replicas_have_and_is_honest_about_the_rest(box, daemon):
+    primary = Redis(box, "primary", lines=["repl-diskless-sync-delay 0"]).start()
+    replica = Redis(box, "replica", lines=[f"replicaof 127.0.0.1 {primary.port}"]).start()
+    wait_for(lambda: replica("INFO", "replication").find(b"master_link_status:up") > 0, "the replica to be in step")
+    d = daemon(streams([primary], redis={"wait_replicas": 1, "wait_timeout_ms": 200}))
+    producer = Producer(box, d, count=3000, batch=32)
+    assert producer.finish() == {"delivered": 3000}
+    assert replica.length() == 3000
+    check_all_arrived([producer], StreamArrivals(replica))
+    replica.freeze()
+    lane = Client(d.socket).lane()
+    completion = lane.publish_sync(b"x", topic=b"alone")
+    (identity, _), = primary.entries("alone")
+    milliseconds, _, number = identity.partition("-")
+    assert (completion.name, completion.code, completion.attempts) == ("unknown", 41, 1)
+    assert completion.reference == int(milliseconds) << 20 | int(number)
+    lane.client.close()
+    replica.thaw()
+    assert d.link_states() == ["ready"]
