@@ -258,10 +258,10 @@ def test_failover_moves_everything_to_the_new_primary(box, daemon):
 
 def test_server_that_loads_is_not_used(box, daemon):
     """key-load-delay slows the loading of a dump down; another server carries the load meanwhile."""
-    slow, other = Redis(box, "slow").start(), Redis(box, "other").start()
+    slow, other = Redis(box, "slow", lines=["rdbcompression no"]).start(), Redis(box, "other").start()
     connection = Connection(slow.port)
     for number in range(300):
-        assert connection("SET", f"k{number}", "v") == "OK"
+        assert connection("SET", f"k{number}", "v" * 2048) == "OK"  # it looks up every 1,024 bytes
     assert connection("SAVE") == "OK"
     slow.kill()
     slow.config.write_text(slow.config.read_text() + "key-load-delay 50000\nloading-process-events-interval-bytes 1024\n")
