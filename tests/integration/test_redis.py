@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from harness import FULL, have, pool, wait_for
+from harness import FULL, Sink, have, pool, wait_for
 from harness_redis import Connection, Redis, StreamArrivals, Subscriber
 from load import Producer, check_all_arrived
 from tidegate_lib import Client
@@ -307,3 +307,51 @@ def test_wait_delivers_what_replicas_have_and_is_honest_about_the_rest(box, daem
     lane.client.close()
     replica.thaw()
     assert d.link_states() == ["ready"]
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("fault", ["kill", "freeze", "reset"])
+def test_two_sinks_lose_nothing(box, daemon, fault):
+    """The sink records before it answers."""
+    sinks = [Sink(box, name, protocol="redis").start() for name in ("a", "b")]
+    d = daemon(streams(sinks, **FAST))
+    producers = [Producer(box, d, number, count=4000, rate=1500, low=10, high=4000, ring=1 << 20, batch=8)
+                 for number in range(1, 5)]
+    for share, victim in ((0.3, sinks[0]), (0.6, sinks[1])):
+        wait_for(lambda s=share: sum(p.file.completed() for p in producers) >= s * 16000, f"{share:.0%} completed", 60)
+        if fault == "reset":
+            victim.tell("reset")
+            continue
+        victim.kill() if fault == "kill" else victim.freeze()
+        d.wait_not_ready(victim)
+        victim.start() if fault == "kill" else victim.thaw()
+        d.wait_ready(victim)
+    for producer in producers:
+        assert producer.finish() == {"delivered": 4000}
+    check_all_arrived(producers, *sinks)
+
+
+CODES = {2: "rejected", 3: "rejected", 99: "rejected", 10: "held", 12: "held", 21: "left", 24: "left"}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_each_error_does_what_it_means(box, daemon, code):
+    """Every seventh message is refused once; what is not rejected arrives once in the end."""
+    sink = Sink(box, protocol="redis", options=["--reject", str(code), "--reject-every", "7"]).start()
+    d = daemon(streams([sink], **FAST, message_timeout_ms=60000))
+    producer = Producer(box, d, count=70, low=32, high=32)
+    if CODES[code] == "rejected":
+        assert producer.finish() == {"delivered": 60, "rejected": 10}
+    else:
+        assert producer.finish(60) == {"delivered": 70}
+        check_all_arrived([producer], sink, order=False)
+    connections = {arrival["conn"] for arrival in sink.arrivals()}
+    assert (len(connections) > 1) == (CODES[code] == "left")
+
+
+def test_sink_that_wants_a_password(box, daemon, tmp_path):
+    sink = Sink(box, protocol="redis", options=["--auth", f"gate:{secret(tmp_path / 'pw', 'tide!')}"]).start()
+    d = daemon(streams([sink], redis={"username": "gate", "password_file": tmp_path / "pw", "database": 2}))
+    assert d.publish("-k", "k", "-H", "a=b", "-m", "x").returncode == 0
+    arrival, = sink.arrivals()
+    assert (arrival["topic"], arrival["key"], arrival["headers"], arrival["body"]) == ("t", "k", "a=b", "x")
