@@ -25,57 +25,23 @@
 #define QUIET_LOOK_MS 1u
 #define TAKEN_MS 10000
 
-union handover_control {
-	struct cmsghdr head;
-	char bytes[CMSG_SPACE(HANDOVER_FDS * sizeof(int))];
-};
-
 int
 handover_send(int fd, const struct handover_frame *frame, const int *fds, unsigned nfds)
 {
-	struct iovec iov = { .iov_base = (void *)(uintptr_t)frame, .iov_len = sizeof(*frame) };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-	union handover_control control;
-	ssize_t n;
-
-	memset(&control, 0, sizeof(control));
-	if (nfds > 0) {
-		msg.msg_control = control.bytes;
-		msg.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
-		struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(nfds * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, nfds * sizeof(int));
-	}
-	do
-		n = sendmsg(fd, &msg, MSG_NOSIGNAL);
-	while (n < 0 && errno == EINTR);
-	return n == (ssize_t)sizeof(*frame) ? 0 : -TG_ESYSTEM;
+	return packet_send(fd, frame, sizeof(*frame), fds, nfds);
 }
 
 int
 handover_recv(int fd, struct handover_frame *frame, int fds[HANDOVER_FDS])
 {
-	struct iovec iov = { .iov_base = frame, .iov_len = sizeof(*frame) };
-	union handover_control control;
-	struct msghdr msg = { .msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.bytes,
-		.msg_controllen = sizeof(control.bytes) };
-	ssize_t n;
+	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds);
 
-	for (unsigned i = 0; i < HANDOVER_FDS; i++)
-		fds[i] = -1;
-	do
-		n = recvmsg(fd, &msg, MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
-	for (struct cmsghdr *c = n >= 0 ? CMSG_FIRSTHDR(&msg) : NULL; c != NULL; c = CMSG_NXTHDR(&msg, c))
-		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-			memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
-	if (n != (ssize_t)sizeof(*frame) || frame->magic != HANDOVER_MAGIC)
-		return n == 0 ? -TG_ECLOSED : -TG_EPROTOCOL;
-	return frame->version == HANDOVER_VERSION ? 0 : -TG_EVERSION;
+	if (n < 0)
+		return (int)n;
+	if (n == (ssize_t)sizeof(*frame) && frame->magic == HANDOVER_MAGIC && frame->version == HANDOVER_VERSION)
+		return 0;
+	packet_close_fds(fds);
+	return n != (ssize_t)sizeof(*frame) || frame->magic != HANDOVER_MAGIC ? -TG_EPROTOCOL : -TG_EVERSION;
 }
 
 static struct handover_frame

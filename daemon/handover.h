@@ -27,6 +27,7 @@
 
 #include "listener.h"
 #include "loop.h"
+#include "shm/packet.h"
 
 #include <stdint.h>
 
@@ -79,7 +80,7 @@ void handover_adopt(struct handover_taken *taken, struct loop *loop);
 
 #define HANDOVER_MAGIC UINT32_C(0x74646831)
 #define HANDOVER_VERSION 1u
-#define HANDOVER_FDS 2u
+#define HANDOVER_FDS PACKET_FDS
 #define HANDOVER_HELLO 4096u /* longest handshake that is replayed */
 
 enum handover_type {

@@ -24,20 +24,10 @@ struct handover_taken {
 };
 
 static void
-close_item(struct taken_item *item)
-{
-	for (unsigned i = 0; i < HANDOVER_FDS; i++) {
-		if (item->fds[i] >= 0)
-			close(item->fds[i]);
-		item->fds[i] = -1;
-	}
-}
-
-static void
 taken_free(struct handover_taken *taken)
 {
 	for (size_t i = 0; i < taken->count; i++) {
-		close_item(taken->items[i]);
+		packet_close_fds(taken->items[i]->fds);
 		free(taken->items[i]);
 	}
 	free(taken->items);
@@ -88,7 +78,7 @@ handover_receive(int fd, struct handover_taken **out)
 		if (rc != 0)
 			goto fail;
 		if ((rc = keep(taken, &item)) != 0) {
-			close_item(&item);
+			packet_close_fds(item.fds);
 			goto fail;
 		}
 	} while (item.frame.type != HANDOVER_DONE);

@@ -25,23 +25,6 @@
 
 #define HEARTBEAT_MAX_S 600u
 
-static int
-read_text(struct config_node *group, const char *key, char **copy, size_t min, size_t max)
-{
-	const char *text = NULL;
-	size_t offset = 0;
-	int rc = config_node_string(group, key, &text, min, max);
-
-	if (rc <= 0)
-		return rc;
-	enum utf8_fault fault = utf8_check((const uint8_t *)text, strlen(text), "\0", &offset);
-	if (fault != UTF8_PLAIN)
-		return config_node_error(
-		    group, key, "\"%s\" %s at byte %zu", text, utf8_fault_text(fault), offset);
-	*copy = strdup(text);
-	return *copy != NULL ? 1 : -TG_ENOMEM;
-}
-
 /* Which of user and password go with the mechanism. */
 static int
 check_credentials(struct amqp_settings *amqp, struct config_node *group)
@@ -72,16 +55,16 @@ amqp_configure(void *settings, struct config_node *group)
 		memset(&absent, 0, sizeof(absent));
 		group = &absent;
 	}
-	text[0] = read_text(group, "vhost", &amqp->vhost, 1, AMQP_SHORT_MAX);
-	text[1] = read_text(group, "exchange", &amqp->exchange, 0, AMQP_SHORT_MAX);
+	text[0] = driver_read_text(group, "vhost", &amqp->vhost, 1, AMQP_SHORT_MAX);
+	text[1] = driver_read_text(group, "exchange", &amqp->exchange, 0, AMQP_SHORT_MAX);
 	bad |= config_node_bool(group, "mandatory", &amqp->mandatory) < 0;
 	bad |= config_node_bool(group, "persistent", &amqp->persistent) < 0;
-	text[2] = read_text(group, "username", &amqp->username, 1, AMQP_SHORT_MAX);
+	text[2] = driver_read_text(group, "username", &amqp->username, 1, AMQP_SHORT_MAX);
 	text[3] = config_node_secret_file(group, "password_file", &amqp->password, AMQP_SHORT_MAX);
 	bad |= config_node_choice(group, "sasl", &amqp->sasl, sasls) < 0;
 	bad |= config_node_u32(group, "heartbeat_s", &amqp->heartbeat_s, 1, HEARTBEAT_MAX_S) < 0;
 	bad |= config_node_u32(group, "channels", &amqp->channels, 1, AMQP_CHANNELS_MAX) < 0;
-	text[4] = read_text(group, "content_type", &amqp->content_type, 1, AMQP_SHORT_MAX);
+	text[4] = driver_read_text(group, "content_type", &amqp->content_type, 1, AMQP_SHORT_MAX);
 	text[5] = 0;
 	if (text[0] == 0 && (amqp->vhost = strdup("/")) == NULL)
 		return -TG_ENOMEM;

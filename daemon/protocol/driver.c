@@ -1,9 +1,12 @@
 #include "driver.h"
 
+#include "daemon/config_node.h"
 #include "shm/error.h"
+#include "utf8.h"
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 int
@@ -79,6 +82,23 @@ driver_fatal(struct session *session, enum driver_fatal kind, uint32_t code, con
 	            : (size_t)n < sizeof(text) ? (size_t)n
 	                                             : sizeof(text) - 1 });
 	return -TG_EPROTOCOL;
+}
+
+int
+driver_read_text(struct config_node *group, const char *key, char **copy, size_t min, size_t max)
+{
+	const char *text = NULL;
+	size_t offset = 0;
+	int rc = config_node_string(group, key, &text, min, max);
+
+	if (rc <= 0)
+		return rc;
+	enum utf8_fault fault = utf8_check((const uint8_t *)text, strlen(text), "\0", &offset);
+	if (fault != UTF8_PLAIN)
+		return config_node_error(
+		    group, key, "\"%s\" %s at byte %zu", text, utf8_fault_text(fault), offset);
+	*copy = strdup(text);
+	return *copy != NULL ? 1 : -TG_ENOMEM;
 }
 
 #define X(name) extern const struct driver driver_##name;

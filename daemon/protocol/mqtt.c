@@ -32,23 +32,6 @@ struct mqtt_settings {
 };
 
 static int
-read_text(struct config_node *group, const char *key, char **copy, size_t min, size_t max)
-{
-	const char *text = NULL;
-	size_t offset = 0;
-	int rc = config_node_string(group, key, &text, min, max);
-
-	if (rc <= 0)
-		return rc;
-	enum utf8_fault fault = utf8_check((const uint8_t *)text, strlen(text), "\0", &offset);
-	if (fault != UTF8_PLAIN)
-		return config_node_error(
-		    group, key, "\"%s\" %s at byte %zu", text, utf8_fault_text(fault), offset);
-	*copy = strdup(text);
-	return *copy != NULL ? 1 : -TG_ENOMEM;
-}
-
-static int
 mqtt_configure(void *settings, struct config_node *group)
 {
 	struct mqtt_settings *mqtt = settings;
@@ -63,9 +46,9 @@ mqtt_configure(void *settings, struct config_node *group)
 	}
 	bad |= config_node_u32(group, "version", &mqtt->version, 4, 5) < 0;
 	bad |= config_node_u32(group, "qos", &mqtt->qos, 0, 1) < 0;
-	int username = read_text(group, "username", &mqtt->username, 1, MQTT_STRING_MAX);
+	int username = driver_read_text(group, "username", &mqtt->username, 1, MQTT_STRING_MAX);
 	int password = config_node_secret_file(group, "password_file", &mqtt->password, MQTT_STRING_MAX);
-	int prefix = read_text(group, "client_id_prefix", &mqtt->client_id_prefix, 0, MQTT_PREFIX_MAX);
+	int prefix = driver_read_text(group, "client_id_prefix", &mqtt->client_id_prefix, 0, MQTT_PREFIX_MAX);
 	if (username == -TG_ENOMEM || password == -TG_ENOMEM || prefix == -TG_ENOMEM)
 		return -TG_ENOMEM;
 	bad |= username < 0 || password < 0 || prefix < 0;
