@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define FRAMES_A_TURN 8  /* bound of one client's requests in a turn */
@@ -315,16 +316,54 @@ open_lane(struct client *client, const struct frame *request)
 }
 
 /* A lane by number or, since numbers start anew with the daemon, by nonce. */
-static const struct lane *
+static struct lane *
 find_lane(const struct shard *shard, uint64_t id, uint64_t nonce)
 {
-	const struct lane *lane;
+	struct lane *lane;
 
 	for (uint32_t i = 0; i < shard->pool_count; i++)
 		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
 			if (lane->id == id || (nonce != 0 && lane->nonce == nonce))
 				return lane;
 	return NULL;
+}
+
+static int
+is_same_memory(int a, int b)
+{
+	struct stat x, y;
+
+	return fstat(a, &x) == 0 && fstat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+static int
+answer_returned(struct client *client, const struct frame *request, const struct lane *lane, int bell)
+{
+	struct frame frame;
+	int fds[] = { [FRAME_FD_RETURNED_DOORBELL] = client->doorbell, [FRAME_FD_RETURNED_BELL] = bell };
+
+	client->shard->count.lanes_returned++;
+	lane_frame(&frame, FRAME_LANE_RETURNED, request->serial, lane, client->shard->expedited ? LANE_F_EXPEDITED : 0);
+	INJECT(returned_answer);
+	int rc = answer(client, &frame, fds, 2);
+	close(bell);
+	log_event(LOG_LEVEL_INFO, "lane_returned", "lane=%llu pool=%s pid=%d unreleased=%llu unfinished=%u",
+	    (unsigned long long)lane->id, lane->pool->config->name, client_pid(client),
+	    (unsigned long long)(lane->sq.tail_seen - lane->sq.head), lane->unfinished);
+	return rc;
+}
+
+/* One of our own whose client had lost its connection, or gave up waiting for our answer. */
+static int
+reclaim_lane(struct client *client, const struct frame *request, struct lane *lane)
+{
+	int bell[2], rc;
+
+	if ((rc = make_bell(bell)) != 0)
+		return refuse_lane(client, request, lane->pool->config->name, rc);
+	lane_reclaim(lane, client, bell[1]);
+	client_add_lane(client, lane);
+	return answer_returned(client, request, lane, bell[0]);
 }
 
 /* A lane that another daemon served before us. */
@@ -335,7 +374,6 @@ return_lane(struct client *client, const struct frame *request, int *handed)
 	struct lane_header header;
 	struct lane_geometry geo;
 	struct lane *lane;
-	struct frame frame;
 	int memfd = *handed;
 	int bell[2], rc;
 
@@ -350,9 +388,11 @@ return_lane(struct client *client, const struct frame *request, int *handed)
 	struct pool *pool = shard_pool(shard, header.pool);
 	if (pool == NULL)
 		return refuse_pool(client, request->serial, header.pool);
+	struct lane *same = find_lane(shard, 0, header.nonce);
+	if (same != NULL && same->client == NULL && is_same_memory(same->memfd, memfd))
+		return reclaim_lane(client, request, same);
 	if (!within_limits(client, request, &geo, &rc))
 		return rc;
-	const struct lane *same = find_lane(shard, 0, header.nonce);
 	if (same != NULL)
 		return refuse(client, request->serial, TG_EBUSY, "lane %llu was handed back twice",
 		    (unsigned long long)same->id);
@@ -368,16 +408,7 @@ return_lane(struct client *client, const struct frame *request, int *handed)
 	if (header.lane_id > shard->lane_ids && header.lane_id - shard->lane_ids < LANE_IDS_APART)
 		shard->lane_ids = header.lane_id;
 	client_add_lane(client, lane);
-	shard->count.lanes_returned++;
-	lane_frame(&frame, FRAME_LANE_RETURNED, request->serial, lane, shard->expedited ? LANE_F_EXPEDITED : 0);
-	int fds[] = { [FRAME_FD_RETURNED_DOORBELL] = client->doorbell, [FRAME_FD_RETURNED_BELL] = bell[0] };
-	INJECT(returned_answer);
-	rc = answer(client, &frame, fds, 2);
-	close(bell[0]);
-	log_event(LOG_LEVEL_INFO, "lane_returned", "lane=%llu pool=%s pid=%d unreleased=%llu unfinished=%u",
-	    (unsigned long long)lane->id, pool->config->name, client_pid(client),
-	    (unsigned long long)(lane->sq.tail_seen - lane->sq.head), lane->unfinished);
-	return rc;
+	return answer_returned(client, request, lane, bell[0]);
 }
 
 static int

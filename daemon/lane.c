@@ -239,6 +239,20 @@ lane_orphan(struct lane *lane)
 }
 
 void
+lane_reclaim(struct lane *lane, struct client *client, int bell)
+{
+	close(lane->bell);
+	lane->bell = bell;
+	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
+	lane->client = client;
+	lane->orphaned_ns = 0;
+	lane->sq.tail_word = &lane->map.client->sq_tail;
+	if (lane->place == LANE_STALLED)
+		lane_set_place(lane, LANE_ACTIVE);
+	lane_mark_dirty(lane); /* whoever slept through the change is rung */
+}
+
+void
 lane_finish_orphan(struct lane *lane)
 {
 	/* What is not committed yet has its turn first. */

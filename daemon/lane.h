@@ -183,6 +183,9 @@ void lane_show_writable(struct lane *lane, int writable);
 /* Its client has gone or closed it: finishes what is committed, then goes. */
 void lane_orphan(struct lane *lane);
 
+/* The client of an orphan is back, on another connection: the bell becomes the lane's. */
+void lane_reclaim(struct lane *lane, struct client *client, int bell);
+
 /* Lets an orphan go that has nothing left. */
 void lane_finish_orphan(struct lane *lane);
 

@@ -90,9 +90,12 @@ admit(struct lane *lane)
 {
 	uint64_t floor = lane->floor == UINT64_MAX ? lane->cq.tail : lane->floor;
 
-	/* A dead client's completion ring is nobody's any more: its records go on without it. */
+	/*
+	 * An orphan's completion ring may stay full for ever: its records go on without it. But as long as
+	 * its client may come back, or a successor may take it, the entries must tell what is finished (I5).
+	 */
 	if (lane->client == NULL)
-		return lane->unfinished >= lane->map.geo.cq_entries ? 1 : lane_admit(lane, NULL);
+		return lane->cq.tail - floor + lane->unfinished >= lane->map.geo.cq_entries / 2 ? 1 : lane_admit(lane, NULL);
 	if (!cq_may_admit(&lane->cq, floor, lane->unfinished)) {
 		if (cq_producer_refresh(&lane->cq) < 0)
 			return -TG_EBROKEN;
