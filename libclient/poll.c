@@ -240,7 +240,7 @@ tg_fd(struct tg_lane *lane)
 		    saved == EMFILE || saved == ENFILE || saved == ENOSPC ? -TG_ELIMIT : -TG_ESYSTEM,
 		    "lane %" PRIu64 ": a descriptor to wait on: %s", lane->lane_id, strerror(saved));
 	}
-	lane->epoll = fd;
+	ck_pr_store_int(&lane->epoll, fd);
 	ck_pr_store_int(&lane->self, own);
 	ck_pr_fence_memory(); /* wake_owners() */
 	lane_arm(lane);

@@ -109,6 +109,19 @@ lane_check_daemon(struct tg_lane *lane, uint64_t now)
 
 /* ---- handing back ---- */
 
+/*
+ * A descriptor is about to be replaced: it leaves the lane's set of tg_fd. A child that was forked
+ * keeps the old description open, which would stay there and report the hang-up for ever, beyond reach.
+ */
+static void
+unwatch(struct tg_lane *lane, int fd)
+{
+	int epoll = ck_pr_load_int(&lane->epoll);
+
+	if (epoll >= 0)
+		epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
+}
+
 /* Puts `from` in the place of `to`, if it is one. */
 static void
 replace(int *from, int to)
@@ -126,7 +139,7 @@ static int
 is_final(int rc)
 {
 	return rc == -TG_ENOPOOL || rc == -TG_EBROKEN || rc == -TG_EVERSION || rc == -TG_EDENIED ||
-	       rc == -TG_EINVAL || rc == -TG_EBUSY;
+	       rc == -TG_EINVAL;
 }
 
 /* One lane. 0, also when the daemon will never have it (the lane is told); else try all again later. */
@@ -150,6 +163,9 @@ hand_back(struct tg_client *fresh, struct tg_lane *lane)
 	}
 	ck_pr_store_64(&lane->lane_id, answer.u.lane.lane_id);
 	replace(&fds[FRAME_FD_RETURNED_DOORBELL], lane->doorbell);
+	/* The daemon may have gone to sleep since it answered, and its owner have rung the old one for it. */
+	bell_ring(lane->doorbell);
+	unwatch(lane, lane->bell);
 	replace(&fds[FRAME_FD_RETURNED_BELL], lane->bell);
 	return 0;
 }
@@ -160,9 +176,10 @@ mend(struct tg_client *client)
 	/* The new connection is a client of its own until it has everything. */
 	struct tg_client fresh = *client;
 	struct tg_lane *lane;
-	int rc = client_connect(&fresh);
+	int rc;
 
 	fresh.timeout_ms = MEND_TIMEOUT_MS;
+	rc = client_connect(&fresh);
 	for (lane = client->lanes; rc == 0 && lane != NULL; lane = lane->next)
 		rc = hand_back(&fresh, lane);
 	if (rc != 0) {
@@ -170,6 +187,8 @@ mend(struct tg_client *client)
 			close(fresh.fd);
 		return rc;
 	}
+	for (lane = client->lanes; lane != NULL; lane = lane->next)
+		unwatch(lane, client->fd);
 	replace(&fresh.fd, client->fd);
 	client->serial = fresh.serial;
 	client->retry_step_ns = 0;

@@ -1,0 +1,102 @@
+"""What one client can do to the daemon with what the kernel gives it, and what the daemon does to a client
+that it has hung up on: nobody else is to notice, and nothing accepted is to stay without its completion."""
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import time
+
+import pytest
+
+from harness import PATIENCE, SANITIZED, Process, Sink, pool, program, wait_for
+from load import Producer
+from tidegate_lib import Client
+
+needs_library = pytest.mark.skipif(SANITIZED, reason="ctypes cannot load a library with a sanitizer in it")
+
+
+def control_sockets(path):
+    """This process's own connections to a control socket."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            s = socket.socket(fileno=os.dup(int(name)))
+            if s.family == socket.AF_UNIX and s.getpeername() == str(path):
+                found.append(s)
+            else:
+                s.close()
+    return found
+
+
+def hang_up(path):
+    """Both sides see the end of the connection, and both live."""
+    for s in control_sockets(path):
+        s.shutdown(socket.SHUT_RDWR)
+        s.close()
+
+
+@needs_library
+def test_lane_comes_back_while_the_daemon_still_finishes_it(box, daemon):
+    """A client that was cut off, and not its daemon: what it left is under way when it hands the lane back."""
+    sink = Sink(box, options=["--ack-delay", "1500"]).start()
+    d = daemon(pool([sink]))
+    client = Client(d.socket)
+    lane = client.lane(ring_bytes=65536)
+    for n in range(100):
+        lane.publish(b"%d" % n, tag=n)
+    wait_for(lambda: len(sink.arrivals()) == 100, "all sent")
+    hang_up(d.socket)
+    wait_for(lambda: [row for row in d.rows("lanes") if row["orphan"]], "the orphan")
+    for n in range(100, 150):
+        lane.publish(b"%d" % n, tag=n)
+    with contextlib.suppress(Exception):
+        lane.wait(200)
+    done = lane.collect(150, timeout_ms=20000)
+    assert sorted(c.tag for c in done) == list(range(150))
+    assert {c.name for c in done} == {"delivered"}
+    wait_for(lambda: [row for row in d.rows("lanes") if not row["orphan"]], "the lane to be its client's again")
+    lane.close()
+    client.close()
+    assert d.stop() == 0
+
+
+@needs_library
+def test_lanes_of_a_server_that_forked_come_back_once(box, daemon, sink):
+    """The child holds the old connection's descriptors: they must not go on saying that it hung up."""
+    d = daemon(pool([sink]))
+    client = Client(d.socket)
+    lanes = [client.lane(), client.lane()]
+    waits = select.poll()
+    for lane in lanes:
+        waits.register(lane.fd(), select.POLLIN)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        # The listening socket outlives the daemon, as a service manager's does: the first attempt succeeds.
+        d.process.kill()
+        d.start()
+        wait_for(lambda: [lane.poll() for lane in lanes] and len(d.rows("lanes")) == 2, "both lanes back")
+        quiet = 0
+        for _ in range(200):
+            if not waits.poll(50):
+                quiet += 1
+                if quiet == 5:
+                    break
+                continue
+            quiet = 0
+            for lane in lanes:
+                lane.poll()
+        assert quiet == 5, "tg_fd is readable without end"
+        for lane in lanes:
+            assert lane.publish_sync(b"x").name == "delivered"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    client.close()
+    assert d.stop() == 0
