@@ -25,19 +25,50 @@ complain(const struct listener *listener, const char *what)
 	    log_quote((char[128]){ 0 }, 128, strerror(error), strlen(strerror(error))));
 }
 
+/* A descriptor in reserve. */
+static void
+keep_spare(struct listener *listener)
+{
+	if (listener->spare < 0)
+		listener->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+/*
+ * No descriptor is left for who knocks. He is let in and out again: he learns it at once, and the
+ * socket does not stay readable, which would keep the loop from ever sleeping. Returns whether he was.
+ */
+static int
+turn_away(struct listener *listener)
+{
+	int error = errno;
+
+	log_limited(&listener->accept_limit, LOG_LEVEL_ERROR, "accept_failed", "path=%s errno=%d cause=%s",
+	    listener->path, error, log_quote((char[128]){ 0 }, 128, strerror(error), strlen(strerror(error))));
+	if (listener->spare < 0)
+		return 0;
+	close(listener->spare);
+	listener->spare = -1;
+	int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	if (fd >= 0)
+		close(fd);
+	keep_spare(listener);
+	return fd >= 0;
+}
+
 static void
 on_readable(uv_poll_t *poll, int status, int events)
 {
 	struct listener *listener = poll->data;
 
+	keep_spare(listener);
 	for (int i = 0; i < ACCEPTS_A_TURN; i++) {
 		int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd < 0) {
 			if (errno == EINTR || errno == ECONNABORTED)
 				continue;
-			if (errno != EAGAIN)
-				complain(listener, "accept");
-			return;
+			if (errno == EAGAIN || !turn_away(listener))
+				return;
+			continue;
 		}
 		listener->accepted(listener->owner, fd);
 	}
@@ -120,6 +151,7 @@ listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int 
 
 	memset(listener, 0, sizeof(*listener));
 	listener->fd = inherited;
+	listener->spare = -1;
 	listener->type = type;
 	listener->accepted = accepted;
 	listener->owner = owner;
@@ -139,6 +171,7 @@ listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int 
 		listener_fini(listener);
 		return -TG_ESYSTEM;
 	}
+	keep_spare(listener);
 	uv_poll_start(&listener->poll, UV_READABLE, on_readable);
 	return 0;
 }
@@ -150,8 +183,10 @@ listener_fini(struct listener *listener)
 		uv_close((uv_handle_t *)&listener->poll, NULL);
 	if (listener->fd >= 0)
 		close(listener->fd);
+	if (listener->spare >= 0)
+		close(listener->spare);
 	if (listener->owns_path)
 		unlink(listener->path);
-	listener->fd = -1;
+	listener->fd = listener->spare = -1;
 	listener->owns_path = 0;
 }

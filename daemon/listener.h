@@ -6,16 +6,20 @@
 #ifndef TG_DAEMON_LISTENER_H
 #define TG_DAEMON_LISTENER_H
 
+#include "log.h"
+
 #include <sys/types.h>
 #include <uv.h>
 
 struct listener {
 	uv_poll_t poll;
 	int fd;
+	int spare; /* given up to take, and let go, a connection that finds no descriptor left; -1: none */
 	int type; /* SOCK_SEQPACKET or SOCK_STREAM */
 	int owns_path; /* unlink it at the end */
 	char path[108];
 	void (*accepted)(void *owner, int fd); /* takes the descriptor over */
+	struct log_limit accept_limit;
 	void *owner;
 };
 

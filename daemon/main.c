@@ -185,7 +185,7 @@ run(const struct config *config, const struct options *options)
 {
 	static struct loop loop;
 	struct admin admin = { .started = 0 };
-	struct listener control = { .fd = -1 }, admins = { .fd = -1 };
+	struct listener control = { .fd = -1, .spare = -1 }, admins = { .fd = -1, .spare = -1 };
 	static struct handover handover = { .fd = -1 };
 	struct handover_start start = { own_program(), options->file, log_level_word(log_get_level()) };
 	struct handover_taken *taken = NULL;

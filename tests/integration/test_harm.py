@@ -100,3 +100,31 @@ def test_lanes_of_a_server_that_forked_come_back_once(box, daemon, sink):
         os.waitpid(child, 0)
     client.close()
     assert d.stop() == 0
+
+
+@pytest.mark.sanitizers
+def test_no_descriptors_left_is_said_and_costs_nothing(box, daemon, sink):
+    d = daemon(pool([sink]))
+    witness = Producer(box, d, number=1, count=2000, batch=8, rate=2000)
+    witness.wait_accepted(1)
+    limit = d.process.descriptors() + 20
+    resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    crowd = []
+    for _ in range(60):
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        s.settimeout(10 * PATIENCE)
+        s.connect(str(d.socket))
+        crowd.append(s)
+    # Each one that finds no room is told and let go, at once.
+    last = crowd[-1]
+    answer = last.recv(4096)
+    assert answer == b"" or b"descriptors" in answer
+    assert witness.finish() == {"delivered": 2000}
+    ticks, lines = d.process.cpu_ticks(), d.process.text().count("\n")
+    time.sleep(1)
+    assert d.process.cpu_ticks() - ticks < 20
+    assert d.process.text().count("\n") - lines < 20
+    for s in crowd:
+        s.close()
+    assert d.publish("-m", "x").returncode == 0
+    assert d.stop() == 0
