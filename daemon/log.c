@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -175,13 +176,30 @@ last_pair(const char *line, size_t limit)
 	return end;
 }
 
+/*
+ * Whether a line can be written without waiting for whoever reads. O_NONBLOCK would do, but it is of
+ * the description, which we share with our parent's terminal or shell. A pipe that polls as writable
+ * has PIPE_BUF bytes of room, a socket more.
+ */
+static int
+has_room(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLOUT };
+
+	if (poll(&p, 1, 0) > 0 && (p.revents & POLLOUT) != 0)
+		return 1;
+	errno = EAGAIN;
+	return 0;
+}
+
 static void
 write_line(char *line, size_t len, unsigned gone)
 {
+	int fd = atomic_load_explicit(&log_fd, memory_order_relaxed);
 	ssize_t n;
 
 	do
-		n = write(atomic_load_explicit(&log_fd, memory_order_relaxed), line, len);
+		n = has_room(fd) ? write(fd, line, len) : -1;
 	while (n < 0 && errno == EINTR);
 	/* A log nobody reads must not stop the loop: the line is gone, and the next one says so (in place
 	 * of this one, which was to tell of `gone` others). */

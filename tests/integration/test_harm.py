@@ -128,3 +128,26 @@ def test_no_descriptors_left_is_said_and_costs_nothing(box, daemon, sink):
         s.close()
     assert d.publish("-m", "x").returncode == 0
     assert d.stop() == 0
+
+
+def test_log_that_nobody_reads_holds_up_nobody(box, daemon, sink):
+    """stderr is a pipe, it is full, and its reader sleeps."""
+    d = daemon(pool([sink]))
+    d.stop()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 65536)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x")
+    os.set_blocking(writer, True)
+    d.process = Process(box, "tidegated-mute", ["sh", "-c", f"exec {program('tidegated')} -c {d.config} 2>/proc/self/fd/{writer}"],
+                        pass_fds=[writer])
+    wait_for(d.answers, "it to answer")
+    d.wait_ready()
+    assert d.publish("-m", "x", deadline_s=20).returncode == 0
+    assert d.stop() == 0
+    os.close(writer)
+    os.close(reader)
