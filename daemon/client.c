@@ -5,6 +5,7 @@
 #include "loop.h"
 #include "pool.h"
 #include "shard.h"
+#include "stray.h"
 #include "shm/frame.h"
 
 #include <errno.h>
@@ -457,12 +458,12 @@ on_control(uv_poll_t *poll, int status, int events)
 
 	loop_refresh_clock(client->shard);
 	for (int i = 0; i < FRAMES_A_TURN && rc == 0; i++) {
-		rc = frame_recv(client->fd, &frame, fds);
+		rc = frame_recv_from(client->fd, &frame, fds, stray_close);
 		if (rc == 0) {
 			rc = serve(client, &frame, fds);
 			for (unsigned f = 0; f < FRAME_FDS; f++)
 				if (fds[f] >= 0)
-					close(fds[f]);
+					stray_close(fds[f]);
 		} else if (rc == -TG_EAGAIN) {
 			return;
 		} else if (rc == -TG_EVERSION) {

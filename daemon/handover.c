@@ -34,13 +34,13 @@ handover_send(int fd, const struct handover_frame *frame, const int *fds, unsign
 int
 handover_recv(int fd, struct handover_frame *frame, int fds[HANDOVER_FDS])
 {
-	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds);
+	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds, NULL);
 
 	if (n < 0)
 		return (int)n;
 	if (n == (ssize_t)sizeof(*frame) && frame->magic == HANDOVER_MAGIC && frame->version == HANDOVER_VERSION)
 		return 0;
-	packet_close_fds(fds);
+	packet_close_fds(fds, NULL);
 	return n != (ssize_t)sizeof(*frame) || frame->magic != HANDOVER_MAGIC ? -TG_EPROTOCOL : -TG_EVERSION;
 }
 

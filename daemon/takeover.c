@@ -27,7 +27,7 @@ static void
 taken_free(struct handover_taken *taken)
 {
 	for (size_t i = 0; i < taken->count; i++) {
-		packet_close_fds(taken->items[i]->fds);
+		packet_close_fds(taken->items[i]->fds, NULL);
 		free(taken->items[i]);
 	}
 	free(taken->items);
@@ -78,7 +78,7 @@ handover_receive(int fd, struct handover_taken **out)
 		if (rc != 0)
 			goto fail;
 		if ((rc = keep(taken, &item)) != 0) {
-			packet_close_fds(item.fds);
+			packet_close_fds(item.fds, NULL);
 			goto fail;
 		}
 	} while (item.frame.type != HANDOVER_DONE);

@@ -37,15 +37,21 @@ check(const struct frame *frame, size_t len)
 int
 frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS])
 {
+	return frame_recv_from(fd, frame, fds, NULL);
+}
+
+int
+frame_recv_from(int fd, struct frame *frame, int fds[FRAME_FDS], packet_let_go *let_go)
+{
 	memset(frame, 0, sizeof(*frame));
-	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds);
+	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds, let_go);
 	/* Whatever was wrong with the rest of it, a head of another ABI is what its sender needs to hear. */
 	int rc = n >= 0 ? check(frame, (size_t)n)
 	    : n == -TG_EPROTOCOL && check(frame, sizeof(*frame)) == -TG_EVERSION ? -TG_EVERSION
 	                                                                      : (int)n;
 
 	if (rc != 0) {
-		packet_close_fds(fds);
+		packet_close_fds(fds, let_go);
 		return rc;
 	}
 	if (frame->type == FRAME_ERROR)

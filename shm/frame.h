@@ -23,6 +23,7 @@
 #define TG_SHM_FRAME_H
 
 #include "lane.h"
+#include "packet.h"
 
 #include <stdint.h>
 #include <sys/types.h>
@@ -93,5 +94,11 @@ int frame_send(int fd, const struct frame *frame, const int *fds, unsigned nfds)
  * frame are terminated. How many descriptors its type needs is the caller's to check.
  */
 int frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS]);
+
+/*
+ * The same for whoever must not be held up: what is not returned in fds is given to let_go. close()
+ * may take as long as the peer likes.
+ */
+int frame_recv_from(int fd, struct frame *frame, int fds[FRAME_FDS], packet_let_go *let_go);
 
 #endif

@@ -8,9 +8,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define FDS_MAX 253u /* the kernel's limit for one packet (SCM_MAX_FD) */
+
 union fd_control {
 	struct cmsghdr head;
 	char bytes[CMSG_SPACE(PACKET_FDS * sizeof(int))];
+};
+
+/* Room for all that can come: what finds none is closed by the kernel, in our time. */
+union fd_control_any {
+	struct cmsghdr head;
+	char bytes[CMSG_SPACE(FDS_MAX * sizeof(int))];
 };
 
 static int
@@ -49,12 +57,21 @@ packet_send(int fd, const void *bytes, size_t len, const int *fds, unsigned nfds
 	return n < 0 ? error_from_errno() : 0;
 }
 
+static void
+drop(int fd, packet_let_go *let_go)
+{
+	if (let_go != NULL)
+		let_go(fd);
+	else
+		close(fd);
+}
+
 void
-packet_close_fds(int fds[PACKET_FDS])
+packet_close_fds(int fds[PACKET_FDS], packet_let_go *let_go)
 {
 	for (unsigned i = 0; i < PACKET_FDS; i++) {
 		if (fds[i] >= 0)
-			close(fds[i]);
+			drop(fds[i], let_go);
 		fds[i] = -1;
 	}
 }
@@ -64,7 +81,7 @@ packet_close_fds(int fds[PACKET_FDS])
  * Returns how many came, those included that found no place in fds and were closed.
  */
 static unsigned
-take_fds(struct msghdr *msg, int fds[PACKET_FDS])
+take_fds(struct msghdr *msg, int fds[PACKET_FDS], packet_let_go *let_go)
 {
 	unsigned taken = 0;
 
@@ -78,7 +95,7 @@ take_fds(struct msghdr *msg, int fds[PACKET_FDS])
 			if (taken < PACKET_FDS)
 				fds[taken] = fd;
 			else
-				close(fd);
+				drop(fd, let_go);
 			taken++;
 		}
 	}
@@ -86,10 +103,10 @@ take_fds(struct msghdr *msg, int fds[PACKET_FDS])
 }
 
 ssize_t
-packet_recv(int fd, void *bytes, size_t size, int fds[PACKET_FDS])
+packet_recv(int fd, void *bytes, size_t size, int fds[PACKET_FDS], packet_let_go *let_go)
 {
 	struct iovec iov = { .iov_base = bytes, .iov_len = size };
-	union fd_control control;
+	union fd_control_any control;
 	struct msghdr msg = { .msg_iov = &iov,
 		.msg_iovlen = 1,
 		.msg_control = control.bytes,
@@ -103,7 +120,7 @@ packet_recv(int fd, void *bytes, size_t size, int fds[PACKET_FDS])
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return error_from_errno();
-	unsigned count = take_fds(&msg, fds);
+	unsigned count = take_fds(&msg, fds, let_go);
 	if (n == 0)
 		n = -TG_ECLOSED;
 	else if ((msg.msg_flags & MSG_TRUNC) != 0 || count > PACKET_FDS)
@@ -111,6 +128,6 @@ packet_recv(int fd, void *bytes, size_t size, int fds[PACKET_FDS])
 	else if ((msg.msg_flags & MSG_CTRUNC) != 0)
 		n = -TG_ELIMIT; /* there was room in control: it is this process that has no more */
 	if (n < 0)
-		packet_close_fds(fds);
+		packet_close_fds(fds, let_go);
 	return n;
 }

@@ -130,6 +130,47 @@ def test_no_descriptors_left_is_said_and_costs_nothing(box, daemon, sink):
     assert d.stop() == 0
 
 
+def lingering():
+    """A TCP socket whose last close waits for half a minute: it holds what its peer never takes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    s = socket.create_connection(listener.getsockname())
+    peer, _ = listener.accept()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+    s.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            s.send(b"x" * 65536)
+    return s, (peer, listener)
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("count", (1, 3, 20))
+def test_descriptors_that_take_long_to_close_hold_up_nobody(box, daemon, sink, count):
+    d = daemon(pool([sink]))
+    held = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bad:
+        bad.connect(str(d.socket))
+        sockets = []
+        for _ in range(count):
+            s, others = lingering()
+            sockets.append(s)
+            held.append(others)
+        frame = struct.pack("=4I", 0x74646631, 1, 6, 1) + bytes(248)  # LANE_RETURN
+        d.process.freeze()
+        socket.send_fds(bad, [frame], [s.fileno() for s in sockets])
+        for s in sockets:
+            s.close()
+        d.process.thaw()
+        start = time.monotonic()
+        assert d.publish("-m", "x", deadline_s=20).returncode == 0
+        assert time.monotonic() - start < 5 * PATIENCE
+    for peer, listener in held:
+        peer.close()
+        listener.close()
+    assert d.stop() == 0
+
+
 def test_log_that_nobody_reads_holds_up_nobody(box, daemon, sink):
     """stderr is a pipe, it is full, and its reader sleeps."""
     d = daemon(pool([sink]))
