@@ -98,7 +98,11 @@ look_at_sleepers(struct shard *shard)
 	}
 }
 
-/* Those that wait come first: they waited. */
+/*
+ * Those that wait come first: they waited. And first of them those that wait for any link: each of them
+ * goes to one link and waits there the next time, while the lanes of a saturated link fill its window
+ * whenever it opens, and would keep lanes that have left a dead link out for as long as they like.
+ */
 static void
 serve_waiters(struct shard *shard)
 {
@@ -108,8 +112,8 @@ serve_waiters(struct shard *shard)
 	while (last != NULL && (link = TAILQ_FIRST(&shard->serve)) != NULL) {
 		TAILQ_REMOVE(&shard->serve, link, serve_entry);
 		link->serving = 0;
-		link_serve(link);
 		pool_serve(link->broker->pool);
+		link_serve(link);
 		if (link == last)
 			break;
 	}
