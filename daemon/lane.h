@@ -166,6 +166,10 @@ void lane_take_back(struct lane *lane, uint64_t slot, struct link *link, uint64_
  */
 void lane_overdue(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
 
+/* Its link is suspect and keeps its copy of the record: another is to send it too. Whoever answers first
+ * completes it. */
+void lane_reroute(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq);
+
 /* Commits completions and releases, then rings the client if it sleeps. In two steps, so that one
  * fence serves all lanes of a turn. */
 void lane_commit(struct lane *lane);

@@ -211,6 +211,25 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 }
 
 void
+lane_reroute(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
+{
+	if (lane->place == LANE_GONE || number < lane->slot_head)
+		return;
+	struct slot *slot = lane_slot(lane, number);
+	if (!is_carried_by(slot, link, seq))
+		return;
+	landed(lane);
+	slot->link = NULL;
+	slot->state = SLOT_PENDING;
+	if (number < lane->slot_next)
+		lane->slot_next = number;
+	if (slot->deadline_ns < lane->earliest_ns)
+		lane->earliest_ns = slot->deadline_ns;
+	if (lane->place != LANE_ACTIVE)
+		lane_set_place(lane, LANE_ACTIVE);
+}
+
+void
 lane_unbind(struct lane *lane, int rewind)
 {
 	struct link *link = lane->link;

@@ -212,6 +212,7 @@ enter_ready(struct link *link)
 	link->count.ready++;
 	link->probe_misses = 0;
 	link->last_progress_ns = link->shard->now_ns;
+	link_health_begin(link);
 	link_update_writable(link);
 	broker_link_ready(link->broker, link);
 	look_soon(link);
@@ -263,6 +264,7 @@ static void
 enter_recovered(struct link *link)
 {
 	link->probe_misses = 0;
+	link_health_begin(link);
 	link_update_writable(link);
 	pool_link_changed(link->broker->pool, link);
 	look_soon(link);

@@ -133,6 +133,11 @@ struct link {
 	uint64_t probe_rtt_ns;     /* of the last answered one */
 	uint64_t suspect_ns;       /* since when it is suspect */
 	uint32_t gone_looks;       /* looks in a row at which its peer's TCP seemed to be gone */
+	uint64_t slow_mark;        /* `next` at slow_ns: what was in flight then is to be answered in good time */
+	uint64_t slow_base;        /* `base` at slow_ns */
+	uint64_t slow_ns;
+	int cut_off;       /* in this silence its TCP has gone without acknowledgements */
+	uint64_t grace_ns; /* until then it is not suspected: its TCP has just come back */
 	uint64_t ready_ns;         /* when it was last proven; 0: never on this connection */
 
 	/* the driver's last words, acted on when it has returned */
@@ -237,10 +242,19 @@ void link_expire(struct link *link);
 /* Adds to what the broker said in the handshake. Returns 0, or -TG_ENOMEM: too much, or no memory. */
 int link_keep_hello(struct link *link, const uint8_t *bytes, size_t len);
 
+/* A suspect keeps what it holds; its lanes need not wait for it, and send the same elsewhere. */
+void link_let_go(struct link *link);
+
 /* Resolves everything in flight because the connection is over. */
 void link_abandon(struct link *link);
 
 /* link_health.c --------------------------------------------------------------------------- */
+
+/* It carries messages from now on, or again. */
+void link_health_begin(struct link *link);
+
+/* What is in flight now, or is about to be after nothing was, has to be answered in good time. */
+void link_health_mark(struct link *link);
 
 /* Looks at the clock: probes, suspects, fails; sets its timer for the next look. */
 void link_health_check(struct link *link);

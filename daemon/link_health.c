@@ -1,16 +1,19 @@
 /*
  * Whether a link lives.
  *
- * Two detectors decide that something is wrong, by what comes back and never by what was written:
+ * Three detectors decide that something is wrong, by what comes back and never by what was written:
  *   (a) ack progress: something is outstanding and nothing was answered for ack_timeout_ms
  *   (b) heartbeat:    nothing was read for idle_ms → probe; probe_misses probes, probe_timeout_ms
  *                     each, unanswered. With the defaults 1000 + 3 × 500 ms = 2.5 s
- * Either makes the link SUSPECT: it gets nothing new and its lanes go elsewhere. That is what
- * keeps the promise of a few seconds. The third decides what a suspect is:
+ *   (d) slowness:     what was in flight is not answered in half of ack_timeout_ms, and at this speed
+ *                     what is in flight now takes longer than stall_timeout_ms, while another broker
+ *                     has room
+ * Each makes the link SUSPECT: it gets nothing new and its lanes go elsewhere. That is what
+ * keeps the promise of a few seconds. The last decides what a suspect is:
  *   (c) the kernel: the peer's TCP is gone when the segment at the front has timed out
  *       GONE_RETRANSMITS times or GONE_PROBES window probes went unanswered. Then the link fails at
- *       once; a suspect whose TCP answers has stall_timeout_ms, and without limit while it has said
- *       that it is blocked.
+ *       once; a suspect whose TCP answers has stall_timeout_ms from its last answer on, and no limit
+ *       while it has said that it is blocked.
  *
  * Slow is not dead: a suspect that comes back carries on with what it held.
  *
@@ -26,14 +29,89 @@
 
 #include <stdio.h>
 
-/* Measured on loopback: a peer that vanished shows 3 at 2 s and 4 at 4 s; one of 3 happens to a
+/* A peer that vanished shows 4 after 2.4 s (world_uv.c), or 3 s on older kernels. One of 3 happens to a
  * live peer behind 10 % loss each way (0.19^3 for each lost segment), so one more is asked for. */
 #define GONE_RETRANSMITS 4u
+/* A peer with its receive buffer full drops what is sent and acknowledges again what it had: that
+ * answers the retransmission at once, though it is counted as one more. */
+#define GONE_UNANSWERED_MS 1000u
 /* A closed window whose peer lives shows 0 or 1, back to 0 at each answer. */
 #define GONE_PROBES 2u
 #define SUSPECT_LOOK_MS 200u
+/* While something is in flight; (d) is late by this at most. */
+#define SLOW_LOOK_MS 250u
 
-/* Detectors (a) and (b). Returns when the next of them can be due. */
+/*
+ * Called when a probe was missed: whether the link may have grace. When a path was down and is up again,
+ * each end's TCP comes back with its own next retransmission, the broker's maybe at twice the time the
+ * path was down. That ours has been acknowledged shows that it is up; a stopped broker's TCP never
+ * ceased to acknowledge, and gets no grace.
+ */
+static int
+has_come_back(struct link *link)
+{
+	struct sock_info info;
+
+	if (link->shard->world->ops->info(link->sock, &info) != 0)
+		return 0;
+	if (info.unacked > 0 && info.retransmits > 0) {
+		link->cut_off = 1;
+		return 0;
+	}
+	return link->cut_off;
+}
+
+static uint64_t
+slow_after_ns(const struct config_health *health)
+{
+	return health->ack_timeout_ms * NS_PER_MS / 2;
+}
+
+void
+link_health_mark(struct link *link)
+{
+	link->slow_mark = link->next;
+	link->slow_base = link->base;
+	link->slow_ns = link->shard->now_ns;
+}
+
+/* Everything that was in flight at the mark has been answered. */
+static int
+has_passed_mark(const struct link *link)
+{
+	return link->outstanding == 0 || link->base >= link->slow_mark;
+}
+
+/*
+ * Detector (d). A broker that answers one message a second is never silent; its link stays READY and
+ * the lanes bound to it wait for it. Silence is left to (a) and (b).
+ */
+static int
+is_slow(struct link *link, const struct config_health *health)
+{
+	uint64_t now = link->shard->now_ns;
+	uint64_t elapsed = now - link->slow_ns;
+
+	if (has_passed_mark(link)) {
+		link_health_mark(link);
+		return 0;
+	}
+	if (elapsed < slow_after_ns(health) ||
+	    now - link->last_progress_ns >= link->idle_ns + health->probe_timeout_ms * NS_PER_MS / 2)
+		return 0;
+	uint64_t answered = link->base - link->slow_base;
+	if (elapsed / NS_PER_MS * link->outstanding <= answered * health->stall_timeout_ms) {
+		link_health_mark(link);
+		return 0;
+	}
+	if (!pool_has_room_beside(link->broker->pool, link->broker))
+		return 0;
+	snprintf(link->why, sizeof(link->why), "slow: %llu messages answered in %llu ms, %u are waited for",
+	    (unsigned long long)answered, (unsigned long long)(elapsed / NS_PER_MS), link->outstanding);
+	return 1;
+}
+
+/* Detectors (a), (b) and (d). Returns when the next of them can be due. */
 static uint64_t
 look(struct link *link, const struct config_health *health)
 {
@@ -42,14 +120,25 @@ look(struct link *link, const struct config_health *health)
 
 	if (link->outstanding > 0) {
 		uint64_t due = link->last_progress_ns + health->ack_timeout_ms * NS_PER_MS;
+		if (due < link->grace_ns)
+			due = link->grace_ns;
 		if (now >= due && link->state == LINK_READY) {
 			snprintf(link->why, sizeof(link->why), "no answer to %u messages in %u ms", link->outstanding,
 			    health->ack_timeout_ms);
 			link_event(link, LINK_EV_SUSPECT);
 			return 0;
 		}
-		if (link->state == LINK_READY)
-			next = due;
+		if (link->state == LINK_READY) {
+			if (is_slow(link, health)) {
+				link_event(link, LINK_EV_SUSPECT);
+				return 0;
+			}
+			uint64_t soon = now + SLOW_LOOK_MS * NS_PER_MS;
+			uint64_t slow = link->slow_ns + slow_after_ns(health);
+			next = slow > now && slow < soon ? slow : soon;
+			if (due < next)
+				next = due;
+		}
 	}
 	if (link->blocked) {
 		/* Round trips hang while it is blocked; its TCP is what is judged, which shows nothing
@@ -71,9 +160,17 @@ look(struct link *link, const struct config_health *health)
 		return due < next ? due : next;
 	}
 	uint64_t due = link->probe_ns + health->probe_timeout_ms * NS_PER_MS;
+	/* A silence as long as all the probes, which began with the first of them, is not one too long:
+	 * whoever comes back as the last of them is due has time to say so. */
+	if (link->probe_misses + 1 == health->probe_misses)
+		due += health->probe_timeout_ms * NS_PER_MS / 2;
 	if (now >= due) {
 		link->probe_misses++;
-		if (link->probe_misses >= health->probe_misses && link->state == LINK_READY) {
+		if (link->state == LINK_READY && has_come_back(link)) {
+			link->cut_off = 0;
+			link->grace_ns = now + 2 * health->probe_timeout_ms * NS_PER_MS;
+		}
+		if (link->probe_misses >= health->probe_misses && link->state == LINK_READY && now >= link->grace_ns) {
 			snprintf(link->why, sizeof(link->why), "nothing read for %llu ms, %u probes of %u ms unanswered",
 			    (unsigned long long)((now - link->last_read_ns) / NS_PER_MS), link->probe_misses,
 			    health->probe_timeout_ms);
@@ -94,11 +191,14 @@ static int
 judge(struct link *link, const struct config_health *health)
 {
 	struct world *world = link->shard->world;
-	uint64_t since_ms = (link->shard->now_ns - link->suspect_ns) / NS_PER_MS;
+	uint64_t since_ns = link->last_progress_ns > link->suspect_ns ? link->last_progress_ns : link->suspect_ns;
+	uint64_t since_ms = (link->shard->now_ns - since_ns) / NS_PER_MS;
 	struct sock_info info;
 
 	if (world->ops->info(link->sock, &info) == 0 &&
-	    ((info.unacked > 0 && info.retransmits >= GONE_RETRANSMITS) || info.probes >= GONE_PROBES))
+	    ((info.unacked > 0 && info.retransmits >= GONE_RETRANSMITS &&
+	         info.last_ack_ms >= info.last_sent_ms + GONE_UNANSWERED_MS) ||
+	        info.probes >= GONE_PROBES))
 		link->gone_looks++;
 	else
 		link->gone_looks = 0;
@@ -123,7 +223,15 @@ static int
 has_recovered(const struct link *link)
 {
 	return !link->blocked && link->last_read_ns > link->suspect_ns && link->probe_ns == 0 &&
-	    (link->outstanding == 0 || link->last_progress_ns > link->suspect_ns);
+	    has_passed_mark(link) && (link->outstanding == 0 || link->last_progress_ns > link->suspect_ns);
+}
+
+void
+link_health_begin(struct link *link)
+{
+	link_health_mark(link);
+	link->cut_off = 0;
+	link->grace_ns = 0;
 }
 
 void
@@ -144,9 +252,15 @@ link_health_check(struct link *link)
 		}
 		if (!judge(link, health))
 			return;
+		/* Also of lanes with nothing new: what is in flight fills their rings until it is answered. */
+		if (link->broker->pool->config->on_failure == ON_FAILURE_RESEND &&
+		    pool_has_other(link->broker->pool, link->broker))
+			link_let_go(link);
 		uint64_t soon = now + SUSPECT_LOOK_MS * NS_PER_MS;
 		if (next == 0 || next > soon)
 			next = soon;
+	} else if (link->state == LINK_SUSPECT) {
+		next = now; /* judged in the next turn */
 	}
 	if (link->state == LINK_READY || link->state == LINK_SUSPECT)
 		timer_set_earlier(&link->shard->timers, &link->timer, next <= now ? now + NS_PER_MS : next);
@@ -157,4 +271,5 @@ link_health_read(struct link *link)
 {
 	link->last_read_ns = link->shard->now_ns;
 	link->probe_misses = 0;
+	link->cut_off = 0;
 }

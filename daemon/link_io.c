@@ -72,8 +72,10 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 	};
 	lane->refs++;
 	link->next++;
-	if (link->outstanding++ == 0)
+	if (link->outstanding++ == 0) {
 		link->last_progress_ns = link->shard->now_ns;
+		link_health_mark(link);
+	}
 	link->outstanding_bytes += bytes;
 	link->shard->outstanding++;
 	link->shard->work++;
@@ -671,6 +673,18 @@ link_expire(struct link *link)
 		if (entry->lane != NULL && (entry->end <= written || link->state == LINK_SUSPECT))
 			lane_overdue(entry->lane, entry->slot, link, seq);
 	}
+}
+
+void
+link_let_go(struct link *link)
+{
+	for (uint64_t seq = link->base; seq != link->next; seq++) {
+		struct inflight *entry = entry_at(link, seq);
+		if (entry->lane != NULL)
+			lane_reroute(entry->lane, entry->slot, link, seq);
+	}
+	while (!TAILQ_EMPTY(&link->bound))
+		lane_unbind(TAILQ_FIRST(&link->bound), 0);
 }
 
 void

@@ -113,6 +113,24 @@ pool_is_usable(const struct pool *pool)
 	return 0;
 }
 
+int
+pool_has_other(const struct pool *pool, const struct broker *broker)
+{
+	for (uint32_t i = 0; i < pool->broker_count; i++)
+		if (&pool->brokers[i] != broker && broker_is_ready(&pool->brokers[i]))
+			return 1;
+	return 0;
+}
+
+int
+pool_has_room_beside(const struct pool *pool, const struct broker *broker)
+{
+	for (uint32_t i = 0; i < pool->broker_count; i++)
+		if (&pool->brokers[i] != broker && broker_pick_link(&pool->brokers[i]) != NULL)
+			return 1;
+	return 0;
+}
+
 /* ---- balance ---- */
 
 /* Whether balance lets this broker take part now. */

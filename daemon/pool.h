@@ -77,4 +77,8 @@ void pool_lane_waits(struct pool *pool);
 /* Whether any link is READY. */
 int pool_is_usable(const struct pool *pool);
 
+/* Whether another broker than this one is READY; and whether one would take records now. */
+int pool_has_other(const struct pool *pool, const struct broker *broker);
+int pool_has_room_beside(const struct pool *pool, const struct broker *broker);
+
 #endif

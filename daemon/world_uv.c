@@ -20,6 +20,16 @@
 #include <time.h>
 #include <unistd.h>
 
+/*
+ * The kernel doubles its pause with each retransmission, so that a path which was silent for 1.5 s is
+ * tried again only after 3 s, when the link has been left. It is to stop growing at RTO_MAX_MS, the
+ * least allowed, on kernels that can (TCP_RTO_MAX_MS, 6.15, which glibc does not know yet).
+ */
+#ifndef TCP_RTO_MAX_MS
+#define TCP_RTO_MAX_MS 44
+#endif
+#define RTO_MAX_MS 1000
+
 struct world_uv {
 	struct world world;
 	uv_loop_t *uv;
@@ -243,6 +253,7 @@ sock_connect(struct world *world, const struct world_address *address, uint32_t 
 		/* Frames are gathered by us; a probe must not wait for an acknowledgement. */
 		set_option(s->fd, IPPROTO_TCP, TCP_NODELAY, 1);
 		set_option(s->fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, (int)low_water);
+		set_option(s->fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS);
 	}
 	if (connect(s->fd, (const struct sockaddr *)&address->addr, address->len) != 0 && errno != EINPROGRESS)
 		goto fail_fd;
@@ -345,6 +356,7 @@ sock_info(struct sock *sock, struct sock_info *info)
 		.retransmits = tcp.tcpi_retransmits,
 		.probes = tcp.tcpi_probes,
 		.last_ack_ms = tcp.tcpi_last_ack_recv,
+		.last_sent_ms = tcp.tcpi_last_data_sent,
 		.unsent_bytes = (uint32_t)unsent,
 		.rtt_us = tcp.tcpi_rtt,
 	};

@@ -180,7 +180,9 @@ check_suspect(struct sim *sim, const struct link *link)
 	sim->suspects++;
 	/* One that takes it back in the same breath is looked at again all the same. */
 	int blocked = strncmp(link->why, "the broker says", 15) == 0;
-	if (!blocked && silent_ns < SIM_MS(health->idle_ms + health->probe_misses * health->probe_timeout_ms) &&
+	int slow = strncmp(link->why, "slow:", 5) == 0 && link->outstanding > 0 && link->base < link->slow_mark &&
+	    sim->w.now_ns - link->slow_ns >= SIM_MS(health->ack_timeout_ms) / 2;
+	if (!blocked && !slow && silent_ns < SIM_MS(health->idle_ms + health->probe_misses * health->probe_timeout_ms) &&
 	    (link->outstanding == 0 || stuck_ns < SIM_MS(health->ack_timeout_ms)))
 		sim_fail(sim, "link %u is left after %.3f ms of silence and %.3f ms without progress: %s", link->id,
 		    (double)silent_ns / 1e6, (double)stuck_ns / 1e6, link->why);
