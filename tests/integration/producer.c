@@ -2,6 +2,9 @@
  * producer: publishes numbered messages on several lanes and checks that each gets exactly one
  * completion. Everything it knows is in a mapped file (record.h), which survives its SIGKILL.
  *
+ * SIGUSR1, or having offered -O messages (refused ones count), ends the publishing: what was accepted
+ * is waited for.
+ *
  * Exit status: 0 all accepted and completed; 3 the library gave an error; 4 out of time.
  */
 #include "tests/integration/record.h"
@@ -10,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -19,7 +23,7 @@
 struct options {
 	const char *socket, *pool, *topic, *file;
 	uint32_t id, lanes;
-	uint64_t count, rate, ring_bytes, seed;
+	uint64_t count, rate, ring_bytes, seed, offers;
 	uint32_t min, max, batch, wait_ms, timeout_ms, linger;
 };
 
@@ -33,6 +37,15 @@ struct producer {
 	char *bodies;
 	struct tg_message *batch;
 };
+
+static volatile sig_atomic_t told_to_stop;
+
+static void
+on_usr1(int signum)
+{
+	(void)signum;
+	told_to_stop = 1;
+}
 
 static uint64_t
 now_us(void)
@@ -175,6 +188,8 @@ run(struct producer *p)
 	p->record->state = 2;
 	while (p->completed < total) {
 		uint64_t now = now_us();
+		if (told_to_stop || (p->o.offers != 0 && p->accepted + p->record->again >= p->o.offers))
+			total = p->accepted;
 		uint64_t due = p->o.rate == 0 ? total : 1 + (now - start) * p->o.rate / 1000000u;
 		uint32_t published = 0;
 
@@ -185,13 +200,14 @@ run(struct producer *p)
 			exit(4);
 		}
 		for (uint32_t l = 0; l < p->o.lanes; l++) {
-			if (p->accepted < due)
+			if (p->accepted < due && p->accepted < total)
 				published += offer(p, l, due - p->accepted < 1000 ? (uint32_t)(due - p->accepted) : 1000);
 			take(p, l);
 		}
 		if (p->accepted == total)
 			p->record->state = 3;
-		if (published == 0)
+		/* With -O what is refused is dropped, as by a program that has better things to do. */
+		if (published == 0 && (p->o.offers == 0 || p->accepted == total))
 			wait_any(p, p->accepted < total && p->o.rate != 0 ? 1 : 100);
 	}
 	p->record->state = 4;
@@ -223,7 +239,7 @@ read_options(struct options *o, int argc, char **argv)
 
 	*o = (struct options){ .topic = "load", .lanes = 1, .count = 1000, .min = 64, .max = 64, .batch = 1,
 		.wait_ms = 60000, .seed = 1 };
-	while ((c = getopt(argc, argv, "s:p:t:o:i:l:n:r:R:S:m:M:b:w:T:L")) != -1) {
+	while ((c = getopt(argc, argv, "s:p:t:o:i:l:n:r:R:S:m:M:b:w:T:O:L")) != -1) {
 		uint64_t number = optarg != NULL ? strtoull(optarg, NULL, 10) : 0;
 
 		switch (c) {
@@ -242,6 +258,7 @@ read_options(struct options *o, int argc, char **argv)
 		case 'b': o->batch = (uint32_t)number; break;
 		case 'w': o->wait_ms = (uint32_t)number; break;
 		case 'T': o->timeout_ms = (uint32_t)number; break;
+		case 'O': o->offers = number; break;
 		case 'L': o->linger = 1; break;
 		default: exit(2);
 		}
@@ -250,7 +267,7 @@ read_options(struct options *o, int argc, char **argv)
 	    o->batch == 0 || o->batch > 4096 || o->min > o->max) {
 		fprintf(stderr, "usage: producer -s SOCKET -p POOL -o FILE [-t TOPIC] [-i ID] [-l LANES] [-n COUNT]"
 				" [-r RATE] [-R RING] [-S SEED] [-m MIN] [-M MAX] [-b BATCH] [-w WAIT_MS]"
-				" [-T TIMEOUT_MS] [-L]\n");
+				" [-T TIMEOUT_MS] [-O OFFERS] [-L]\n");
 		exit(2);
 	}
 }
@@ -262,6 +279,7 @@ main(int argc, char **argv)
 	int error;
 
 	read_options(&p.o, argc, argv);
+	signal(SIGUSR1, on_usr1);
 	p.random = (p.o.seed + 1) * 0x9e3779b97f4a7c15ull;
 	p.record = map_file(p.o.file, sizeof(*p.record) + p.o.lanes * p.o.count);
 	p.outcomes = (uint8_t *)(p.record + 1);

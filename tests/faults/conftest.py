@@ -1,0 +1,68 @@
+"""The fault suite: what happens on real sockets when a broker goes wrong.
+
+Fixtures are those of tests/integration (a box of processes, a network of the session's own); `story`
+adds brokers, load and figures. Every test files its figures, which are shown at the end of the run and
+kept as JSON lines in $TG_FAULTS_FIGURES (default: faults.jsonl in the build folder); report.py makes
+tables of them."""
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "integration")]
+
+import harness  # noqa: E402
+import report  # noqa: E402
+import story as stories  # noqa: E402
+
+# The integration tests' conftest under another name: its fixtures and its hooks are ours too.
+_spec = importlib.util.spec_from_file_location("integration_conftest", HERE.parent / "integration" / "conftest.py")
+_base = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_base)
+box, network, pytest_runtest_makereport = _base.box, _base.network, _base.pytest_runtest_makereport
+pytest_configure = _base.pytest_configure
+
+FIGURES = pathlib.Path(os.environ.get("TG_FAULTS_FIGURES", harness.BUILD / "faults.jsonl"))
+
+
+def pytest_sessionstart(session):
+    if not getattr(session.config.option, "collectonly", False):
+        FIGURES.unlink(missing_ok=True)
+
+
+@pytest.fixture(params=["sink", "mosquitto"])
+def peer(request):
+    return request.param
+
+
+@pytest.fixture
+def story(request, box, network):
+    told = stories.Story(box, network, request.node.name)
+    yield told
+    told.fini()
+    told.file_figures(FIGURES, getattr(request.node, "went", None))
+
+
+@pytest.hookimpl(tryfirst=True, hookwrapper=True)
+def pytest_runtest_protocol(item):
+    item.went = None
+    yield
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    outcome = yield
+    pyfuncitem.went = outcome.excinfo is None
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not FIGURES.exists():
+        return
+    terminalreporter.section("figures")
+    for line in FIGURES.read_text().splitlines():
+        terminalreporter.write_line(line)
+        terminalreporter.write_line("  " + report.in_words(report.parse(line)))

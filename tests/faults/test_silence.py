@@ -1,0 +1,56 @@
+"""Story 4: a broker that is silent for 1.5 s and comes back, which is less than the detection time: no
+reconnect, nothing lost, nothing sent twice, although a second broker is there to flee to."""
+
+import time
+
+import pytest
+
+from harness import FULL, wait_for
+from story import lasts
+
+SILENCE_S = 1.5
+
+
+def hush(story, broker, how):
+    if how == "dropped":
+        story.network.cut(broker.port)
+    else:
+        broker.freeze()
+    watch = story.watch(time.time())
+    lasts(SILENCE_S, "the silence", watch.look)
+    if how == "dropped":
+        story.network.heal(broker.port)
+    else:
+        broker.thaw()
+    return watch
+
+
+@pytest.mark.parametrize("load", ["idle", "trickle", "saturated"] if FULL else ["trickle", "saturated"])
+@pytest.mark.parametrize("how", ["dropped", "frozen"])
+def test_silence_of_a_second_and_a_half_is_forgiven(story, peer, how, load):
+    victim, other = story.cast(peer, **({"options": ["--ack-delay", "30"]} if peer == "sink" else {}))
+    daemon = story.tidegated([victim, other])
+    story.load(load)
+    if load != "idle":
+        story.wait_delivered_by(victim, more=2)
+    rounds = 8 if FULL else 1
+    slowest = 0.0
+    for _ in range(rounds):
+        began = time.time()
+        watch = hush(story, victim, how)
+        silent = time.time() - began
+        if load != "idle":
+            slowest = max(slowest, watch.wait_resolved() - silent, watch.wait_elsewhere() - silent)
+            story.wait_delivered_by(victim, more=1)
+        # Idle: until a probe has been answered after the silence.
+        wait_for(lambda: daemon.links(victim)[0]["last_read_ms"] < 900 and time.time() - began > SILENCE_S + 1.2,
+                 "an answer after the silence", 10)
+    outcomes = story.finish()
+    story.note_waits()
+    story.note(silences=rounds, resumed_s=slowest)
+    assert set(outcomes) <= {"delivered"}
+    story.check_arrivals()
+    false = story.note_health()
+    assert not false
+    assert story.figures["connects"] == 2, "there was a reconnect"
+    assert story.figures["resent"] == 0 and story.figures["duplicated"] == 0
