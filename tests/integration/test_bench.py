@@ -29,10 +29,15 @@ def test_throughput_against_a_running_daemon_counts_every_message(box, daemon, s
     assert d.rows("pools")[0]["delivered"] == 2 * 3 * 501
 
 
-@pytest.mark.parametrize("kind", ["sink", "mosquitto"])
+BROKERS = {"sink": ("mqtt", "libmosquitto"), "mosquitto": ("mqtt", "libmosquitto"), "sink redis": ("redis", "hiredis"),
+           "redis": ("redis", "hiredis")}
+
+
+@pytest.mark.parametrize("kind", BROKERS)
 def test_both_clients_take_turns_on_a_broker_of_its_own(box, kind):
-    answer = bench(box, "throughput", "--start", kind, "--direct", "-n", 1000, "-r", 2)
-    assert [row["client"] for row in answer["clients"]] == ["tidegate", "libmosquitto"]
+    protocol, library = BROKERS[kind]
+    answer = bench(box, "throughput", "--start", kind.split()[0], "--protocol", protocol, "--direct", "-n", 1000, "-r", 2)
+    assert [row["client"] for row in answer["clients"]] == ["tidegate", library]
     assert all(row["broker_ns"] > 0 for row in answer["clients"])
 
 

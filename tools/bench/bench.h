@@ -30,7 +30,8 @@ struct bench_options {
 	const char *broker_host; /* of the direct clients; NULL: none given */
 	uint16_t broker_port;
 	pid_t daemon_pid, broker_pid; /* 0: not known */
-	const char *start;            /* "sink", "mosquitto"; NULL: what runs already is used */
+	const char *start;            /* "sink" or one of brokers.def; NULL: what runs already is used */
+	const char *protocol;         /* of the pool and of the direct clients */
 	uint64_t size;                /* of a body, bytes */
 	uint64_t count;               /* messages of each process and round */
 	uint64_t processes;
@@ -48,7 +49,7 @@ struct bench_options {
 /* Set by SIGINT, SIGTERM and SIGHUP: finish what has to be undone, then leave. */
 extern volatile sig_atomic_t bench_stop;
 
-/* The clients that take part: tidegate first, then, with --direct, those that were built in. */
+/* The clients that take part: tidegate first, then, with --direct, those of the protocol that were built in. */
 size_t bench_clients(const struct bench_options *options, const struct load_client *clients[], size_t max);
 
 /* The subcommands: each returns an exit code. */

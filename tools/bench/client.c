@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 char client_error[512];
 
@@ -43,7 +44,8 @@ bench_clients(const struct bench_options *options, const struct load_client *cli
 	size_t i, count = 0;
 
 	for (i = 0; i < sizeof(table) / sizeof(table[0]) && count < max; i++)
-		if (!table[i]->direct || options->direct)
+		if (!table[i]->direct ||
+		    (options->direct && strcmp(table[i]->protocol, options->protocol) == 0))
 			clients[count++] = table[i];
 	return count;
 }

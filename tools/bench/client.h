@@ -14,6 +14,7 @@ struct load_client {
 	const char *name;   /* as shown */
 	const char *helper; /* program that publishes one message and exits: HELPER TARGET TARGET TOPIC SIZE */
 	int direct;         /* needs the broker's address */
+	const char *protocol; /* of a direct one */
 
 	/* Connects, and returns once messages can be published. */
 	void *(*open)(const struct bench_options *options);

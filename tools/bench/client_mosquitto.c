@@ -174,6 +174,7 @@ const struct load_client client_mosquitto = {
 	.name = "libmosquitto",
 	.helper = "tidegate-once-mosquitto",
 	.direct = 1,
+	.protocol = "mqtt",
 	.open = open_mosquitto,
 	.publish = publish_mosquitto,
 	.collect = collect_mosquitto,

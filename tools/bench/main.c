@@ -28,6 +28,7 @@ enum {
 	OPT_BROKER_PID,
 	OPT_DAEMON_PID,
 	OPT_START,
+	OPT_PROTOCOL,
 	OPT_KEEP,
 	OPT_JSON,
 	OPT_VERSION
@@ -35,13 +36,14 @@ enum {
 
 /* The subcommands, and in which of them an option has a meaning. */
 enum { IN_ENQUEUE = 1, IN_THROUGHPUT = 2, IN_LATENCY = 4, IN_SPAWN = 8, IN_IDLE = 16, IN_ALL = 31 };
+#define START_WORDS "sink|mosquitto|redis"
 #define IN_DIRECT (IN_THROUGHPUT | IN_LATENCY | IN_SPAWN)
 
 static const struct {
 	struct cli_option option;
 	unsigned in;
 } option_table[] = {
-	{ { "start", OPT_START, "sink|mosquitto",
+	{ { "start", OPT_START, START_WORDS,
 	      "run against a tidegated and a broker of its own, gone afterwards" },
 	    IN_ALL },
 	{ { "socket", 's', "PATH", "tidegated's socket [$TIDEGATE_SOCKET, then the built-in path]" }, IN_ALL },
@@ -64,6 +66,8 @@ static const struct {
 	    IN_IDLE | IN_LATENCY },
 	{ { "direct", OPT_DIRECT, NULL, "the same through the broker's own client library, taking turns" },
 	    IN_DIRECT },
+	{ { "protocol", OPT_PROTOCOL, "NAME", "what the pool speaks; with --start sink, of your choice [mqtt]" },
+	    IN_ALL },
 	{ { "broker", OPT_BROKER, "HOST:PORT", "where --direct connects to; the pool's broker" }, IN_DIRECT },
 	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [100]" }, IN_THROUGHPUT },
 	{ { "broker-pid", OPT_BROKER_PID, "PID", "the broker's process, for its CPU time" }, IN_THROUGHPUT },
@@ -246,6 +250,9 @@ apply(struct bench_options *o, int letter, const struct subcommand *s, const str
 	case OPT_START:
 		o->start = optarg;
 		break;
+	case OPT_PROTOCOL:
+		o->protocol = optarg;
+		break;
 	case OPT_KEEP:
 		o->keep = 1;
 		break;
@@ -261,22 +268,41 @@ apply(struct bench_options *o, int letter, const struct subcommand *s, const str
 	}
 }
 
+/* A real broker speaks one protocol; the rest does as it is told, MQTT by default. */
+static void
+choose_protocol(struct bench_options *o)
+{
+	const char *of_broker = NULL;
+	int known = o->start == NULL || strcmp(o->start, "sink") == 0;
+
+#define BROKER(name, protocol, program)                          \
+	if (o->start != NULL && strcmp(o->start, #name) == 0) { \
+		of_broker = protocol;                            \
+		known = 1;                                       \
+	}
+#include "tools/bench/brokers.def"
+#undef BROKER
+	if (!known)
+		cli_usage_error("--start: \"%s\" is not one of " START_WORDS, o->start);
+	if (of_broker != NULL && o->protocol != NULL && strcmp(of_broker, o->protocol) != 0)
+		cli_usage_error("--protocol: %s speaks %s, not %s", o->start, of_broker, o->protocol);
+	if (o->protocol == NULL)
+		o->protocol = of_broker != NULL ? of_broker : "mqtt";
+}
+
 /* What does not fit together is said before anything is started. */
 static void
-check(const struct bench_options *o)
+check(struct bench_options *o)
 {
-	if (o->start != NULL && strcmp(o->start, "sink") != 0 && strcmp(o->start, "mosquitto") != 0)
-		cli_usage_error("--start: \"%s\" is neither sink nor mosquitto", o->start);
+	choose_protocol(o);
 	if (o->start != NULL &&
 	    (o->socket != NULL || o->broker_host != NULL || o->daemon_pid != 0 || o->broker_pid != 0))
 		cli_usage_error("--start brings its own: --socket, --broker and the pids do not go with it");
 	if (o->direct && o->start == NULL && o->broker_host == NULL)
 		cli_usage_error("--direct needs to know the broker: --broker HOST:PORT, or --start");
-#ifndef HAVE_LIBMOSQUITTO
-	if (o->direct)
-		cli_usage_error(
-		    "--direct: this program was built without libmosquitto (Debian: libmosquitto-dev)");
-#endif
+	const struct load_client *clients[2];
+	if (o->direct && bench_clients(o, clients, 2) < 2)
+		cli_usage_error("--direct: this program was built without a client library for %s", o->protocol);
 }
 
 static void

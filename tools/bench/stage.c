@@ -201,10 +201,10 @@ daemon_ready(struct stage *stage, const struct bench_options *options)
 }
 
 static int
-start_sink(struct stage *stage, char *log_path, size_t size)
+start_sink(struct stage *stage, const char *protocol, char *log_path, size_t size)
 {
 	char listen_on[64];
-	char *argv[] = { (char *)"tidegate-sink", (char *)"--protocol", (char *)"mqtt", (char *)"--listen",
+	char *argv[] = { (char *)"tidegate-sink", (char *)"--protocol", (char *)protocol, (char *)"--listen",
 		listen_on, (char *)"--no-record", NULL };
 
 	snprintf(listen_on, sizeof(listen_on), "127.0.0.1:%u", stage->port);
@@ -231,6 +231,27 @@ start_mosquitto(struct stage *stage, char *log_path, size_t size)
 }
 
 static int
+start_redis(struct stage *stage, char *log_path, size_t size)
+{
+	char config[PATH_MAX], text[PATH_MAX + 200];
+	char *argv[] = { (char *)"redis-server", config, NULL };
+
+	/* No disk; the stream is trimmed by the pool. */
+	snprintf(text, sizeof(text), "bind 127.0.0.1\nport %u\nsave \"\"\nappendonly no\ndir %s\n", stage->port,
+	    stage->folder);
+	if (write_file(stage, "redis.conf", config, sizeof(config), text) != 0)
+		return -1;
+	return start_program(stage, "redis-server", argv, &stage->broker, log_path, size);
+}
+
+/* What a protocol's group says that its defaults do not. */
+static const char *
+protocol_settings(const char *protocol)
+{
+	return strcmp(protocol, "redis") == 0 ? "  redis = { maxlen = 100000; };\n" : "";
+}
+
+static int
 start_daemon(struct stage *stage, const struct bench_options *options, char *log_path, size_t size)
 {
 	char config[PATH_MAX], text[2 * PATH_MAX];
@@ -240,9 +261,10 @@ start_daemon(struct stage *stage, const struct bench_options *options, char *log
 	len = snprintf(text, sizeof(text),
 	    "socket = \"%s\";\nadmin = \"%s/admin.sock\";\n"
 	    "limits = { lanes = 20000; lanes_per_client = 20000; };\n"
-	    "pools = ( {\n  name = \"%s\"; protocol = \"mqtt\";\n"
-	    "  brokers = ( { address = \"127.0.0.1:%u\"; } );\n} );\n",
-	    stage->socket, stage->folder, options->pool, stage->port);
+	    "pools = ( {\n  name = \"%s\"; protocol = \"%s\";\n"
+	    "  brokers = ( { address = \"127.0.0.1:%u\"; } );\n%s} );\n",
+	    stage->socket, stage->folder, options->pool, options->protocol, stage->port,
+	    protocol_settings(options->protocol));
 	if (len < 0 || (size_t)len >= sizeof(text))
 		return -1;
 	if (write_file(stage, "tidegated.conf", config, sizeof(config), text) != 0)
@@ -262,13 +284,19 @@ start_all(struct stage *stage, const struct bench_options *options)
 		cli_error("--start: no free port on 127.0.0.1: %s", strerror(errno));
 		return -1;
 	}
-	if (strcmp(options->start, "mosquitto") == 0) {
-		program = "mosquitto";
-		failed = start_mosquitto(stage, log_path, sizeof(log_path));
-	} else {
-		program = "tidegate-sink";
-		failed = start_sink(stage, log_path, sizeof(log_path));
+	program = "tidegate-sink";
+	if (strcmp(options->start, "sink") == 0)
+		failed = start_sink(stage, options->protocol, log_path, sizeof(log_path));
+#define BROKER(name, protocol, file)                                \
+	else if (strcmp(options->start, #name) == 0)                \
+	{                                                           \
+		program = file;                                     \
+		failed = start_##name(stage, log_path, sizeof(log_path)); \
 	}
+#include "tools/bench/brokers.def"
+#undef BROKER
+	else
+		return -1;
 	if (failed || await(stage, program, &stage->broker, log_path, broker_ready, options) != 0)
 		return -1;
 	if (start_daemon(stage, options, log_path, sizeof(log_path)) != 0)
