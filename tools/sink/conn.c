@@ -79,6 +79,16 @@ socket_options(const struct behaviour *behaviour, int fd, const struct sockaddr_
 		setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes));
 }
 
+static void
+begin_tls(struct conn *conn)
+{
+	conn->ssl = secure_new(conn->sink->tls, conn->fd);
+	if (!conn->ssl) {
+		fprintf(stderr, "tidegate-sink: no memory for a connection\n");
+		exit(1);
+	}
+}
+
 void
 conn_new(struct sink *sink, const struct listener *listener, int fd, const struct sockaddr_storage *peer)
 {
@@ -103,10 +113,8 @@ conn_new(struct sink *sink, const struct listener *listener, int fd, const struc
 	conn->number = ++sink->connections_ever;
 	sink->connections++;
 	name_peer(conn, peer);
-	if (sink->tls && !(conn->ssl = secure_new(sink->tls, fd))) {
-		fprintf(stderr, "tidegate-sink: no memory for a connection\n");
-		exit(1);
-	}
+	if (sink->tls && !conn->protocol->tls_later)
+		begin_tls(conn);
 	socket_options(&sink->behaviour, fd, peer);
 	conn_rearm(conn, -1);
 	if (sink->behaviour.max_connections && sink->connections > sink->behaviour.max_connections) {
@@ -618,6 +626,8 @@ write_out(struct conn *conn)
 		}
 		out->off += (size_t)n;
 	}
+	if (conn->protocol->tls_later && conn->sink->tls && !conn->ssl && out->len != 0)
+		begin_tls(conn);
 	conn->write_blocked = false;
 	out->off = out->len = 0;
 }

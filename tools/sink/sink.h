@@ -64,6 +64,7 @@ struct protocol {
 	size_t state_size;     /* zeroed for each connection at conn->state */
 	uint32_t reject_code;  /* "not authorised", for --reject-every without --reject */
 	uint32_t reject_least; /* codes from here on say no; smaller ones are successes with a remark */
+	bool tls_later;        /* the server's first words are in the clear, TLS begins behind them */
 
 	/* Connected. A protocol whose server speaks first does so here. May be NULL. */
 	void (*open)(struct conn *conn);

@@ -64,8 +64,9 @@ nats_open(struct conn *conn)
 	    "INFO "
 	    "{\"server_id\":\"tidegate-sink\",\"server_name\":\"tidegate-sink\",\"version\":\"2.9.0\","
 	    "\"proto\":1,"
-	    "\"headers\":true,\"jetstream\":true,%s\"max_payload\":%" PRIu64 ",\"client_id\":%" PRIu64 "} \r\n",
-	    behaviour->auth ? "\"auth_required\":true," : "", (uint64_t)behaviour->max_packet, conn->number);
+	    "\"headers\":true,\"jetstream\":true,%s%s\"max_payload\":%" PRIu64 ",\"client_id\":%" PRIu64 "} \r\n",
+	    behaviour->auth ? "\"auth_required\":true," : "",
+	    conn->sink->tls ? "\"tls_required\":true," : "", (uint64_t)behaviour->max_packet, conn->number);
 	put_text(conn, info);
 }
 
@@ -419,6 +420,7 @@ const struct protocol protocol_nats = {
 	.state_size = sizeof(struct nats),
 	.reject_code = NO_RESPONDERS,
 	.reject_least = 1,
+	.tls_later = true,
 	.open = nats_open,
 	.input = nats_input,
 	.answer = nats_answer,
