@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from harness import Process, pool, program, wait_for
+import harness_amqp
+from harness import BUILD, Process, have, pool, program, wait_for
 
 
 def bench(box, *words):
@@ -29,16 +30,52 @@ def test_throughput_against_a_running_daemon_counts_every_message(box, daemon, s
     assert d.rows("pools")[0]["delivered"] == 2 * 3 * 501
 
 
-BROKERS = {"sink": ("mqtt", "libmosquitto"), "mosquitto": ("mqtt", "libmosquitto"), "sink redis": ("redis", "hiredis"),
-           "redis": ("redis", "hiredis")}
+# What --start and --protocol say, and the client library that is measured beside tidegate.
+BROKERS = [("sink", "mqtt", "libmosquitto"), ("sink", "nats", "libnats"), ("sink", "amqp", "librabbitmq"),
+           ("sink", "redis", "hiredis"), ("mosquitto", "mqtt", "libmosquitto"), ("nats", "nats", "libnats"),
+           ("rabbitmq", "amqp", "librabbitmq"), ("redis", "redis", "hiredis")]
 
 
-@pytest.mark.parametrize("kind", BROKERS)
-def test_both_clients_take_turns_on_a_broker_of_its_own(box, kind):
-    protocol, library = BROKERS[kind]
-    answer = bench(box, "throughput", "--start", kind.split()[0], "--protocol", protocol, "--direct", "-n", 1000, "-r", 2)
-    assert [row["client"] for row in answer["clients"]] == ["tidegate", library]
+def skip_without(kind, library):
+    if kind == "rabbitmq" and not harness_amqp.available():
+        pytest.skip("rabbitmq-server is not installed")
+    server = {"nats": "nats-server", "redis": "redis-server"}.get(kind)
+    if server and not have(server):
+        pytest.skip(f"{server} is not installed")
+    if library != "hiredis" and f"#define HAVE_{library.upper()} 1" not in (BUILD / "build_config.h").read_text():
+        pytest.skip(f"tidegate-bench was built without {library}")
+
+
+@pytest.mark.parametrize("kind,protocol,library", BROKERS)
+@pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
+def test_both_clients_take_turns_on_a_broker_of_its_own(box, kind, protocol, library, tls):
+    skip_without(kind, library)
+    direct = not (tls and library == "hiredis")
+    answer = bench(box, "throughput", "--start", kind, "--protocol", protocol, *(["--direct"] if direct else []),
+                   *(["--tls"] if tls else []), "-n", 1000, "-r", 2, "-P", 2)
+    assert [row["client"] for row in answer["clients"]] == ["tidegate", library][:1 + direct]
     assert all(row["broker_ns"] > 0 for row in answer["clients"])
+    assert answer["protocol"] == protocol and answer["tls"] == tls
+
+
+@pytest.mark.parametrize("kind", ["mosquitto", "nats", "redis"])
+def test_unconfirmed_messages_are_measured_too(box, kind):
+    library = next(library for name, _, library in BROKERS if name == kind)
+    skip_without(kind, library)
+    answer = bench(box, "throughput", "--start", kind, "--unconfirmed", "--direct", "-n", 1000, "-r", 2)
+    assert [row["client"] for row in answer["clients"]] == ["tidegate", library] and answer["unconfirmed"]
+
+
+@pytest.mark.parametrize("words,said", [
+    (["--start", "nowhere"], "sink mosquitto nats rabbitmq redis"),
+    (["--start", "nats", "--protocol", "mqtt"], "it speaks nats, not mqtt"),
+    (["--protocol", "smtp"], "mqtt nats amqp redis"),
+    (["--tls"], "--start"),
+    (["--start", "rabbitmq", "--unconfirmed"], "amqp"),
+])
+def test_what_does_not_fit_together_is_said_before_anything_starts(box, words, said):
+    result = box.run(program("tidegate-bench"), "throughput", *words)
+    assert result.returncode == 2 and said in result.stderr
 
 
 def test_every_measurement_runs_from_nothing(box):

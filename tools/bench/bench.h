@@ -22,6 +22,12 @@
 #define BENCH_ROUNDS_MAX 101
 
 struct load_client;
+struct stage_broker;
+
+/* A line of protocols.def. */
+struct bench_protocol {
+	const char *name, *topic, *settings, *unconfirmed, *package;
+};
 
 struct bench_options {
 	const char *socket; /* NULL: the library's default */
@@ -30,26 +36,29 @@ struct bench_options {
 	const char *broker_host; /* of the direct clients; NULL: none given */
 	uint16_t broker_port;
 	pid_t daemon_pid, broker_pid; /* 0: not known */
-	const char *start;            /* "sink" or one of brokers.def; NULL: what runs already is used */
-	const char *protocol;         /* of the pool and of the direct clients */
-	uint64_t size;                /* of a body, bytes */
-	uint64_t count;               /* messages of each process and round */
+	const struct bench_protocol *protocol;
+	const struct stage_broker *start; /* NULL: what runs already is used */
+	const char *ca_file;              /* that the broker's certificate is checked with; NULL: no TLS */
+	uint64_t size;                    /* of a body, bytes */
+	uint64_t count;                   /* messages of each process and round */
 	uint64_t processes;
 	uint64_t rounds;
 	uint64_t batch;
-	uint64_t window;     /* unanswered messages of a direct client */
+	uint64_t window;     /* unanswered messages of a direct client; 0: each client's own */
 	uint64_t ring_bytes; /* 0: the library's default */
 	uint64_t spin_us;    /* of a waiting tidegate client; 0: the library's default */
 	uint64_t pace_ms;
 	uint64_t lanes;
 	uint64_t duration_ms;
-	int direct, json, quiet, keep;
+	int direct, json, keep;
+	int tls;         /* the broker that is started wants it */
+	int unconfirmed; /* messages that the broker does not answer for */
 };
 
 /* Set by SIGINT, SIGTERM and SIGHUP: finish what has to be undone, then leave. */
 extern volatile sig_atomic_t bench_stop;
 
-/* The clients that take part: tidegate first, then, with --direct, those of the protocol that were built in. */
+/* The clients that take part: tidegate first, then, with --direct, those that were built in. */
 size_t bench_clients(const struct bench_options *options, const struct load_client *clients[], size_t max);
 
 /* The subcommands: each returns an exit code. */

@@ -38,6 +38,12 @@ client_body(uint64_t size)
 	return body;
 }
 
+uint64_t
+client_window(const struct load_client *client, const struct bench_options *options)
+{
+	return options->window != 0 ? options->window : client->window;
+}
+
 size_t
 bench_clients(const struct bench_options *options, const struct load_client *clients[], size_t max)
 {
@@ -45,7 +51,7 @@ bench_clients(const struct bench_options *options, const struct load_client *cli
 
 	for (i = 0; i < sizeof(table) / sizeof(table[0]) && count < max; i++)
 		if (!table[i]->direct ||
-		    (options->direct && strcmp(table[i]->protocol, options->protocol) == 0))
+		    (options->direct && strcmp(table[i]->protocol, options->protocol->name) == 0))
 			clients[count++] = table[i];
 	return count;
 }

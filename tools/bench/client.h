@@ -11,10 +11,14 @@
 #include "tools/bench/bench.h"
 
 struct load_client {
-	const char *name;   /* as shown */
-	const char *helper; /* program that publishes one message and exits: HELPER TARGET TARGET TOPIC SIZE */
-	int direct;         /* needs the broker's address */
-	const char *protocol; /* of a direct one */
+	const char *name;     /* as shown */
+	const char *protocol; /* that a direct client speaks */
+	/* Program that publishes one message and exits: HELPER TARGET TARGET TOPIC SIZE [CAFILE]. NULL: none.
+	 */
+	const char *helper;
+	uint64_t window; /* of a direct client: messages under way with which it was fastest */
+	int direct;      /* needs the broker's address */
+	int clear_only;  /* speaks no TLS */
 
 	/* Connects, and returns once messages can be published. */
 	void *(*open)(const struct bench_options *options);
@@ -30,7 +34,7 @@ struct load_client {
 
 	void (*close)(void *self);
 
-	/* The helper's two TARGET arguments, written into text. */
+	/* With a helper: its two TARGET arguments, written into text. */
 	void (*targets)(const struct bench_options *options, char text[2][256]);
 };
 
@@ -42,6 +46,9 @@ extern char client_error[512];
 
 /* Writes client_error. Returns -1. */
 int client_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* How many messages a direct client has under way at most. */
+uint64_t client_window(const struct load_client *client, const struct bench_options *options);
 
 /* A body of so many bytes: printable, the same every time. Freed by the caller; NULL without memory. */
 void *client_body(uint64_t size);

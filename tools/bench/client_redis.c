@@ -1,6 +1,7 @@
 /*
- * Publishing through hiredis: XADD, pipelined on a blocking connection, with a window of commands
- * under way that is refilled as it empties. The same command as the pool's: MAXLEN ~ 100000, one field.
+ * Publishing through hiredis: XADD (PUBLISH if unconfirmed), pipelined on a blocking connection, with a
+ * window of commands under way that is refilled as it empties. The same command as the pool's: MAXLEN ~ 100000,
+ * one field.
  */
 #include "tools/bench/client.h"
 
@@ -19,6 +20,8 @@ struct redis_client {
 	void *body;
 	const char *words[WORDS];
 	size_t lens[WORDS];
+	int word_count;
+	int reply; /* the type of a good one */
 	uint64_t window;
 	uint64_t under_way;
 };
@@ -61,9 +64,9 @@ take(struct redis_client *r)
 		if (got == NULL)
 			break;
 		redisReply *reply = got;
-		if (reply->type != REDIS_REPLY_STRING) {
-			client_fail("hiredis: XADD: %s",
-			    reply->type == REDIS_REPLY_ERROR ? reply->str : "not answered with an id");
+		if (reply->type != r->reply) {
+			client_fail("hiredis: %s: %s", r->words[0],
+			    reply->type == REDIS_REPLY_ERROR ? reply->str : "an answer of another type");
 			freeReplyObject(reply);
 			return -1;
 		}
@@ -100,12 +103,28 @@ publish_redis(void *self, uint64_t count)
 	uint64_t taken = 0;
 
 	while (r->under_way < r->window && taken < count) {
-		if (redisAppendCommandArgv(r->redis, WORDS, r->words, r->lens) != REDIS_OK)
+		if (redisAppendCommandArgv(r->redis, r->word_count, r->words, r->lens) != REDIS_OK)
 			return client_fail("hiredis: %s", r->redis->errstr);
 		r->under_way++;
 		taken++;
 	}
 	return (int64_t)taken;
+}
+
+static void
+set_command(struct redis_client *r, const struct bench_options *options)
+{
+	const char *add[] = { "XADD", options->topic, "MAXLEN", "~", "100000", "*", "body", r->body };
+	const char *publish[] = { "PUBLISH", options->topic, r->body };
+	const char **words = options->unconfirmed ? publish : add;
+	int i;
+
+	r->word_count = (int)(options->unconfirmed ? sizeof(publish) : sizeof(add)) / (int)sizeof(*words);
+	r->reply = options->unconfirmed ? REDIS_REPLY_INTEGER : REDIS_REPLY_STRING;
+	for (i = 0; i < r->word_count; i++) {
+		r->words[i] = words[i];
+		r->lens[i] = i + 1 < r->word_count ? strlen(words[i]) : (size_t)options->size;
+	}
 }
 
 static void *
@@ -119,12 +138,8 @@ open_redis(const struct bench_options *options)
 		client_fail("out of memory");
 		goto failed;
 	}
-	const char *words[WORDS] = { "XADD", options->topic, "MAXLEN", "~", "100000", "*", "body", r->body };
-	for (int i = 0; i < WORDS; i++) {
-		r->words[i] = words[i];
-		r->lens[i] = i + 1 < WORDS ? strlen(words[i]) : (size_t)options->size;
-	}
-	r->window = options->window;
+	set_command(r, options);
+	r->window = client_window(&client_redis, options);
 	r->redis = redisConnectWithTimeout(options->broker_host, options->broker_port, limit);
 	if (r->redis == NULL || r->redis->err != 0) {
 		client_fail("hiredis: connect to %s port %u: %s", options->broker_host, options->broker_port,
@@ -155,8 +170,10 @@ targets_redis(const struct bench_options *options, char text[2][256])
 const struct load_client client_redis = {
 	.name = "hiredis",
 	.helper = "tidegate-once-redis",
-	.direct = 1,
 	.protocol = "redis",
+	.window = 100,
+	.direct = 1,
+	.clear_only = 1, /* Debian's hiredis comes without its TLS */
 	.open = open_redis,
 	.publish = publish_redis,
 	.collect = collect_redis,

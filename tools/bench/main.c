@@ -1,7 +1,7 @@
 /* tidegate-bench: its subcommands, their options, what they run against. */
 #include "build_config.h"
 
-#include "tools/bench/bench.h"
+#include "tools/bench/client.h"
 #include "tools/bench/process.h"
 #include "tools/bench/stage.h"
 #include "tools/common/cli.h"
@@ -29,26 +29,44 @@ enum {
 	OPT_DAEMON_PID,
 	OPT_START,
 	OPT_PROTOCOL,
+	OPT_TLS,
+	OPT_UNCONFIRMED,
 	OPT_KEEP,
 	OPT_JSON,
 	OPT_VERSION
 };
 
+static const struct bench_protocol protocols[] = {
+#define PROTOCOL(name, topic, settings, unconfirmed, package) { #name, topic, settings, unconfirmed, package },
+#include "tools/bench/protocols.def"
+#undef PROTOCOL
+	{ NULL, NULL, NULL, NULL, NULL },
+};
+#define PROTOCOL(name, topic, settings, unconfirmed, package) " " #name
+static const char protocol_help[] = "the pool's [the started broker's, else mqtt]:"
+#include "tools/bench/protocols.def"
+    ;
+#undef PROTOCOL
+#define BROKER(name, program, protocols) " " #name
+static const char start_help[] = "run against a tidegated and a broker of its own, gone afterwards:"
+#include "tools/bench/brokers.def"
+    ;
+#undef BROKER
+
 /* The subcommands, and in which of them an option has a meaning. */
 enum { IN_ENQUEUE = 1, IN_THROUGHPUT = 2, IN_LATENCY = 4, IN_SPAWN = 8, IN_IDLE = 16, IN_ALL = 31 };
-#define START_WORDS "sink|mosquitto|redis"
 #define IN_DIRECT (IN_THROUGHPUT | IN_LATENCY | IN_SPAWN)
 
 static const struct {
 	struct cli_option option;
 	unsigned in;
 } option_table[] = {
-	{ { "start", OPT_START, START_WORDS,
-	      "run against a tidegated and a broker of its own, gone afterwards" },
-	    IN_ALL },
+	{ { "start", OPT_START, "BROKER", start_help }, IN_ALL },
+	{ { "protocol", OPT_PROTOCOL, "NAME", protocol_help }, IN_ALL },
+	{ { "tls", OPT_TLS, NULL, "--start's broker wants TLS, with a certificate of its own" }, IN_ALL },
 	{ { "socket", 's', "PATH", "tidegated's socket [$TIDEGATE_SOCKET, then the built-in path]" }, IN_ALL },
 	{ { "pool", 'p', "NAME", "pool to publish to [bench]" }, IN_ALL },
-	{ { "topic", 't', "TOPIC", "topic of the messages [bench/messages]" }, IN_ALL & ~IN_IDLE },
+	{ { "topic", 't', "TOPIC", "topic of the messages [by protocol]" }, IN_ALL & ~IN_IDLE },
 	{ { "size", OPT_SIZE, "BYTES", "size of a message's body [128]" }, IN_ALL & ~IN_IDLE },
 	{ { "count", 'n', "N", "messages of each process and round" }, IN_ALL & ~IN_IDLE },
 	{ { "rounds", 'r', "N", "rounds, of which the median is shown" }, IN_ALL & ~IN_IDLE },
@@ -66,10 +84,12 @@ static const struct {
 	    IN_IDLE | IN_LATENCY },
 	{ { "direct", OPT_DIRECT, NULL, "the same through the broker's own client library, taking turns" },
 	    IN_DIRECT },
-	{ { "protocol", OPT_PROTOCOL, "NAME", "what the pool speaks; with --start sink, of your choice [mqtt]" },
-	    IN_ALL },
 	{ { "broker", OPT_BROKER, "HOST:PORT", "where --direct connects to; the pool's broker" }, IN_DIRECT },
-	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [100]" }, IN_THROUGHPUT },
+	{ { "unconfirmed", OPT_UNCONFIRMED, NULL,
+	      "messages the broker does not answer for: MQTT with QoS 0, core NATS, PUBLISH of Redis" },
+	    IN_THROUGHPUT | IN_LATENCY },
+	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [the fastest]" },
+	    IN_THROUGHPUT },
 	{ { "broker-pid", OPT_BROKER_PID, "PID", "the broker's process, for its CPU time" }, IN_THROUGHPUT },
 	{ { "daemon-pid", OPT_DAEMON_PID, "PID", "tidegated's process [the one behind the socket]" },
 	    IN_THROUGHPUT | IN_IDLE },
@@ -157,7 +177,8 @@ help(void)
 		printf("  %-12s %s\n", s->name, s->words);
 	printf("\n'tidegate-bench SUBCOMMAND --help' shows its options. To see something at once:\n"
 	       "  tidegate-bench throughput --start sink\n"
-	       "  tidegate-bench throughput --start mosquitto --direct --processes 8\n");
+	       "  tidegate-bench throughput --start mosquitto --direct --processes 8\n"
+	       "  tidegate-bench throughput --start nats --direct --tls\n");
 }
 
 static const struct subcommand *
@@ -169,6 +190,17 @@ find_subcommand(const char *name)
 		if (strcmp(s->name, name) == 0)
 			return s;
 	cli_usage_error("\"%s\" is no subcommand", name);
+}
+
+static const struct bench_protocol *
+find_protocol(const char *name)
+{
+	const struct bench_protocol *p;
+
+	for (p = protocols; p->name != NULL; p++)
+		if (strcmp(p->name, name) == 0)
+			return p;
+	return NULL;
 }
 
 /* HOST:PORT or [V6]:PORT, cut apart in place. */
@@ -248,10 +280,20 @@ apply(struct bench_options *o, int letter, const struct subcommand *s, const str
 		o->daemon_pid = (pid_t)cli_number("--daemon-pid", UNITS_COUNT, optarg, 1, INT32_MAX);
 		break;
 	case OPT_START:
-		o->start = optarg;
+		o->start = stage_broker(optarg);
+		if (o->start == NULL)
+			cli_usage_error("--start: \"%s\" is none of%s", optarg, strrchr(start_help, ':'));
 		break;
 	case OPT_PROTOCOL:
-		o->protocol = optarg;
+		o->protocol = find_protocol(optarg);
+		if (o->protocol == NULL)
+			cli_usage_error("--protocol: \"%s\" is none of%s", optarg, strrchr(protocol_help, ':'));
+		break;
+	case OPT_TLS:
+		o->tls = 1;
+		break;
+	case OPT_UNCONFIRMED:
+		o->unconfirmed = 1;
 		break;
 	case OPT_KEEP:
 		o->keep = 1;
@@ -268,41 +310,50 @@ apply(struct bench_options *o, int letter, const struct subcommand *s, const str
 	}
 }
 
-/* A real broker speaks one protocol; the rest does as it is told, MQTT by default. */
-static void
-choose_protocol(struct bench_options *o)
-{
-	const char *of_broker = NULL;
-	int known = o->start == NULL || strcmp(o->start, "sink") == 0;
-
-#define BROKER(name, protocol, program)                          \
-	if (o->start != NULL && strcmp(o->start, #name) == 0) { \
-		of_broker = protocol;                            \
-		known = 1;                                       \
-	}
-#include "tools/bench/brokers.def"
-#undef BROKER
-	if (!known)
-		cli_usage_error("--start: \"%s\" is not one of " START_WORDS, o->start);
-	if (of_broker != NULL && o->protocol != NULL && strcmp(of_broker, o->protocol) != 0)
-		cli_usage_error("--protocol: %s speaks %s, not %s", o->start, of_broker, o->protocol);
-	if (o->protocol == NULL)
-		o->protocol = of_broker != NULL ? of_broker : "mqtt";
-}
-
 /* What does not fit together is said before anything is started. */
 static void
-check(struct bench_options *o)
+check(const struct bench_options *o)
 {
-	choose_protocol(o);
+	const struct load_client *clients[2];
+
+	if (o->start != NULL && !stage_broker_speaks(o->start, o->protocol->name))
+		cli_usage_error(
+		    "--start %s: it speaks %s, not %s", o->start->name, o->start->protocols, o->protocol->name);
 	if (o->start != NULL &&
 	    (o->socket != NULL || o->broker_host != NULL || o->daemon_pid != 0 || o->broker_pid != 0))
 		cli_usage_error("--start brings its own: --socket, --broker and the pids do not go with it");
+	if (o->tls && o->start == NULL)
+		cli_usage_error("--tls is about the broker of --start");
+	if (o->unconfirmed && o->protocol->unconfirmed == NULL)
+		cli_usage_error("--unconfirmed: in %s the broker answers for every message", o->protocol->name);
 	if (o->direct && o->start == NULL && o->broker_host == NULL)
 		cli_usage_error("--direct needs to know the broker: --broker HOST:PORT, or --start");
-	const struct load_client *clients[2];
+	if (o->direct && o->protocol->package == NULL)
+		cli_usage_error("--direct: there is nothing to compare %s with", o->protocol->name);
 	if (o->direct && bench_clients(o, clients, 2) < 2)
-		cli_usage_error("--direct: this program was built without a client library for %s", o->protocol);
+		cli_usage_error("--direct: this program was built without a client for %s (Debian: %s)",
+		    o->protocol->name, o->protocol->package);
+	if (o->direct && o->tls && clients[1]->clear_only)
+		cli_usage_error("--direct --tls: %s is used in the clear only", clients[1]->name);
+}
+
+/* What follows from other options. */
+static void
+complete(struct bench_options *o)
+{
+	size_t first;
+
+	if (o->protocol == NULL && o->start != NULL) {
+		char name[16];
+
+		first = strcspn(o->start->protocols, " ");
+		snprintf(name, sizeof(name), "%.*s", (int)first, o->start->protocols);
+		o->protocol = find_protocol(name);
+	}
+	if (o->protocol == NULL)
+		o->protocol = &protocols[0];
+	if (o->topic == NULL)
+		o->topic = o->protocol->topic;
 }
 
 static void
@@ -320,6 +371,7 @@ parse(struct bench_options *o, const struct subcommand *s, int argc, char **argv
 		apply(o, letter, s, table);
 	if (optind < argc)
 		cli_usage_error("%s takes no operand: \"%s\"", s->name, argv[optind]);
+	complete(o);
 	check(o);
 }
 
@@ -339,14 +391,9 @@ int
 main(int argc, char **argv)
 {
 	const struct subcommand *s;
-	struct bench_options options = { .pool = "bench",
-		.topic = "bench/messages",
-		.size = 128,
-		.processes = 1,
-		.batch = 32,
-		.window = 100,
-		.pace_ms = 10,
-		.lanes = 1000 };
+	struct bench_options options = {
+		.pool = "bench", .size = 128, .processes = 1, .batch = 32, .pace_ms = 10, .lanes = 1000
+	};
 	struct stage stage = { 0 };
 	int status;
 

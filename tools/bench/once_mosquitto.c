@@ -2,7 +2,7 @@
  * tidegate-once's counterpart without tidegate: connect to the broker, publish one message at QoS
  * 1, see it confirmed, disconnect, exit.
  *
- *	tidegate-once-mosquitto HOST PORT TOPIC SIZE
+ *	tidegate-once-mosquitto HOST PORT TOPIC SIZE [CAFILE]
  */
 #include <mosquitto.h>
 #include <stdio.h>
@@ -44,8 +44,8 @@ main(int argc, char **argv)
 	struct mosquitto *mosq;
 	time_t end = time(NULL) + TIMEOUT_S;
 
-	if (argc != 5) {
-		fprintf(stderr, "usage: tidegate-once-mosquitto HOST PORT TOPIC SIZE\n");
+	if (argc != 5 && argc != 6) {
+		fprintf(stderr, "usage: tidegate-once-mosquitto HOST PORT TOPIC SIZE [CAFILE]\n");
 		return 1;
 	}
 	mosquitto_lib_init();
@@ -58,7 +58,10 @@ main(int argc, char **argv)
 	mosquitto_connect_callback_set(mosq, on_connect);
 	mosquitto_publish_callback_set(mosq, on_publish);
 	mosquitto_int_option(mosq, MOSQ_OPT_TCP_NODELAY, 1);
-	o.error = mosquitto_connect(mosq, argv[1], atoi(argv[2]), 60);
+	if (argc == 6)
+		o.error = mosquitto_tls_set(mosq, argv[5], NULL, NULL, NULL, NULL);
+	if (o.error == MOSQ_ERR_SUCCESS)
+		o.error = mosquitto_connect(mosq, argv[1], atoi(argv[2]), 60);
 	while (o.error == MOSQ_ERR_SUCCESS && !o.confirmed && time(NULL) <= end) {
 		int error = mosquitto_loop(mosq, 1000, 1);
 

@@ -135,7 +135,7 @@ process_find(const char *program, char *path, size_t size)
 }
 
 static _Noreturn void
-run(const char *path, char *const argv[], int log_fd, pid_t parent)
+run(const char *path, char *const argv[], char *const environment[], int log_fd, pid_t parent)
 {
 	struct rlimit files;
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -152,12 +152,14 @@ run(const char *path, char *const argv[], int log_fd, pid_t parent)
 	dup2(null, STDIN_FILENO);
 	dup2(log_fd >= 0 ? log_fd : null, STDOUT_FILENO);
 	dup2(log_fd >= 0 ? log_fd : null, STDERR_FILENO);
+	for (; environment != NULL && *environment != NULL; environment++)
+		putenv(*environment);
 	execv(path, argv);
 	_exit(127);
 }
 
 pid_t
-process_start(const char *path, char *const argv[], int log_fd)
+process_start(const char *path, char *const argv[], char *const environment[], int log_fd)
 {
 	pid_t parent = getpid();
 	pid_t pid;
@@ -165,7 +167,7 @@ process_start(const char *path, char *const argv[], int log_fd)
 	fflush(NULL);
 	pid = fork();
 	if (pid == 0)
-		run(path, argv, log_fd, parent);
+		run(path, argv, environment, log_fd, parent);
 	return pid;
 }
 

@@ -21,9 +21,12 @@ pid_t process_of_socket(const char *path);
  */
 int process_find(const char *program, char *path, size_t size);
 
-/* Runs a program with standard output and error going to log_fd (-1: nowhere). Returns its pid or -1 with
- * errno. */
-pid_t process_start(const char *path, char *const argv[], int log_fd);
+/*
+ * Runs a program with standard output and error going to log_fd (-1: nowhere), its environment being ours and
+ * what `environment` sets, which ends with NULL ("NAME=VALUE"; NULL: nothing). Returns its pid or -1 with
+ * errno.
+ */
+pid_t process_start(const char *path, char *const argv[], char *const environment[], int log_fd);
 
 /* SIGTERM, and SIGKILL if that has not ended it after timeout_ms. Waits for it. *pid becomes 0. */
 void process_end(pid_t *pid, int timeout_ms);

@@ -36,7 +36,8 @@ static _Noreturn void
 child(const struct kind *kind, const struct bench_options *o)
 {
 	char *argv[] = { (char *)kind->path, (char *)kind->targets[0], (char *)kind->targets[1],
-		(char *)o->topic, (char *)kind->size, NULL };
+		(char *)o->topic, (char *)kind->size,
+		kind->client != NULL && kind->client->direct ? (char *)o->ca_file : NULL, NULL };
 	char *argv_true[] = { (char *)kind->path, NULL };
 	struct bench_options own = *o;
 	void *self;
@@ -108,6 +109,8 @@ make_kinds(struct kind *kinds, const struct bench_options *o)
 	for (i = 0; i < count; i++) {
 		kinds[n].client = clients[i];
 		snprintf(kinds[n++].name, sizeof(kinds[n].name), "%s, fork", clients[i]->name);
+		if (clients[i]->helper == NULL)
+			continue;
 		if (process_find(clients[i]->helper, kinds[n].path, sizeof(kinds[n].path)) != 0) {
 			cli_error("%s is not installed: no figure for \"%s, exec\"", clients[i]->helper,
 			    clients[i]->name);

@@ -119,7 +119,9 @@ show(const struct bench_options *o, const struct load_client *const *clients, st
 	double base_rate = 0, base_cpu = 0;
 	size_t i;
 
-	printf("%llu processes x %llu messages of %llu bytes, medians of %llu rounds; CPU per message\n",
+	printf(
+	    "%s%s%s: %llu processes x %llu messages of %llu bytes, medians of %llu rounds; CPU per message\n",
+	    o->protocol->name, o->ca_file != NULL ? ", TLS" : "", o->unconfirmed ? ", unconfirmed" : "",
 	    (unsigned long long)o->processes, (unsigned long long)o->count, (unsigned long long)o->size,
 	    (unsigned long long)o->rounds);
 	printf("%-14s %12s %12s %12s %12s %16s\n", "", "messages/s", "publishers", "tidegated", "broker",
@@ -172,9 +174,10 @@ print_json(const struct bench_options *o, const struct load_client *const *clien
 
 	for (i = 0; i < count; i++)
 		json_array_append_new(list, series_json(o, clients[i], &series[i]));
-	return bench_print_json(json_pack("{s:s,s:I,s:I,s:I,s:I,s:o}", "bench", "throughput", "processes",
-	    (json_int_t)o->processes, "messages", (json_int_t)o->count, "size", (json_int_t)o->size, "rounds",
-	    (json_int_t)o->rounds, "clients", list));
+	return bench_print_json(json_pack("{s:s,s:s,s:b,s:b,s:I,s:I,s:I,s:I,s:o}", "bench", "throughput",
+	    "protocol", o->protocol->name, "tls", o->ca_file != NULL, "unconfirmed", o->unconfirmed,
+	    "processes", (json_int_t)o->processes, "messages", (json_int_t)o->count, "size",
+	    (json_int_t)o->size, "rounds", (json_int_t)o->rounds, "clients", list));
 }
 
 int

@@ -1,0 +1,42 @@
+/* How brokers are started: what stage.c and the files beside it share. Owner and thread: main's. */
+#ifndef TG_BENCH_STAGE_INTERNAL_H
+#define TG_BENCH_STAGE_INTERNAL_H
+
+#include "tools/bench/stage.h"
+
+/* A port nobody has; it stays free unless someone takes it in the next milliseconds. 0 with a message shown. */
+uint16_t stage_free_port(void);
+
+/* A connection to 127.0.0.1, the caller's. -1: nobody listens. */
+int stage_connect(uint16_t port);
+
+/* Where a file of the stage is. Returns 0, or -1 with a message shown. */
+int stage_path(const struct stage *stage, const char *name, char path[PATH_MAX]);
+
+/* Makes a file of this text. Returns 0, or -1 with a message shown. */
+int stage_write(const struct stage *stage, const char *name, char path[PATH_MAX], const char *text);
+
+/*
+ * Starts a program, found as process_find() does unless it has a slash, with its words in stage->log.
+ * environment: as process_start()'s. Returns 0, or -1 with a message shown.
+ */
+int
+stage_run(struct stage *stage, const char *program, char *const argv[], char *const environment[], pid_t *pid);
+
+/* Makes stage->cert and stage->key, a certificate for 127.0.0.1 and localhost. Returns 0, or -1 with a message
+ * shown. */
+int stage_make_certificate(struct stage *stage);
+
+/*
+ * Starting a broker on stage->port, with TLS if options->tls, and what is to be done once the port answers: the
+ * topic must lead somewhere, and what arrives there is kept in memory, STAGE_KEEP_BYTES at most. Each returns
+ * 0, or -1 with a message shown.
+ */
+#define STAGE_KEEP_BYTES (64u << 20)
+#define BROKER(name, program, protocols) \
+	int stage_start_##name(struct stage *stage, const struct bench_options *options);
+#include "tools/bench/brokers.def"
+#undef BROKER
+int stage_make_stream(const struct stage *stage, const struct bench_options *options);
+
+#endif
