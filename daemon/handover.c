@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #ifdef HAVE_SYSTEMD
@@ -68,6 +70,8 @@ give_lane(int fd, const struct lane *lane)
 	int fds[] = { lane->memfd, lane->bell };
 
 	frame.orphan = lane->client == NULL;
+	frame.u.lane.id = lane->id;
+	frame.u.lane.nonce = lane->nonce;
 	frame.u.lane.orphaned_ns = lane->orphaned_ns;
 	return handover_send(fd, &frame, fds, 2);
 }
@@ -138,6 +142,7 @@ give_all(struct handover *handover)
 	int fds[HANDOVER_FDS];
 	int fd = handover->fd, rc;
 
+	shard_turn(shard); /* paused, it frames nothing: what was answered meanwhile is committed */
 	if ((rc = give_listener(fd, handover->control)) != 0 || (rc = give_listener(fd, handover->admin)) != 0 ||
 	    (rc = give_clients(fd, shard)) != 0 || (rc = give_links(fd, shard)) != 0 ||
 	    (rc = handover_send(fd, &frame, NULL, 0)) != 0)
@@ -145,8 +150,12 @@ give_all(struct handover *handover)
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	if (poll(&p, 1, TAKEN_MS) <= 0)
 		return -TG_ETIMEOUT;
-	rc = handover_recv(fd, &frame, fds);
-	return rc != 0 ? rc : frame.type == HANDOVER_TAKEN ? 0 : -TG_EPROTOCOL;
+	if ((rc = handover_recv(fd, &frame, fds)) != 0)
+		return rc;
+	if (frame.type != HANDOVER_TAKEN)
+		return -TG_EPROTOCOL;
+	frame = frame_of(HANDOVER_GO);
+	return handover_send(fd, &frame, NULL, 0);
 }
 
 /* ---- the course of it ---- */
@@ -172,13 +181,15 @@ close_handles(struct handover *handover)
 		uv_close((uv_handle_t *)&handover->process, on_handle_closed);
 }
 
-/* The old daemon goes on. The new one must be gone for certain: two must never serve one ring. */
+/* The old daemon goes on. */
 static void
 give_up(struct handover *handover, const char *why)
 {
 	log_event(LOG_LEVEL_ERROR, "upgrade_failed", "pid=%d cause=\"%s\"", (int)handover->process.pid, why);
-	if (uv_is_active((uv_handle_t *)&handover->process))
+	if (uv_is_active((uv_handle_t *)&handover->process)) {
 		kill(handover->process.pid, SIGKILL);
+		waitpid(handover->process.pid, NULL, 0); /* libuv asks no more, once its handle closes */
+	}
 	handover->loop->shard.paused = 0;
 	close_handles(handover);
 }
@@ -297,6 +308,9 @@ handover_begin(struct handover *handover, const char **why)
 		*why = "no socket for the hand-over";
 		return -TG_ESYSTEM;
 	}
+	/* A new one that has stopped to read must not stop the old one. */
+	struct timeval limit = { .tv_sec = TAKEN_MS / 1000 };
+	setsockopt(pair[0], SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
 	for (int i = 0; i < 3; i++)
 		stdio[i] = (uv_stdio_container_t){ .flags = UV_INHERIT_FD, .data.fd = i };
 	stdio[3] = (uv_stdio_container_t){ .flags = UV_INHERIT_FD, .data.fd = pair[1] };

@@ -9,7 +9,8 @@
  *   what is in flight is answered
  *   LISTENER, CLIENT, LANE, LINK …   ->     keeps the descriptors
  *   DONE                             ->
- *                                    <-     TAKEN      from here on the rings are its own
+ *                                    <-     TAKEN
+ *   GO                               ->     from here on the rings are its own
  *   ends at once                            rebuilds lanes, replays handshakes, probes, works
  *
  * Lanes are rebuilt from their memory, as after a crash (lane_return.c); since nothing is in flight
@@ -17,8 +18,9 @@
  * outstanding, and its driver is DRIVER_F_REPLAYABLE: the new session is made by replaying the bytes of
  * the handshake, and proven by a probe before it carries messages. Other links are made anew.
  *
- * Whatever goes wrong before TAKEN (the new binary does not start, refuses its configuration, dies,
- * takes too long) it is killed and the old daemon goes on as if nothing had happened.
+ * Whatever goes wrong before GO (the new binary does not start, refuses its configuration, dies,
+ * takes too long) it is killed and the old daemon goes on as if nothing had happened. Only GO, the old
+ * one's last word, sets the new one to work: two never serve one ring, however late TAKEN comes.
  *
  * Owner: the loop. One thread.
  */
@@ -65,7 +67,7 @@ int handover_begin(struct handover *handover, const char **why);
 struct handover_taken;
 
 /*
- * Says READY on fd and receives everything, then says TAKEN. Returns 0 with *taken the caller's, or
+ * Says READY on fd and receives everything, then says TAKEN and waits for GO. Returns 0 with *taken the caller's, or
  * a negative TG_E: nothing was touched, and the old daemon goes on.
  */
 int handover_receive(int fd, struct handover_taken **taken);
@@ -91,6 +93,7 @@ enum handover_type {
 	HANDOVER_LINK,     /* fd: socket */
 	HANDOVER_DONE,
 	HANDOVER_TAKEN,
+	HANDOVER_GO,
 };
 
 struct handover_frame {
@@ -104,6 +107,7 @@ struct handover_frame {
 			char name[32];
 		} client;
 		struct {
+			uint64_t id, nonce; /* as the old one knows them: the client can write what the memfd says */
 			uint64_t orphaned_ns;
 		} lane;
 		struct {

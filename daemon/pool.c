@@ -460,7 +460,8 @@ on_tick(struct timer *timer)
 		for (uint32_t b = 0; b < pool->broker_count; b++)
 			for (uint32_t l = 0; l < pool->brokers[b].link_count; l++)
 				expire_list(&pool->brokers[b].links[l].waiters);
-		pool_serve(pool);
+		if (!pool->shard->paused)
+			pool_serve(pool);
 	}
 	if (!pool->writable && pool->writable_shown && now - pool->unwritable_ns >= SHOW_MS * NS_PER_MS)
 		show_writable(pool, 0);

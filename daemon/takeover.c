@@ -61,6 +61,14 @@ say(int fd, enum handover_type type)
 	return handover_send(fd, &frame, NULL, 0);
 }
 
+static int
+await(int fd, struct taken_item *item)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	return poll(&p, 1, GIVE_MS) > 0 ? handover_recv(fd, &item->frame, item->fds) : -TG_ETIMEOUT;
+}
+
 int
 handover_receive(int fd, struct handover_taken **out)
 {
@@ -73,17 +81,20 @@ handover_receive(int fd, struct handover_taken **out)
 	if ((rc = say(fd, HANDOVER_READY)) != 0)
 		goto fail;
 	do {
-		struct pollfd p = { .fd = fd, .events = POLLIN };
-		rc = poll(&p, 1, GIVE_MS) > 0 ? handover_recv(fd, &item.frame, item.fds) : -TG_ETIMEOUT;
-		if (rc != 0)
+		if ((rc = await(fd, &item)) != 0)
 			goto fail;
 		if ((rc = keep(taken, &item)) != 0) {
 			packet_close_fds(item.fds, NULL);
 			goto fail;
 		}
 	} while (item.frame.type != HANDOVER_DONE);
-	if ((rc = say(fd, HANDOVER_TAKEN)) != 0)
+	if ((rc = say(fd, HANDOVER_TAKEN)) != 0 || (rc = await(fd, &item)) != 0)
 		goto fail;
+	packet_close_fds(item.fds, NULL);
+	if (item.frame.type != HANDOVER_GO) {
+		rc = -TG_EPROTOCOL;
+		goto fail;
+	}
 	*out = taken;
 	return 0;
 fail:
@@ -139,6 +150,8 @@ adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 		refuse_lane(item, &geo, "its pool is not configured any more");
 		return;
 	}
+	header.lane_id = item->frame.u.lane.id;
+	header.nonce = item->frame.u.lane.nonce;
 	rc = lane_return(&lane, &header, pool, client, item->fds[0], &geo, item->fds[1]);
 	if (rc != 0) {
 		refuse_lane(item, &geo, error_text(rc));

@@ -713,6 +713,37 @@ deadlines_are_kept_while_blocked(void **state)
 	sim_fini(&sim);
 }
 
+static int
+is_nothing_outstanding(struct sim *sim)
+{
+	return sim->shard.outstanding == 0;
+}
+
+/* For a hand-over: lanes that wait while others are answered get nothing either. */
+static void
+a_pause_frames_nothing(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 71, 1);
+	sim.pool_config.order = ORDER_BY_NONE;
+	sim.pool_config.window_messages = 20;
+	sim.pool_config.window_low = 10;
+	sim.brokers[0].ack_ns = SIM_MS(30);
+	sim_start(&sim);
+	start_producers(&sim, 8, SIM_MS(1), 20);
+	sim_run_for(&sim, SIM_S(1));
+	assert_true(sim.shard.outstanding > 0 && sim.pool->waiting > 0);
+	sim.shard.paused = 1;
+	assert_true(sim_run_until(&sim, is_nothing_outstanding, SIM_MS(200)));
+	sim_run_for(&sim, SIM_MS(100));
+	assert_int_equal(sim.shard.outstanding, 0);
+	sim.shard.paused = 0;
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(60));
+	sim_fini(&sim);
+}
+
 int
 main(void)
 {
@@ -743,6 +774,7 @@ main(void)
 		cmocka_unit_test(heavy_loss_loses_nothing),
 		cmocka_unit_test(memory_stays_bounded_against_a_dead_end),
 		cmocka_unit_test(deadlines_are_kept),
+		cmocka_unit_test(a_pause_frames_nothing),
 		cmocka_unit_test(deadlines_are_kept_while_blocked),
 	};
 
