@@ -292,7 +292,7 @@ def test_wait_delivers_what_replicas_have_and_is_honest_about_the_rest(box, daem
     primary = Redis(box, "primary", lines=["repl-diskless-sync-delay 0"]).start()
     replica = Redis(box, "replica", lines=[f"replicaof 127.0.0.1 {primary.port}"]).start()
     wait_for(lambda: replica("INFO", "replication").find(b"master_link_status:up") > 0, "the replica to be in step")
-    d = daemon(streams([primary], redis={"wait_replicas": 1, "wait_timeout_ms": 200}))
+    d = daemon(streams([primary], redis={"wait_replicas": 1, "wait_timeout_ms": 1500}))
     producer = Producer(box, d, count=3000, batch=32)
     assert producer.finish() == {"delivered": 3000}
     assert replica.length() == 3000
