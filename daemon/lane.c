@@ -207,8 +207,9 @@ leave(struct lane *lane)
 	TAILQ_REMOVE(&lane->pool->lanes, lane, pool_entry);
 	lane->pool->lane_count--;
 	lane->shard->lane_count--;
-	lane->shard->lane_memory -= lane_memfd_bytes(&lane->map.geo);
 	lane->shard->count.lanes_closed++;
+	close(lane->memfd);
+	close(lane->bell);
 	if (lane->client != NULL)
 		client_lane_gone(lane->client, lane);
 	lane->client = NULL;
@@ -284,9 +285,9 @@ lane_free(struct lane *lane)
 	leave(lane);
 	if (lane->refs == 0)
 		TAILQ_REMOVE(&lane->shard->graveyard, lane, place_entry);
+	/* Not before: a client could have one lane after the other closed while links refer to them. */
+	lane->shard->lane_memory -= lane_memfd_bytes(&lane->map.geo);
 	lane_map_fini(&lane->map);
-	close(lane->memfd);
-	close(lane->bell);
 	free(lane->slots);
 	free(lane);
 }

@@ -744,6 +744,39 @@ a_pause_frames_nothing(void **state)
 	sim_fini(&sim);
 }
 
+/* A client that spoils its lanes while their records are under way gets no memory for nothing. */
+static void
+a_spoiled_lane_counts_until_it_is_freed(void **state)
+{
+	struct sim sim;
+	struct producer *p;
+
+	sim_init(&sim, 72, 1);
+	sim.brokers[0].ack_ns = SIM_MS(100);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	p = sim_producer(&sim, 0);
+	producer_publish(p, 100, 0);
+	sim_run_for(&sim, SIM_MS(10));
+	assert_int_equal(sim.shard.outstanding, 1);
+	uint64_t bytes = sim.shard.lane_memory;
+	assert_true(bytes > 0);
+	lane_quarantine(p->lane, "spoiled by the test");
+	sim.shard.count.lanes_quarantined = 0; /* of honest producers there is none */
+	p->lane = NULL;
+	p->unfinished = 0;
+	p->closed = 1;
+	sim.live_from = sim.producer_count;
+	assert_int_equal(sim.shard.lane_memory, bytes);
+	assert_int_equal(sim.shard.lane_count, 0);
+	sim_run_for(&sim, SIM_MS(200));
+	assert_int_equal(sim.shard.outstanding, 0);
+	assert_int_equal(sim.shard.lane_memory, 0);
+	producer_free(p);
+	sim.producer_count = 0;
+	sim_fini(&sim);
+}
+
 int
 main(void)
 {
@@ -775,6 +808,7 @@ main(void)
 		cmocka_unit_test(memory_stays_bounded_against_a_dead_end),
 		cmocka_unit_test(deadlines_are_kept),
 		cmocka_unit_test(a_pause_frames_nothing),
+		cmocka_unit_test(a_spoiled_lane_counts_until_it_is_freed),
 		cmocka_unit_test(deadlines_are_kept_while_blocked),
 	};
 
