@@ -185,8 +185,15 @@ resolve(struct world *world, const struct config_address *address, const struct 
 static void
 resolve_cancel(struct world *world, void *request)
 {
-	/* The look-up itself may be on its way; its answer is not wanted any more. */
-	((struct resolve_uv *)request)->handlers = NULL;
+	struct resolve_uv *r = request;
+
+	/*
+	 * Its answer is not wanted any more. One that has not begun is taken back: with a name server that
+	 * is silent they come faster than they end. One that has begun ends when it ends.
+	 */
+	r->handlers = NULL;
+	if (r->request.loop != NULL)
+		uv_cancel((uv_req_t *)&r->request);
 }
 
 /* ---- sockets ---- */
