@@ -475,7 +475,7 @@ on_control(uv_poll_t *poll, int status, int events)
 	}
 	if (rc == 0)
 		return;
-	log_event(rc == -TG_ECLOSED ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARN, "client_gone",
+	log_limited(&client->shard->gone_limit, rc == -TG_ECLOSED ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARN, "client_gone",
 	    "pid=%d uid=%u lanes=%u cause=%s", client_pid(client), client->uid, client->lane_count,
 	    log_quote((char[160]){ 0 }, 160, error_text(rc), strlen(error_text(rc))));
 	client_close(client);

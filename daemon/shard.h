@@ -51,6 +51,7 @@ struct shard {
 	uint32_t lane_count;
 	uint64_t lane_memory; /* bytes of all lanes' memfds */
 	int expedited;        /* membarrier works: clients need no fence */
+	struct log_limit gone_limit; /* … or connect and talk nonsense */
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
 	int paused; /* nothing new is framed: a successor is about to take over */
