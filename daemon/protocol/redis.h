@@ -9,7 +9,8 @@
  *   seq:         |    answered by XADD   |oldest           |next
  *                |settled: with wait_replicas, the first that a WAIT has not answered for
  *
- * The ring has room for the window, one WAIT for each message of it, and REDIS_PROBES probes.
+ * The ring has room for the window, with wait_replicas one WAIT for each message of it, and REDIS_PROBES
+ * probes.
  */
 #ifndef TG_DAEMON_PROTOCOL_REDIS_H
 #define TG_DAEMON_PROTOCOL_REDIS_H

@@ -280,23 +280,37 @@ def test_server_that_loads_is_not_used(box, daemon):
 
 
 def test_cluster_node_without_the_key_is_not_used(box, daemon):
-    redis = Redis(box, lines=["cluster-enabled yes"]).start()
+    redis = Redis(box, lines=["cluster-enabled yes", f"cluster-port {box.port()}"]).start()
     d = daemon(streams([redis], **FAST))
     result = d.publish("--timeout", "1000", "-m", "x")
     assert said(result) == {"accepted": 1, "expired": 1}, result.stderr
     wait_for(lambda: "CLUSTERDOWN" in str(d.rows("brokers")), lambda: f"the row to say why: {d.rows('brokers')}")
 
 
-@pytest.mark.sanitizers
-def test_wait_delivers_what_replicas_have_and_is_honest_about_the_rest(box, daemon):
+@pytest.fixture
+def replicated(box):
+    """A primary, and a replica that is in step with it."""
     primary = Redis(box, "primary", lines=["repl-diskless-sync-delay 0"]).start()
     replica = Redis(box, "replica", lines=[f"replicaof 127.0.0.1 {primary.port}"]).start()
     wait_for(lambda: replica("INFO", "replication").find(b"master_link_status:up") > 0, "the replica to be in step")
+    wait_for(lambda: primary("WAIT", 1, 100) == 1, "the primary to know it")
+    return primary, replica
+
+
+@pytest.mark.sanitizers
+def test_wait_delivers_what_replicas_have(box, daemon, replicated):
+    primary, replica = replicated
     d = daemon(streams([primary], redis={"wait_replicas": 1, "wait_timeout_ms": 1500}))
     producer = Producer(box, d, count=3000, batch=32)
     assert producer.finish() == {"delivered": 3000}
     assert replica.length() == 3000
     check_all_arrived([producer], StreamArrivals(replica))
+    assert d.link_states() == ["ready"]
+
+
+def test_wait_is_honest_about_what_replicas_have_not(daemon, replicated):
+    primary, replica = replicated
+    d = daemon(streams([primary], redis={"wait_replicas": 1, "wait_timeout_ms": 200}))
     replica.freeze()
     lane = Client(d.socket).lane()
     completion = lane.publish_sync(b"x", topic=b"alone")
@@ -305,8 +319,8 @@ def test_wait_delivers_what_replicas_have_and_is_honest_about_the_rest(box, daem
     assert (completion.name, completion.code, completion.attempts) == ("unknown", 41, 1)
     assert completion.reference == int(milliseconds) << 20 | int(number)
     lane.client.close()
+    assert d.link_states() == ["ready"] and d.rows("pools")[0]["resent"] == 0
     replica.thaw()
-    assert d.link_states() == ["ready"]
 
 
 @pytest.mark.sanitizers
