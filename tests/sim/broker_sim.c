@@ -39,6 +39,7 @@ bury(struct app *app)
 {
 	if (app->conn != NULL || app->events > 0)
 		return;
+	TAILQ_REMOVE(&app->broker->ending, app, entry);
 	free(app->buffer);
 	free(app->answers);
 	free(app);
@@ -317,6 +318,7 @@ on_closed(struct host *host, struct conn *conn)
 	struct app *app = conn_app(conn);
 
 	TAILQ_REMOVE(&app->broker->apps, app, entry);
+	TAILQ_INSERT_TAIL(&app->broker->ending, app, entry);
 	app->conn = NULL;
 	bury(app);
 }
@@ -333,8 +335,21 @@ sim_broker_init(struct sim_broker *broker, struct sim *sim, unsigned index)
 	*broker = (struct sim_broker){
 		.sim = sim, .host = &sim->w.hosts[index], .index = index, .ack_ns = 500 * NS_PER_US };
 	TAILQ_INIT(&broker->apps);
+	TAILQ_INIT(&broker->ending);
 	broker->host->app = broker;
 	broker->host->handlers = &handlers;
+}
+
+/* Those whose events will not come any more; after world_sim_fini. */
+void
+sim_broker_fini(struct sim_broker *broker)
+{
+	struct app *app;
+
+	while ((app = TAILQ_FIRST(&broker->ending)) != NULL) {
+		app->events = 0;
+		bury(app);
+	}
 }
 
 static void

@@ -217,6 +217,9 @@ sim_fini(struct sim *sim)
 		sim_fail(sim, "%u timers are set, room is for %u", sim->shard.timers.count, sim->shard.timers.reserved);
 	shard_fini(&sim->shard);
 	world_sim_fini(&sim->w);
+	for (unsigned i = 0; i < SIM_BROKERS; i++)
+		if (sim->brokers[i].sim != NULL)
+			sim_broker_fini(&sim->brokers[i]);
 	for (uint32_t i = 0; i < sim->producer_count; i++)
 		producer_free(sim->producers[i]);
 	free(sim->producers);

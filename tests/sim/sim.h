@@ -102,6 +102,7 @@ struct sim_broker {
 	uint64_t slow_ns;  /* reads one message in so long; 0: all it gets */
 	uint32_t window;   /* tells it to clients; 0: does not */
 	TAILQ_HEAD(app_list, app) apps;
+	struct app_list ending; /* over, and referred to by events */
 	uint64_t stored;   /* messages that arrived */
 	uint64_t firsts;   /* of them, those that had arrived nowhere before */
 	uint64_t accepted; /* connections */
@@ -170,6 +171,7 @@ extern const struct driver driver_sim;
 
 /* broker_sim.c */
 void sim_broker_init(struct sim_broker *broker, struct sim *sim, unsigned index);
+void sim_broker_fini(struct sim_broker *broker);
 void sim_broker_crash(struct sim_broker *broker); /* nobody listens; connections are reset */
 void sim_broker_start(struct sim_broker *broker);
 void sim_broker_freeze(struct sim_broker *broker, int frozen);
