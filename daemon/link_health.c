@@ -44,7 +44,7 @@
 /*
  * Called when a probe was missed: whether the link may have grace. When a path was down and is up again,
  * each end's TCP comes back with its own next retransmission, the broker's maybe at twice the time the
- * path was down. That ours has been acknowledged shows that it is up; a stopped broker's TCP never
+ * path was down: after 1.5 s, at 3.2 s. That ours has been acknowledged shows that it is up; a stopped broker's TCP never
  * ceased to acknowledge, and gets no grace.
  */
 static int
@@ -168,7 +168,7 @@ look(struct link *link, const struct config_health *health)
 		link->probe_misses++;
 		if (link->state == LINK_READY && has_come_back(link)) {
 			link->cut_off = 0;
-			link->grace_ns = now + 2 * health->probe_timeout_ms * NS_PER_MS;
+			link->grace_ns = now + (uint64_t)health->probe_misses * health->probe_timeout_ms * NS_PER_MS;
 		}
 		if (link->probe_misses >= health->probe_misses && link->state == LINK_READY && now >= link->grace_ns) {
 			snprintf(link->why, sizeof(link->why), "nothing read for %llu ms, %u probes of %u ms unanswered",
