@@ -51,8 +51,8 @@ def test_slow_peer_is_not_dead_and_others_carry_the_load(story, peer, how):
     watch = story.watch(time.time())
     story.note(elsewhere_s=watch.wait_elsewhere())
     lasts(max(0.1, LASTS_S - (time.time() - began)), "the slowness", watch.look)
-    recover(victim, how)
     recovered = time.time()
+    recover(victim, how)
     story.note(resolved_s=watch.wait_resolved())
     daemon.wait_ready(victim, 20)
     story.note(back_s=time.time() - recovered)
@@ -62,8 +62,13 @@ def test_slow_peer_is_not_dead_and_others_carry_the_load(story, peer, how):
     story.note_waits()
     left = story.left_at(victim, began)
     story.note(left_s=left - began if left is not None else None)
-    assert not story.note_health(), "it was killed"
-    assert story.figures["connects"] == 2, "there was a reconnect"
+    # A broker that was stopped for longer than the keep-alive it was promised closes its sessions itself
+    # when it goes on: it has not seen time pass. Until then nobody has given it up.
+    closed = [death for death in story.note_health() if how == "stopped" and death["at"] > recovered - 0.01]
+    story.note(false_deaths=story.figures["false_deaths"] - len(closed), closed_by_broker=len(closed))
+    assert all("closed by the broker" in death["cause"] or "reset" in death["cause"] for death in closed)
+    assert story.figures["false_deaths"] == 0, "it was killed"
+    assert story.figures["connects"] == 2 + len(closed), "there was a reconnect"
     assert story.figures["elsewhere_s"] <= story.within(LIMIT_S)
 
 
