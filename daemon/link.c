@@ -177,16 +177,18 @@ static void
 enter_adopted(struct link *link)
 {
 	const struct driver *driver = config_of(link)->driver;
+	struct out heard; /* the broker has heard it: only the probe is for the connection */
 
 	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
 	link->fatal = 0;
 	set_deadline(link, config_of(link)->health.connect_timeout_ms);
-	int rc = driver->start(link->session, &link->out);
-	out_reset(&link->out); /* the broker has heard it */
+	out_init(&heard);
+	int rc = driver->start(link->session, &heard);
 	if (rc != 0 ||
-	    driver->input(link->session, link->hello, link->hello_len, &link->out) != (ssize_t)link->hello_len ||
+	    driver->input(link->session, link->hello, link->hello_len, &heard) != (ssize_t)link->hello_len ||
 	    link->fatal || link->state != LINK_PROBING)
 		link_fail(link, FATAL_PROTOCOL, "the handshake of the daemon before cannot be replayed");
+	out_fini(&heard);
 }
 
 static void

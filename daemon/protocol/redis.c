@@ -352,6 +352,7 @@ const struct driver driver_redis = {
 	.tls_port = 6379,
 	.settings_size = sizeof(struct redis_settings),
 	.session_size = sizeof(struct redis_session),
+	.flags = DRIVER_F_REPLAYABLE,
 	.configure = redis_configure,
 	.settings_free = redis_settings_free,
 	.open = redis_open,

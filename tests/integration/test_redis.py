@@ -8,6 +8,7 @@ import pytest
 from harness import FULL, Sink, have, pool, wait_for
 from harness_redis import Connection, Redis, StreamArrivals, Subscriber
 from load import Producer, check_all_arrived
+from test_upgrade import Upgraded
 from tidegate_lib import Client
 
 pytestmark = pytest.mark.skipif(not have("redis-server"), reason="redis-server is not installed")
@@ -369,3 +370,22 @@ def test_sink_that_wants_a_password(box, daemon, tmp_path):
     assert d.publish("-k", "k", "-H", "a=b", "-m", "x").returncode == 0
     arrival, = sink.arrivals()
     assert (arrival["topic"], arrival["key"], arrival["headers"], arrival["body"]) == ("t", "k", "a=b", "x")
+
+
+def test_upgrade_keeps_the_connection(box, daemon, redis):
+    """The handshake asked for more than the first answer: SELECT is not sent again."""
+    d = daemon(streams([redis], redis={"database": 2}))
+    serving = Upgraded(box, d)
+    producers = [Producer(box, d, number, count=6000, rate=2000, low=10, high=500, batch=8) for number in (1, 2)]
+    before = redis.connections()
+    for share in (0.2, 0.4, 0.6):
+        wait_for(lambda s=share: sum(p.file.completed() for p in producers) >= s * 12000, f"{share:.0%} completed", 60)
+        assert serving.upgrade().returncode == 0
+    for producer in producers:
+        assert producer.finish() == {"delivered": 6000}
+        assert producer.file.resent == 0
+    assert redis.connections() == before + 1
+    assert redis.info("commandstats", "cmdstat_select").startswith("calls=1,")
+    connection = Connection(redis.port)
+    assert connection("SELECT", 2) == "OK"
+    assert sum(connection("XLEN", stream) for stream in connection("KEYS", "load/*")) == 12000
