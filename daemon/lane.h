@@ -56,7 +56,8 @@ struct slot {
 	uint8_t state;
 	uint8_t attempts;
 	uint8_t maybe_sent; /* not 0: a byte of it may have reached a broker; 3: before the attempt in flight */
-	uint8_t own_deadline; /* the producer gave one: protocols that carry a deadline carry it */
+	uint8_t own_deadline : 1; /* the producer gave one: protocols that carry a deadline carry it */
+	uint8_t blames : 2; /* how often a broker has closed over it when it was alone on a link */
 	uint32_t seq; /* INFLIGHT: the link's number for it, low bits */
 };
 
@@ -169,6 +170,9 @@ void lane_overdue(struct lane *lane, uint64_t slot, const struct link *link, uin
 /* Its link is suspect and keeps its copy of the record: another is to send it too. Whoever answers first
  * completes it. */
 void lane_reroute(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq);
+
+/* A broker has closed `link` over this slot, which it carries as seq: returns how often that was. */
+uint32_t lane_blame(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
 
 /* Commits completions and releases, then rings the client if it sleeps. In two steps, so that one
  * fence serves all lanes of a turn. */

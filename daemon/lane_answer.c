@@ -210,6 +210,19 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 		lane_set_place(lane, place);
 }
 
+uint32_t
+lane_blame(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
+{
+	if (lane->place == LANE_GONE || number < lane->slot_head)
+		return 0;
+	struct slot *slot = lane_slot(lane, number);
+	if (!is_carried_by(slot, link, seq))
+		return 0;
+	if (slot->blames < 3)
+		slot->blames++;
+	return slot->blames;
+}
+
 void
 lane_reroute(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
 {

@@ -146,6 +146,7 @@ message_make(struct lane *lane, const struct slot *slot, struct message *message
 		    : left_ms == 0           ? 1
 		    : left_ms < UINT32_MAX   ? (uint32_t)left_ms
 		                             : UINT32_MAX,
+		.wall_ms = lane->shard->wall_ms,
 		.attempt = slot->attempts + 1u,
 		.retain = (slot->flags & RECORD_F_RETAIN) != 0,
 	};

@@ -318,8 +318,7 @@ disconnect(struct link *link)
 	free(link->hello);
 	link->hello = NULL;
 	link->hello_len = 0;
-	link->window = config_of(link)->window_messages;
-	link->window_low = config_of(link)->window_low;
+	link_set_window(link, 0);
 	link->max_body = 0;
 	link->idle_ns = config_of(link)->health.idle_ms * NS_PER_MS;
 	link->full = link->blocked = 0;
@@ -581,8 +580,7 @@ link_init(struct link *link, struct broker *broker, uint32_t id)
 	TAILQ_INIT(&link->waiters);
 	TAILQ_INIT(&link->bound);
 	out_init(&link->out);
-	link->window = config->window_messages;
-	link->window_low = config->window_low;
+	link_set_window(link, 0);
 	link->idle_ns = config->health.idle_ms * NS_PER_MS;
 	link->writable = 1;
 	/* Four windows: answers that come out of order leave holes that the next ones must not wait for. */

@@ -5,7 +5,7 @@
  *                        any ↘ FAILED → BACKOFF → RESOLVING …   READY → DRAINING → CLOSED
  *
  * link.c has the table and the connection; link_io.c moves bytes and answers; link_health.c
- * decides whether it lives.
+ * decides whether it lives, link_blame.c finds the message that a broker closes over.
  *
  * Owner: its broker, for the daemon's life. One thread: its shard's.
  *
@@ -22,6 +22,8 @@
  *  L4  every entry holds one reference to its lane until it is answered or the link fails
  *  L5  bytes referenced in a ring are not released while they are unwritten: a record is only
  *      completed by the link it is in flight on, and a link that stops carrying owns its bytes first
+ *  L6  after the broker has closed over a message without saying which, one message is unanswered at a
+ *      time until as many were answered as were in doubt: whatever ends the link then is the one's doing
  */
 #ifndef TG_DAEMON_LINK_H
 #define TG_DAEMON_LINK_H
@@ -113,6 +115,8 @@ struct link {
 	/* flow */
 	uint32_t window;     /* messages, the pool's or the broker's if that is less */
 	uint32_t window_low;
+	uint32_t window_wide; /* what it is when it is not careful */
+	uint32_t careful;     /* L6: answers to come one at a time before it opens again */
 	uint64_t max_body; /* the broker's; 0: no limit known */
 	int writable;      /* below the marks; whether it is READY is another matter */
 	int counted_ready; /* what the pool has last been told */
@@ -144,6 +148,7 @@ struct link {
 	int leaving;
 	int fatal;
 	enum driver_fatal fatal_kind;
+	uint32_t fatal_code;
 	char fatal_why[200];
 
 	/* for admins */
@@ -261,5 +266,17 @@ void link_health_check(struct link *link);
 
 /* Something came back. */
 void link_health_read(struct link *link);
+
+/* link_blame.c ---------------------------------------------------------------------------- */
+
+/* The most messages it may have unanswered, within the pool's limit; 0: the pool's. Minds L6. */
+void link_set_window(struct link *link, uint64_t messages);
+
+/* An answer has come and the link is careful. */
+void link_answered_carefully(struct link *link);
+
+/* The broker has closed over one of the unanswered messages (FATAL_MESSAGE). Returns the entry to reject
+ * in the broker's words, with *code, or NULL. Before link_abandon. */
+struct inflight *link_blame(struct link *link, uint32_t *code);
 
 #endif

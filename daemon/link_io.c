@@ -161,6 +161,8 @@ progress(struct link *link)
 	link->last_progress_ns = link->shard->now_ns;
 	link->full = 0;
 	advance_base(link);
+	if (link->careful > 0)
+		link_answered_carefully(link);
 	if (link->state == LINK_DRAINING && link->outstanding == 0)
 		link_want_flush(link); /* the flush sees that it has drained */
 }
@@ -278,6 +280,8 @@ must_wait_for_tls(struct link *link)
 	return 1;
 }
 
+static int read_once(struct link *link);
+
 void
 link_flush(struct link *link)
 {
@@ -294,7 +298,13 @@ link_flush(struct link *link)
 		ssize_t n = send_pieces(link, iov, count);
 		if (n < 0) {
 			if (errno != EAGAIN) {
-				fail_io(link, "write");
+				int error = errno;
+				/* A broker that closes over what we sent has said why, and its reset came after. */
+				while (read_once(link))
+					;
+				errno = error;
+				if (link->sock != NULL)
+					fail_io(link, "write");
 				return;
 			}
 			if (link->tls == NULL || tls_unsent(link->tls) > 0)
@@ -449,7 +459,7 @@ link_on_readable(void *owner)
 /* ---- the driver's events ---- */
 
 static void
-fatal(struct link *link, enum driver_fatal kind, const char *text, size_t len)
+fatal(struct link *link, enum driver_fatal kind, uint32_t code, const char *text, size_t len)
 {
 	if (link->fatal)
 		return;
@@ -458,6 +468,7 @@ fatal(struct link *link, enum driver_fatal kind, const char *text, size_t len)
 	/* Acted on when the driver has returned: failing frees the session it is running in. */
 	link->fatal = 1;
 	link->fatal_kind = kind;
+	link->fatal_code = code;
 	memcpy(link->fatal_why, text, len);
 	link->fatal_why[len] = '\0';
 }
@@ -465,14 +476,14 @@ fatal(struct link *link, enum driver_fatal kind, const char *text, size_t len)
 static void
 fatal_text(struct link *link, const char *text)
 {
-	fatal(link, FATAL_PROTOCOL, text, strlen(text));
+	fatal(link, FATAL_PROTOCOL, 0, text, strlen(text));
 }
 
 /* Nothing will be different soon. */
 static void
 refuse(struct link *link, const char *text)
 {
-	fatal(link, FATAL_REFUSED, text, strlen(text));
+	fatal(link, FATAL_REFUSED, 0, text, strlen(text));
 }
 
 /* The entry an answer is for, or NULL: not outstanding, or (L5) answered before it was sent. */
@@ -577,17 +588,6 @@ on_blocked(struct link *link, const struct driver_event *event)
 	link_event(link, LINK_EV_SUSPECT);
 }
 
-static void
-on_window(struct link *link, uint64_t messages)
-{
-	const struct config_pool *config = link->broker->pool->config;
-
-	if (messages == 0 || messages > config->window_messages)
-		messages = config->window_messages;
-	link->window = (uint32_t)messages;
-	link->window_low = config->window_low < link->window / 2 ? config->window_low : link->window / 2;
-}
-
 void
 link_on_driver_event(void *owner, const struct driver_event *event)
 {
@@ -630,7 +630,7 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		link->blocked = 0;
 		break;
 	case EV_WINDOW:
-		on_window(link, event->seq);
+		link_set_window(link, event->seq);
 		break;
 	case EV_MAX_BODY:
 		link->max_body = event->seq;
@@ -657,7 +657,7 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 			link->wants_tls = 1;
 		break;
 	case EV_FATAL:
-		fatal(link, event->fatal, event->text != NULL ? event->text : "", event->text_len);
+		fatal(link, event->fatal, event->code, event->text != NULL ? event->text : "", event->text_len);
 		break;
 	}
 }
@@ -691,6 +691,12 @@ void
 link_abandon(struct link *link)
 {
 	uint64_t written = out_written(&link->out);
+	uint32_t code;
+	struct inflight *guilty =
+	    link->state == LINK_FAILED && link->failed_kind == FATAL_MESSAGE ? link_blame(link, &code) : NULL;
+
+	if (guilty != NULL)
+		answer(link, guilty, TG_REJECTED, 0, code, link->fatal_why, strlen(link->fatal_why));
 
 	for (; link->base != link->next; link->base++) {
 		struct inflight *entry = entry_at(link, link->base);

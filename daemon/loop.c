@@ -21,6 +21,7 @@ loop_refresh_clock(struct shard *shard)
 	if (!shard->clock_is_stale)
 		return;
 	shard->now_ns = world_now(shard->world);
+	shard->wall_ms = shard->world->ops->wall_ms(shard->world);
 	shard->clock_is_stale = 0;
 }
 

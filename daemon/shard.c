@@ -19,6 +19,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	shard->world = world;
 	shard->config = config;
 	shard->now_ns = world_now(world);
+	shard->wall_ms = world->ops->wall_ms(world);
 	shard->started_ns = shard->now_ns;
 	shard->start_random = world_random(world);
 	TAILQ_INIT(&shard->active);

@@ -29,6 +29,7 @@ struct shard {
 	struct world *world;
 	const struct config *config;
 	uint64_t now_ns; /* of this turn */
+	uint64_t wall_ms; /* and of the calendar's clock */
 	struct timers timers;
 
 	struct pool *pools;

@@ -52,6 +52,7 @@ struct sock_info {
 
 struct world_ops {
 	uint64_t (*now_ns)(struct world *world); /* monotonic */
+	uint64_t (*wall_ms)(struct world *world); /* Unix time; may jump */
 	uint64_t (*random)(struct world *world);
 
 	/* Looks a name up; handlers->resolved follows. Returns a request to cancel, or NULL without memory. */

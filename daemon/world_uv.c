@@ -67,6 +67,15 @@ now_ns(struct world *world)
 }
 
 static uint64_t
+wall_ms(struct world *world)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME_COARSE, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / NS_PER_MS;
+}
+
+static uint64_t
 rotate(uint64_t x, int k)
 {
 	return x << k | x >> (64 - k);
@@ -392,6 +401,7 @@ sock_close(struct sock *sock, int reset)
 
 static const struct world_ops ops = {
 	.now_ns = now_ns,
+	.wall_ms = wall_ms,
 	.random = random_64,
 	.resolve = resolve,
 	.resolve_cancel = resolve_cancel,

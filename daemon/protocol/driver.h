@@ -48,6 +48,7 @@ struct message {
 	uint32_t body_len;
 	uint32_t expiry_ms; /* what is left until the producer's own deadline, for protocols that carry it;
 	                     * 0: it gave none (the pool's default bounds our waiting, not the broker's) */
+	uint64_t wall_ms;   /* Unix time of the daemon's clock, for protocols that carry dates */
 	uint32_t attempt;   /* 1: the first time it is given to a link */
 	int retain;         /* RECORD_F_RETAIN */
 };
@@ -89,6 +90,8 @@ enum driver_fatal {
 	FATAL_REFUSED,  /* credentials or rights: trying again soon will not help; back off to the cap */
 	FATAL_CLOSED,   /* the broker closes in its own good order; text says why */
 	FATAL_UNUSABLE, /* not a broker to publish to now (read-only replica, loading): use another */
+	FATAL_MESSAGE,  /* the broker closes over one of the unanswered messages and does not say which; text
+	                 * says why. The link then sends one at a time, to find out (link_blame) */
 };
 
 struct driver_event {
@@ -148,6 +151,7 @@ enum driver_reject {
 	REJECT_HEADER = 0xff03, /* a header cannot be expressed in the protocol */
 	REJECT_KEY = 0xff04,
 	REJECT_DENIED = 0xff05, /* the broker denies it, and has no code of its own for that */
+	REJECT_CLOSED = 0xff06, /* the broker closed the connection over it, again and again */
 };
 
 struct driver {

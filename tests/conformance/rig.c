@@ -126,7 +126,7 @@ one_answer(struct rig *rig, const struct driver_event *event)
 static void
 on_event(void *owner, const struct driver_event *event)
 {
-	static const char *const kinds[] = { "protocol", "refused", "closed", "unusable" };
+	static const char *const kinds[] = { "protocol", "refused", "closed", "unusable", "message" };
 	struct rig *rig = owner;
 	char text[400] = "";
 	int n = event->text_len < 300 ? (int)event->text_len : 300;
@@ -205,7 +205,7 @@ on_event(void *owner, const struct driver_event *event)
 		rig->dead = 1;
 		if (event->text_len == 0)
 			broken(rig, "the end has no text");
-		say(rig, "fatal %s 0x%02x%s", kinds[event->fatal & 3], event->code, text);
+		say(rig, "fatal %s 0x%02x%s", event->fatal <= FATAL_MESSAGE ? kinds[event->fatal] : "?", event->code, text);
 		return;
 	}
 	broken(rig, "said an event of no known type, %d", event->type);

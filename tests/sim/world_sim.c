@@ -839,6 +839,12 @@ now_ns(struct world *world)
 }
 
 static uint64_t
+wall_ms(struct world *world)
+{
+	return UINT64_C(1700000000000) + now_ns(world) / NS_PER_MS;
+}
+
+static uint64_t
 random_64(struct world *world)
 {
 	return chance_next(&((struct sim_world *)world)->daemons);
@@ -1006,6 +1012,7 @@ sock_close(struct sock *sock, int reset)
 
 static const struct world_ops ops = {
 	.now_ns = now_ns,
+	.wall_ms = wall_ms,
 	.random = random_64,
 	.resolve = resolve,
 	.resolve_cancel = resolve_cancel,
