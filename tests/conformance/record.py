@@ -19,9 +19,15 @@ Its head says how the broker is started:
     # broker-config: frame_max = 4096
     # broker-setup: queue q                   (tests/integration/harness_amqp.py's declare)
 
+<<<<<<< HEAD
     # broker: redis-server
     # broker-config: requirepass secret
     # broker-command: SET s text               (run by redis-cli before recording)
+=======
+    # broker: activemq
+    # broker-user: u secret                    (may write to /queue/open.>, without users everybody anywhere)
+    # broker-option: transport.maxFrameSize=2000
+>>>>>>> a8e521e (wip)
 
 {dir} in a config line is the broker's scratch folder.
 """
@@ -108,19 +114,32 @@ def run_commands(port, text):
 BROKERS = {"mosquitto": mosquitto, "nats-server": nats_server, "redis-server": redis_server}
 
 
-def record_rabbitmq(conformance, transcript, text):
-    """RabbitMQ is several processes, and the integration tests know how to deal with them."""
+def rabbitmq(box, text):
+    import harness_amqp  # pylint: disable=import-outside-toplevel
+    rabbit = harness_amqp.Rabbit(box, lines=re.findall(r"^# broker-config: (.*)$", text, re.M)).start()
+    things = [line.split() for line in re.findall(r"^# broker-setup: (.*)$", text, re.M)]
+    if things:
+        rabbit.declare(*things)
+    return rabbit.port
+
+
+def activemq(box, text):
+    import harness_stomp  # pylint: disable=import-outside-toplevel
+    users = dict(re.findall(r"^# broker-user: (\S+) (\S+)$", text, re.M))
+    return harness_stomp.ActiveMQ(box, users=users, options=re.findall(r"^# broker-option: (.*)$", text, re.M)).start().port
+
+
+# Those that the integration tests know how to deal with.
+HARNESSED = {"rabbitmq": rabbitmq, "activemq": activemq}
+
+
+def record_harnessed(conformance, transcript, text, start):
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "integration"))
     import harness  # pylint: disable=import-outside-toplevel
-    import harness_amqp  # pylint: disable=import-outside-toplevel
     with tempfile.TemporaryDirectory() as scratch:
         box = harness.Box(pathlib.Path(scratch))
         try:
-            rabbit = harness_amqp.Rabbit(box, lines=re.findall(r"^# broker-config: (.*)$", text, re.M)).start()
-            things = [line.split() for line in re.findall(r"^# broker-setup: (.*)$", text, re.M)]
-            if things:
-                rabbit.declare(*things)
-            made = subprocess.run([conformance, "--record", "127.0.0.1", str(rabbit.port), transcript],
+            made = subprocess.run([conformance, "--record", "127.0.0.1", str(start(box, text)), transcript],
                                   stdout=subprocess.PIPE, check=True).stdout
         finally:
             box.fini()
@@ -130,12 +149,12 @@ def record_rabbitmq(conformance, transcript, text):
 def record(conformance, transcript):
     text = transcript.read_text()
     kind = re.search(r"^# broker: (\S+)$", text, re.M)
-    if kind and kind.group(1) == "rabbitmq":
-        record_rabbitmq(conformance, transcript, text)
+    if kind and kind.group(1) in HARNESSED:
+        record_harnessed(conformance, transcript, text, HARNESSED[kind.group(1)])
         print(f"{transcript.name}: recorded")
         return
     if not kind or kind.group(1) not in BROKERS:
-        raise SystemExit(f"{transcript}: no line '# broker: {'|'.join(BROKERS)}|rabbitmq'")
+        raise SystemExit(f"{transcript}: no line '# broker: {'|'.join([*BROKERS, *HARNESSED])}'")
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         port = free_port()

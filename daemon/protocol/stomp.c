@@ -1,0 +1,223 @@
+/*
+ * STOMP 1.2, as a publisher: SEND with a receipt, TG_DELIVERED by RECEIPT.
+ *
+ *   login, passcode_file   a file with the passcode
+ *   vhost                  the header `host`; default: the host of the broker's address
+ *   heartbeat_ms           the longest silence that is promised to the broker, 0: none; default: as
+ *                          MQTT's keep-alive, four times health.idle_ms and at least 10 s
+ *   persistent             default true: the header persistent:true
+ *   content_type           of messages that have no such header of their own; default: none
+ *
+ * The topic is the destination, as it is. A key that is not empty is the header tidegate-key, other
+ * headers go with their names. The broker is asked for no heart-beats: one says that a timer of the
+ * broker's runs, and would postpone the probe that says more. The probe begins a transaction and
+ * aborts it with a receipt: a heart-beat has no answer.
+ */
+#include "stomp.h"
+#include "utf8.h"
+
+#include "daemon/config_node.h"
+#include "shm/error.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HEARTBEAT_AUTO UINT32_MAX
+
+/* A text that goes into a header, where CONNECT has no escapes. */
+static int
+read_text(struct config_node *group, const char *key, char **copy)
+{
+	const char *text = NULL;
+	size_t offset = 0;
+	int rc = config_node_string(group, key, &text, 1, STOMP_TEXT_MAX);
+
+	if (rc <= 0)
+		return rc;
+	enum utf8_fault fault = utf8_check((const uint8_t *)text, strlen(text), "\0", &offset);
+	if (fault != UTF8_PLAIN)
+		return config_node_error(
+		    group, key, "\"%s\" %s at byte %zu", text, utf8_fault_text(fault), offset);
+	*copy = strdup(text);
+	return *copy != NULL ? 1 : -TG_ENOMEM;
+}
+
+/* A passcode of several lines would be several headers. */
+static int
+read_passcode(struct config_node *group, char **passcode)
+{
+	int rc = config_node_secret_file(group, "passcode_file", passcode, STOMP_TEXT_MAX);
+
+	if (rc > 0 && strpbrk(*passcode, "\r\n") != NULL)
+		return config_node_error(group, "passcode_file",
+		    "the passcode has a line break, which STOMP "
+		    "cannot express");
+	return rc;
+}
+
+static int
+stomp_configure(void *settings, struct config_node *group)
+{
+	struct stomp_settings *stomp = settings;
+	struct config_node absent;
+	int bad = 0;
+
+	stomp->persistent = 1;
+	stomp->heartbeat_ms = HEARTBEAT_AUTO;
+	if (group == NULL) {
+		memset(&absent, 0, sizeof(absent));
+		group = &absent;
+	}
+	int login = read_text(group, "login", &stomp->login);
+	int passcode = read_passcode(group, &stomp->passcode);
+	int vhost = read_text(group, "vhost", &stomp->vhost);
+	int type = read_text(group, "content_type", &stomp->content_type);
+	bad |= config_node_u32(group, "heartbeat_ms", &stomp->heartbeat_ms, 0, 3600000) < 0;
+	bad |= config_node_bool(group, "persistent", &stomp->persistent) < 0;
+	if (login == -TG_ENOMEM || passcode == -TG_ENOMEM || vhost == -TG_ENOMEM || type == -TG_ENOMEM)
+		return -TG_ENOMEM;
+	bad |= login < 0 || passcode < 0 || vhost < 0 || type < 0;
+	if (login == 0 && passcode > 0) {
+		config_node_error(group, "passcode_file", "there is no login that it is for");
+		bad = 1;
+	}
+	if (stomp->content_type != NULL && strpbrk(stomp->content_type, ":\\") != NULL) {
+		config_node_refuse(group, "content_type", "a media type, such as \"application/json\"");
+		bad = 1;
+	}
+	bad |= config_node_done(group) != 0;
+	stomp->constant = strdup(stomp->persistent ? "\npersistent:true" : "");
+	if (stomp->constant == NULL)
+		return -TG_ENOMEM;
+	stomp->constant_len = strlen(stomp->constant);
+	return bad ? -TG_EINVAL : 0;
+}
+
+static void
+stomp_settings_free(void *settings)
+{
+	struct stomp_settings *stomp = settings;
+
+	free(stomp->login);
+	if (stomp->passcode != NULL)
+		config_secret_free(stomp->passcode);
+	free(stomp->vhost);
+	free(stomp->content_type);
+	free(stomp->constant);
+	memset(stomp, 0, sizeof(*stomp));
+}
+
+static int
+stomp_open(struct session *session)
+{
+	struct stomp_session *stomp = stomp_session(session);
+	uint32_t window = session->params->window, bits = 64;
+
+	if (window == 0 || window > STOMP_WINDOW_MAX)
+		window = STOMP_WINDOW_MAX;
+	/* Four windows, as the link has: answers in another order leave holes that the next need not wait for.
+	 */
+	while (bits < window * 4)
+		bits *= 2;
+	stomp->early_mask = bits - 1;
+	stomp->early_bits = calloc(bits / 64, sizeof(*stomp->early_bits));
+	return stomp->early_bits != NULL ? 0 : -TG_ENOMEM;
+}
+
+static void
+stomp_close(struct session *session)
+{
+	struct stomp_session *stomp = stomp_session(session);
+
+	free(stomp->early_bits);
+	stomp->early_bits = NULL;
+	stomp->state = STOMP_CLOSED;
+}
+
+static void
+append(struct out *out, const char *text)
+{
+	out_copy(out, text, strlen(text));
+}
+
+static int
+stomp_start(struct session *session, struct out *out)
+{
+	struct stomp_session *stomp = stomp_session(session);
+	const struct stomp_settings *settings = session->settings;
+	const char *host = session->params->host;
+	uint64_t ours = settings->heartbeat_ms;
+	char beat[64];
+
+	if (settings->vhost != NULL)
+		host = settings->vhost;
+	else if (host == NULL || host[0] == '\0' || host[0] == '/')
+		host = "localhost"; /* a unix socket has no name, and the header must have a value */
+	if (ours == HEARTBEAT_AUTO)
+		ours = session->params->keepalive_s * UINT64_C(1000);
+	stomp->heartbeat_ms = ours < UINT32_MAX ? (uint32_t)ours : UINT32_MAX;
+	snprintf(beat, sizeof(beat), "\nheart-beat:%u,0", stomp->heartbeat_ms);
+	out_mark(out);
+	append(out, "CONNECT\naccept-version:1.2\nhost:");
+	append(out, host);
+	append(out, beat);
+	if (settings->login != NULL) {
+		append(out, "\nlogin:");
+		append(out, settings->login);
+	}
+	if (settings->passcode != NULL) {
+		append(out, "\npasscode:");
+		append(out, settings->passcode);
+		out_secret(out);
+	}
+	out_copy(out, "\n\n", 3); /* and the zero */
+	int rc = out_commit(out);
+	if (rc == 0)
+		stomp->state = STOMP_CONNECTING;
+	return rc;
+}
+
+static int
+stomp_probe(struct session *session, struct out *out)
+{
+	struct stomp_session *stomp = stomp_session(session);
+	char text[160];
+	unsigned long long n = stomp->probe_next;
+
+	int len = snprintf(text, sizeof(text),
+	    "BEGIN\ntransaction:p%llu\n\n%cABORT\ntransaction:p%llu\nreceipt:p%llu\n\n", n, 0, n, n);
+	out_mark(out);
+	out_copy(out, text, (size_t)len + 1);
+	int rc = out_commit(out);
+	if (rc == 0)
+		stomp->probe_next++;
+	return rc;
+}
+
+static int
+stomp_goodbye(struct session *session, struct out *out)
+{
+	(void)session;
+	out_mark(out);
+	out_copy(out, "DISCONNECT\n\n", 13); /* and the zero */
+	return out_commit(out);
+}
+
+const struct driver driver_stomp = {
+	.name = "stomp",
+	.default_port = 61613,
+	.tls_port = 61614,
+	.settings_size = sizeof(struct stomp_settings),
+	.session_size = sizeof(struct stomp_session),
+	.flags = DRIVER_F_REPLAYABLE,
+	.configure = stomp_configure,
+	.settings_free = stomp_settings_free,
+	.open = stomp_open,
+	.close = stomp_close,
+	.start = stomp_start,
+	.input = stomp_input,
+	.publish = stomp_publish,
+	.probe = stomp_probe,
+	.goodbye = stomp_goodbye,
+};

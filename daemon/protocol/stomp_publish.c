@@ -1,0 +1,294 @@
+/* Framing of STOMP SEND: everything a broker would refuse is refused before a byte is appended. */
+#include "stomp.h"
+#include "utf8.h"
+
+#include "shm/error.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Headers that are the driver's: the first of a name counts, so a message's own would be lost. */
+static const char *const taken[] = { "destination", "content-length", "receipt", "transaction", "persistent",
+	"expires", "expiration" };
+
+static int
+rejected(struct driver_rejection *rejection, enum driver_reject code, const char *what, enum utf8_fault fault,
+    size_t offset)
+{
+	snprintf(rejection->buffer, sizeof(rejection->buffer), "%s %s at byte %zu", what,
+	    utf8_fault_text(fault), offset);
+	rejection->text = rejection->buffer;
+	rejection->code = code;
+	return DRIVER_REJECTED;
+}
+
+/*
+ * Adds to *size what text takes in a header, escaped; *plain stays set if nothing needs an escape. A
+ * tabulator, CR and LF may be in it: escapes are there for the latter. Returns a fault.
+ */
+static enum utf8_fault
+measure_text(const uint8_t *bytes, size_t len, size_t *size, int *plain, size_t *offset)
+{
+	enum utf8_fault fault = utf8_check(bytes, len, ":\\", offset);
+
+	*size += len;
+	if (__builtin_expect(fault == UTF8_PLAIN, 1))
+		return UTF8_PLAIN;
+	for (size_t from = 0;;) {
+		if (fault == UTF8_PLAIN)
+			return UTF8_PLAIN;
+		uint8_t c = bytes[from + *offset];
+		if (fault != UTF8_FORBIDDEN &&
+		    (fault != UTF8_CONTROL || (c != '\n' && c != '\r' && c != '\t'))) {
+			*offset += from;
+			return fault;
+		}
+		if (c != '\t') {
+			*size += 1;
+			*plain = 0;
+		}
+		from += *offset + 1;
+		fault = utf8_check(bytes + from, len - from, ":\\", offset);
+	}
+}
+
+static uint8_t *
+put(uint8_t *at, const void *bytes, size_t len)
+{
+	if (len > 0)
+		memcpy(at, bytes, len);
+	return at + len;
+}
+
+#define put_literal(at, text) put(at, text, sizeof(text) - 1)
+
+static uint8_t *
+put_text(uint8_t *at, const uint8_t *bytes, size_t len, int plain)
+{
+	if (plain)
+		return put(at, bytes, len);
+	for (size_t i = 0; i < len; i++) {
+		uint8_t c = bytes[i];
+		uint8_t letter = c == '\n' ? 'n' : c == '\r' ? 'r' : c == ':' ? 'c' : c == '\\' ? '\\' : 0;
+		if (letter != 0) {
+			*at++ = '\\';
+			*at++ = letter;
+		} else {
+			*at++ = c;
+		}
+	}
+	return at;
+}
+
+/* The decimal digits of n, right-aligned in text[20]; returns where they begin. */
+static const char *
+digits_of(char text[static 20], uint64_t n)
+{
+	char *at = text + 20;
+
+	do
+		*--at = (char)('0' + n % 10);
+	while ((n /= 10) > 0);
+	return at;
+}
+
+#define DIGITS(n)                                        \
+	char n##_text[20];                               \
+	const char *n##_digits = digits_of(n##_text, n); \
+	size_t n##_len = (size_t)(n##_text + 20 - n##_digits)
+
+/* What framing worked out before it writes. */
+struct stomp_send {
+	size_t head; /* everything before the body */
+	int topic_plain, users_plain;
+	int own_type; /* the message has a content-type of its own */
+	uint64_t expiry;
+};
+
+static int
+measure_header(const struct header_view *header, struct stomp_send *send, struct driver_rejection *rejection)
+{
+	size_t offset = 0;
+	enum utf8_fault fault;
+
+	rejection->code = REJECT_HEADER;
+	if (header->name_len == 0) {
+		rejection->text = "a header has no name, which STOMP cannot express";
+		return DRIVER_REJECTED;
+	}
+	for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++)
+		if (header->name_len == strlen(taken[i]) &&
+		    memcmp(header->name, taken[i], header->name_len) == 0) {
+			snprintf(rejection->buffer, sizeof(rejection->buffer),
+			    "a header has the name \"%s\", which is STOMP's own", taken[i]);
+			rejection->text = rejection->buffer;
+			return DRIVER_REJECTED;
+		}
+	send->own_type |= header->name_len == 12 && memcmp(header->name, "content-type", 12) == 0;
+	send->head += 2;
+	fault = measure_text(header->name, header->name_len, &send->head, &send->users_plain, &offset);
+	if (fault != UTF8_PLAIN)
+		return rejected(rejection, REJECT_HEADER, "a header's name", fault, offset);
+	fault = measure_text(header->value, header->value_len, &send->head, &send->users_plain, &offset);
+	if (fault != UTF8_PLAIN)
+		return rejected(rejection, REJECT_HEADER, "a header's value", fault, offset);
+	return 0;
+}
+
+/* Key and headers. Returns 0 or DRIVER_REJECTED. */
+static int
+measure_users(const struct message *message, struct stomp_send *send, struct driver_rejection *rejection)
+{
+	struct header_view header;
+	uint32_t at = 0;
+	size_t offset = 0;
+
+	if (message->key_len > 0) {
+		enum utf8_fault fault =
+		    measure_text(message->key, message->key_len, &send->head, &send->users_plain, &offset);
+		if (fault != UTF8_PLAIN)
+			return rejected(rejection, REJECT_KEY, "the key", fault, offset);
+		send->head += sizeof("\n" STOMP_KEY_NAME ":") - 1;
+	}
+	while (message_header_next(message, &at, &header))
+		if (measure_header(&header, send, rejection) != 0)
+			return DRIVER_REJECTED;
+	return 0;
+}
+
+static uint8_t *
+put_users(uint8_t *at, const struct message *message, const struct stomp_send *send)
+{
+	struct header_view header;
+	uint32_t offset = 0;
+
+	if (message->key_len > 0) {
+		at = put_literal(at, "\n" STOMP_KEY_NAME ":");
+		at = put_text(at, message->key, message->key_len, send->users_plain);
+	}
+	while (message_header_next(message, &offset, &header)) {
+		*at++ = '\n';
+		at = put_text(at, header.name, header.name_len, send->users_plain);
+		*at++ = ':';
+		at = put_text(at, header.value, header.value_len, send->users_plain);
+	}
+	return at;
+}
+
+static const char expiry_names[2][13] = {
+	[STOMP_EXPIRES] = "\nexpires:", [STOMP_EXPIRATION] = "\nexpiration:"
+};
+
+/*
+ * SEND, destination, content-length, receipt, constant headers, content type, expiry, key, headers. With
+ * at NULL nothing is written. Returns how many bytes the head has.
+ */
+static size_t
+frame_head(uint8_t *at, const struct stomp_session *stomp, uint64_t seq, const struct message *message,
+    struct stomp_send *send)
+{
+	const struct stomp_settings *settings = stomp->base.settings;
+	const char *expiry_name = expiry_names[stomp->expiry];
+	size_t expiry_name_len = strlen(expiry_name);
+	uint64_t length = message->body_len, expiry = send->expiry;
+	DIGITS(seq);
+	DIGITS(length);
+	DIGITS(expiry);
+	size_t type_len =
+	    settings->content_type != NULL && !send->own_type ? strlen(settings->content_type) : 0;
+
+	if (at == NULL)
+		return sizeof("SEND\ndestination:"
+			      "\ncontent-length:"
+			      "\nreceipt:"
+			      "\n\n") -
+		       1 + length_len + seq_len + settings->constant_len +
+		       (type_len > 0 ? sizeof("\ncontent-type:") - 1 + type_len : 0) +
+		       (expiry > 0 ? expiry_name_len + expiry_len : 0);
+	at = put_literal(at, "SEND\ndestination:");
+	at = put_text(at, message->topic, message->topic_len, send->topic_plain);
+	at = put_literal(at, "\ncontent-length:");
+	at = put(at, length_digits, length_len);
+	at = put_literal(at, "\nreceipt:");
+	at = put(at, seq_digits, seq_len);
+	at = put(at, settings->constant, settings->constant_len);
+	if (type_len > 0) {
+		at = put_literal(at, "\ncontent-type:");
+		at = put(at, settings->content_type, type_len);
+	}
+	if (expiry > 0) {
+		at = put(at, expiry_name, expiry_name_len);
+		at = put(at, expiry_digits, expiry_len);
+	}
+	if ((message->key_len | message->headers_len) != 0)
+		at = put_users(at, message, send);
+	put_literal(at, "\n\n");
+	return send->head;
+}
+
+/* Head, a small body and the closing zero in one piece of a block; a large body goes by reference. */
+static int
+frame_append(const struct stomp_session *stomp, uint64_t seq, const struct message *message,
+    struct stomp_send *send, struct out *out)
+{
+	int small = message->body_len < OUT_REF_MIN && send->head + message->body_len + 1 <= OUT_BLOCK;
+	size_t piece = send->head + (small ? message->body_len + 1 : 0);
+	uint8_t *large = NULL, *at;
+
+	out_mark(out);
+	if (piece <= OUT_BLOCK) {
+		at = out_space(out, piece);
+		if (at == NULL)
+			return out_commit(out);
+		frame_head(at, stomp, seq, message, send);
+		if (small)
+			*put(at + send->head, message->body, message->body_len) = '\0';
+	} else {
+		/* Headers beyond a block: rare enough for a copy. */
+		large = malloc(piece);
+		if (large == NULL) {
+			out_rollback(out);
+			return -TG_ENOMEM;
+		}
+		frame_head(large, stomp, seq, message, send);
+		out_copy(out, large, piece);
+		free(large);
+	}
+	if (!small) {
+		out_body(out, message->body, message->body_len);
+		out_copy(out, "", 1);
+	}
+	return out_commit(out);
+}
+
+int
+stomp_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
+    struct driver_rejection *rejection)
+{
+	struct stomp_session *stomp = stomp_session(session);
+	struct stomp_send send = { .topic_plain = 1, .users_plain = 1 };
+	size_t offset = 0, topic = 0;
+
+	if (stomp->state != STOMP_UP || stomp->next - stomp->oldest > stomp->early_mask)
+		return DRIVER_FULL;
+	if (message->topic_len == 0) {
+		rejection->code = REJECT_TOPIC;
+		rejection->text = "the topic is empty";
+		return DRIVER_REJECTED;
+	}
+	enum utf8_fault fault =
+	    measure_text(message->topic, message->topic_len, &topic, &send.topic_plain, &offset);
+	if (fault != UTF8_PLAIN)
+		return rejected(rejection, REJECT_TOPIC, "the topic", fault, offset);
+	if ((message->key_len | message->headers_len) != 0 && measure_users(message, &send, rejection) != 0)
+		return DRIVER_REJECTED;
+	if (message->expiry_ms > 0)
+		send.expiry = message->expiry_ms + (stomp->expiry == STOMP_EXPIRES ? message->wall_ms : 0);
+	send.head += topic + frame_head(NULL, stomp, seq, message, &send);
+	int rc = frame_append(stomp, seq, message, &send, out);
+	if (rc != 0)
+		return rc;
+	stomp->next = seq + 1;
+	return DRIVER_PUBLISHED;
+}
