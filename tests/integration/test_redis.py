@@ -298,7 +298,6 @@ def replicated(box):
     return primary, replica
 
 
-@pytest.mark.sanitizers
 def test_wait_delivers_what_replicas_have(box, daemon, replicated):
     primary, replica = replicated
     d = daemon(streams([primary], redis={"wait_replicas": 1, "wait_timeout_ms": 1500}))
