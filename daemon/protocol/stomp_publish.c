@@ -121,7 +121,7 @@ measure_header(const struct header_view *header, struct stomp_send *send, struct
 		if (header->name_len == strlen(taken[i]) &&
 		    memcmp(header->name, taken[i], header->name_len) == 0) {
 			snprintf(rejection->buffer, sizeof(rejection->buffer),
-			    "a header has the name \"%s\", which is STOMP's own", taken[i]);
+			    "a header has the name \"%.40s\", which is STOMP's own", taken[i]);
 			rejection->text = rejection->buffer;
 			return DRIVER_REJECTED;
 		}
