@@ -19,15 +19,13 @@ Its head says how the broker is started:
     # broker-config: frame_max = 4096
     # broker-setup: queue q                   (tests/integration/harness_amqp.py's declare)
 
-<<<<<<< HEAD
     # broker: redis-server
     # broker-config: requirepass secret
     # broker-command: SET s text               (run by redis-cli before recording)
-=======
+
     # broker: activemq
     # broker-user: u secret                    (may write to /queue/open.>, without users everybody anywhere)
     # broker-option: transport.maxFrameSize=2000
->>>>>>> a8e521e (wip)
 
 {dir} in a config line is the broker's scratch folder.
 """

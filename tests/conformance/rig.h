@@ -7,12 +7,8 @@
  *
  *   up | alive | blocked "…" | unblocked | leaving | tls | window N | max-body N | keepalive N |
  *   endpoint "…" | ack SEQ delivered|sent [reference=N] | nack SEQ CODE "…" | again SEQ | lost SEQ |
-<<<<<<< HEAD
  *   unsure SEQ CODE reference=N |
- *   fatal protocol|refused|closed|unusable CODE "…"
-=======
  *   fatal protocol|refused|closed|unusable|message CODE "…"
->>>>>>> a8e521e (wip)
  */
 #ifndef TG_TESTS_CONFORMANCE_RIG_H
 #define TG_TESTS_CONFORMANCE_RIG_H
