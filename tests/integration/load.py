@@ -7,6 +7,7 @@ import struct
 from harness import PATIENCE, Process, program, wait_for
 
 LANES = 64
+RESENT = 0x80  # record.h
 OUTCOMES = ("none", "delivered", "sent", "rejected", "expired", "unknown", "cancelled", "?")
 Arrival = collections.namedtuple("Arrival", "producer lane sequence body_len intact duplicate retained")
 
@@ -74,8 +75,24 @@ class ProducerFile(MappedFile):
         return sum(self._lane(one)[1] for one in self._which(lane))
 
     def outcome(self, lane, sequence):
-        base = struct.calcsize(self.HEAD) + LANES * 16
-        return OUTCOMES[self.read(base + lane * self.each + sequence, "<B")[0]]
+        return OUTCOMES[self.answer(lane, sequence) & ~RESENT]
+
+    def answer(self, lane, sequence):
+        """The byte of a message: 0, or its outcome, with RESENT."""
+        return self.read(self._answers(lane) + sequence, "<B")[0]
+
+    def answers(self, lane):
+        """The bytes of a lane's accepted messages."""
+        start = self._answers(lane)
+        return self.map[start:start + self.accepted(lane)]
+
+    def first_unanswered(self, lane, start=0):
+        """The first message from `start` on that has no completion yet."""
+        base = self._answers(lane)
+        return self.map.find(b"\0", base + start) - base
+
+    def _answers(self, lane):
+        return struct.calcsize(self.HEAD) + LANES * 16 + lane * self.each
 
     def _which(self, lane):
         return range(self.lanes) if lane is None else [lane]

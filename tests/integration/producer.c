@@ -105,7 +105,7 @@ take(struct producer *p, uint32_t lane)
 				p->record->doubles++;
 				continue;
 			}
-			*outcome = c[i].outcome;
+			*outcome = (uint8_t)(c[i].outcome | (c[i].attempts > 1 ? RECORD_RESENT : 0));
 			p->record->outcomes[c[i].outcome & 7]++;
 			p->record->resent += c[i].attempts > 1;
 			if (c[i].elapsed_us > p->record->elapsed_max_us)

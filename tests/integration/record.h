@@ -17,6 +17,8 @@
 #define RECORD_LANES 64u
 #define RECORD_BODY_MIN 48u /* room a body's three numbers may need */
 
+#define RECORD_RESENT 0x80u   /* beside an outcome: its completion told of more than one attempt */
+
 /* The producer's: one at the start of its file, followed by one byte for each message of each lane
  * (message s of lane l at l * count + s): 0, or the outcome its completion gave. */
 struct record_producer {
