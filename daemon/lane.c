@@ -166,14 +166,23 @@ lane_look(struct lane *lane)
 }
 
 void
+lane_doze(struct lane *lane, struct lane_list *list)
+{
+	if (lane->dozing != NULL)
+		TAILQ_REMOVE(lane->dozing, lane, dozed_entry);
+	lane->dozing = list;
+	if (list != NULL)
+		TAILQ_INSERT_TAIL(list, lane, dozed_entry);
+}
+
+void
 lane_sleep(struct lane *lane)
 {
 	lane_slots_shrink(lane);
 	if (lane->link != NULL && lane->inflight == 0)
 		lane_unbind(lane, 0); /* balanced anew when it wakes */
 	lane_set_place(lane, LANE_ASLEEP);
-	lane->dozed = 1;
-	TAILQ_INSERT_TAIL(&lane->shard->dozed, lane, dozed_entry);
+	lane_doze(lane, &lane->shard->dozed);
 }
 
 void
@@ -200,10 +209,7 @@ leave(struct lane *lane)
 		TAILQ_REMOVE(&lane->shard->dirty, lane, dirty_entry);
 		lane->dirty = 0;
 	}
-	if (lane->dozed) {
-		TAILQ_REMOVE(&lane->shard->dozed, lane, dozed_entry);
-		lane->dozed = 0;
-	}
+	lane_doze(lane, NULL);
 	TAILQ_REMOVE(&lane->pool->lanes, lane, pool_entry);
 	lane->pool->lane_count--;
 	lane->shard->lane_count--;

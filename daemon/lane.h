@@ -99,7 +99,8 @@ struct lane {
 	TAILQ_ENTRY(lane) client_entry;
 	TAILQ_ENTRY(lane) dirty_entry;
 	TAILQ_ENTRY(lane) dozed_entry;
-	int dozed;     /* fell asleep in this turn */
+	struct lane_list *dozing; /* the shard's list it is on by dozed_entry, or NULL */
+	uint64_t dozed_ns;        /* on shard->doubted: when it fell asleep */
 	int dirty;     /* has completions to commit */
 	int shown_writable;
 	int32_t deficit; /* bytes, deficit round robin */
@@ -147,6 +148,9 @@ void lane_rest(struct lane *lane);
 
 /* Says that it sleeps and leaves the polling; the caller fences and then lane_look()s once more. */
 void lane_sleep(struct lane *lane);
+
+/* Moves it onto one of the shard's lists of those that fell asleep lately, or off them with NULL. */
+void lane_doze(struct lane *lane, struct lane_list *list);
 
 /* A link answers for a slot that it numbered seq. Drops the entry's reference. text may be NULL. */
 void lane_answer(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, uint8_t outcome, uint64_t reference,

@@ -20,6 +20,7 @@
 #include "world.h"
 
 #define SHARD_READ_BYTES (256u << 10)
+#define SHARD_SECOND_LOOK_NS (WAKE_SECOND_LOOK_MS * NS_PER_MS)
 #define SHARD_QUANTUM (64 << 10) /* bytes a lane may frame a turn; one record may exceed it */
 
 TAILQ_HEAD(link_list, link);
@@ -43,6 +44,8 @@ struct shard {
 	uint32_t active_count;
 	struct lane_list dirty;      /* by dirty_entry */
 	struct lane_list dozed;      /* fell asleep in this turn, by dozed_entry */
+	struct lane_list doubted;    /* fell asleep lately, to be looked at again, by dozed_entry */
+	struct timer second_look;
 	struct lane_list graveyard;  /* gone lanes no link refers to, freed at the end of the turn */
 	struct link_list flush;      /* by flush_entry */
 	struct link_list serve;      /* writable links with waiters, by serve_entry */

@@ -545,7 +545,7 @@ stall(unsigned n)
 static int
 racer_sleep(struct racer *r, struct fake_lane *lane, unsigned heard)
 {
-	uint64_t deadline = now_ms() + FAKE_DEADLINE_MS;
+	uint64_t begin = now_ms(), deadline = begin + FAKE_DEADLINE_MS;
 	int seen;
 
 	wake_doze(&lane->asleep);
@@ -553,8 +553,12 @@ racer_sleep(struct racer *r, struct fake_lane *lane, unsigned heard)
 		order_fence_full(ORDER_C);
 	seen = sq_consumer_refresh(&lane->sq) > 0;
 	while (!seen && fake_rings(&r->s->fake) == heard) {
-		if (now_ms() > deadline)
+		uint64_t now = now_ms();
+
+		if (now > deadline)
 			return 0;
+		/* The second look of wake.h. */
+		seen = r->s->fake.flags != 0 && now > begin + WAKE_SECOND_LOOK_MS && sq_consumer_refresh(&lane->sq) > 0;
 		sched_yield();
 	}
 	wake_rise(&lane->asleep);
