@@ -261,7 +261,7 @@ class Mosquitto(Broker):
         self.folder = box.path / name
         self.folder.mkdir()
         config = [f"listener {self.port} 127.0.0.1", "user root", "log_dest stderr", "log_type error", "log_type warning",
-                  "log_type notice", "max_queued_messages 0", "max_inflight_messages 0", *lines]
+                  "log_type notice", "max_queued_messages 0", "max_inflight_messages 0", "queue_qos0_messages true", *lines]
         if users is None:
             config.append("allow_anonymous true")
         else:
@@ -282,16 +282,18 @@ class Mosquitto(Broker):
     def argv(self):
         return ["mosquitto", "-c", self.config]
 
-    def subscriber(self, filter="#", name=None):
-        return Subscriber(self.box, self, filter, name or f"sub-{self.name}")
+    def subscriber(self, filter="#", name=None, qos=1):
+        return Subscriber(self.box, self, filter, name or f"sub-{self.name}", qos)
 
-    def prepare(self, filter="#"):
+    def prepare(self, filter="#", qos=1):
         """Makes a broker whose subscriber's session is on disk, so that after kill -9 and a restart
         it queues for the subscriber from the first message on. (What it acknowledged but had not
         yet handed on dies with it: that is mosquitto's loss, and prevented by a subscriber that
-        keeps up.) Starts it and returns the subscriber."""
+        keeps up, and with qos=0: its acknowledgements would wait unread in the dead broker's socket,
+        whose end is then a reset, and what the subscriber has not read yet is gone with it.)
+        Starts it and returns the subscriber."""
         self.start()
-        subscriber = self.subscriber(filter)
+        subscriber = self.subscriber(filter, qos=qos)
         self.stop()
         self.start()
         subscriber.wait_subscribed(2)
@@ -343,10 +345,10 @@ class Sink(Broker):
 class Subscriber:
     """The C subscriber on a real mosquitto."""
 
-    def __init__(self, box, broker, filter, name):
+    def __init__(self, box, broker, filter, name, qos=1):
         from load import SubscriberFile
         path = box.path / f"{name}.arrivals"
-        self.process = Process(box, name, [program("subscriber"), "127.0.0.1", broker.port, name, filter, path])
+        self.process = Process(box, name, [program("subscriber"), "127.0.0.1", broker.port, name, filter, path, str(qos)])
         wait_for(path.exists, f"{name} to start")
         self.file = SubscriberFile(path)
         self.name = name

@@ -19,6 +19,7 @@ struct subscriber {
 	struct record_arrival *arrivals;
 	uint64_t room;
 	const char *filter;
+	int qos;
 };
 
 static void
@@ -27,7 +28,7 @@ on_connect(struct mosquitto *m, void *owner, int code)
 	struct subscriber *s = owner;
 
 	if (code == 0)
-		mosquitto_subscribe(m, NULL, s->filter, 1);
+		mosquitto_subscribe(m, NULL, s->filter, s->qos);
 }
 
 static void
@@ -116,11 +117,12 @@ main(int argc, char **argv)
 	struct timespec pause = { .tv_nsec = 20000000 };
 	struct mosquitto *m;
 
-	if (argc != 6) {
-		fprintf(stderr, "usage: subscriber HOST PORT CLIENT-ID FILTER FILE\n");
+	if (argc != 7 || (strcmp(argv[6], "0") != 0 && strcmp(argv[6], "1") != 0)) {
+		fprintf(stderr, "usage: subscriber HOST PORT CLIENT-ID FILTER FILE QOS\n");
 		return 2;
 	}
 	s.filter = argv[4];
+	s.qos = argv[6][0] - '0';
 	map_file(&s, argv[5]);
 	mosquitto_lib_init();
 	m = mosquitto_new(argv[3], false, &s);

@@ -9,7 +9,7 @@ import pytest
 from harness import Daemon, Sink, have, merged, pool, program, wait_for
 from harness_nats import NatsServer
 from load import Producer, check_all_arrived, wait_all_arrived
-from test_failover import FAST, settle, wait_share
+from test_failover import FAST, kept_up, settle, wait_share
 from test_nats import nats_pool
 from tls import Authority, TlsMosquitto, TlsSink, newest_tls, openssl
 
@@ -256,13 +256,15 @@ def test_renewed_certificate_is_picked_up(box, daemon, authority, stranger, iden
 def test_two_mosquittos_lose_nothing(box, daemon, authority, identity, fault):
     dice = random.Random(fault + "t")
     brokers = [TlsMosquitto(box, authority, identity, name, memory=True) for name in ("a", "b")]
-    subscribers = [broker.prepare() for broker in brokers]
+    subscribers = [broker.prepare(qos=0 if fault == "kill" else 1) for broker in brokers]
     d = daemon(tls_pool(brokers, authority, **FAST))
     producers = [Producer(box, d, number, count=4000, rate=1600, low=10, high=4000, ring=1 << 20, batch=8, deadline_s=90)
                  for number in range(1, 5)]
     wait_share(producers, 0.3 + dice.uniform(-0.05, 0.05))
     at = dice.randrange(2)
     victim, subscriber = brokers[at], subscribers[at]
+    if fault == "kill":
+        kept_up(producers, *subscribers)
     before = subscriber.file.subscribed()
     if fault == "freeze":
         victim.freeze()
