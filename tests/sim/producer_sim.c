@@ -105,7 +105,7 @@ ring_doorbell(struct producer *p)
 	struct sim *sim = p->sim;
 
 	order_fence_full(ORDER_C);
-	if (!wake_must_ring(&p->ringer) || sim->doorbell_posted)
+	if (p->unheard || !wake_must_ring(&p->ringer) || sim->doorbell_posted)
 		return;
 	sim->doorbell_posted = 1;
 	sim_after(&sim->w, DOORBELL_NS, on_doorbell, sim, 0);

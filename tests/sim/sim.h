@@ -69,6 +69,7 @@ struct producer {
 	uint64_t head_checked;
 	int sleeping; /* until the bell rings */
 	int closed;
+	int unheard; /* saw the daemon awake when it fell asleep: does not ring */
 	/* how it behaves */
 	uint64_t every_ns; /* between bursts; 0: it only publishes by hand */
 	uint32_t burst;

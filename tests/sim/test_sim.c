@@ -777,10 +777,43 @@ a_spoiled_lane_counts_until_it_is_freed(void **state)
 	sim_fini(&sim);
 }
 
+static int
+has_fallen_asleep(struct sim *sim)
+{
+	return sim->producers[0]->lane->dozing == &sim->shard.doubted;
+}
+
+/* wake.h: membarrier can miss a publisher, which then does not know that it has to ring. */
+static void
+a_publish_that_the_barrier_missed_waits_a_moment(void **state)
+{
+	struct sim sim;
+
+	(void)state;
+	sim_init(&sim, 1, 1);
+	sim_start(&sim);
+	sim.shard.expedited = 1;
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(1)));
+	struct producer *p = sim_producer(&sim, 0);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(producer_publish(p, 100, 0), 0);
+		assert_true(sim_run_until(&sim, has_fallen_asleep, SIM_S(1)));
+		p->unheard = 1;
+		assert_int_equal(producer_publish(p, 100, 0), 0);
+		p->unheard = 0;
+		sim_settle(&sim, SIM_MS(WAKE_SECOND_LOOK_MS + 10));
+	}
+	uint64_t turns = sim.turns;
+	sim_run_for(&sim, SIM_MS(100)); /* one look more and no other */
+	assert_true(sim.turns - turns < 10);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_publish_that_the_barrier_missed_waits_a_moment),
 		cmocka_unit_test(everything_is_delivered),
 		cmocka_unit_test(nothing_to_do_costs_no_turns),
 		cmocka_unit_test(weighted_is_within_a_percent_by_record),
