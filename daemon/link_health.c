@@ -4,7 +4,8 @@
  * Three detectors decide that something is wrong, by what comes back and never by what was written:
  *   (a) ack progress: something is outstanding and nothing was answered for ack_timeout_ms
  *   (b) heartbeat:    nothing was read for idle_ms → probe; probe_misses probes, probe_timeout_ms
- *                     each, unanswered. With the defaults 1000 + 3 × 500 ms = 2.5 s
+ *                     each, unanswered. With the defaults 1000 + 3 × 500 ms = 2.5 s, and up to half
+ *                     a probe's time more when an answer can come in it (hope_ms)
  *   (d) slowness:     what was in flight is not answered in half of ack_timeout_ms, and at this speed
  *                     what is in flight now takes longer than stall_timeout_ms, while another broker
  *                     has room
@@ -111,6 +112,39 @@ is_slow(struct link *link, const struct config_health *health)
 	return 1;
 }
 
+/*
+ * The last probe is late_ms overdue: for how many more is an answer worth waiting for?
+ *
+ * A silence as long as all the probes is not one too long, and whoever was asked at its beginning and
+ * comes back at its end needs a moment to say so: a quarter of a probe's time and a round trip. A path
+ * that was cut comes back with our next retransmission and not before. One that went out after such a
+ * silence, and was not answered in that moment, has settled it; so has one that is not due within half a
+ * probe's time, which is the most that is waited. With nothing in flight nobody is hurt by a suspicion.
+ */
+static uint64_t
+hope_ms(struct link *link, const struct config_health *health, uint64_t late_ms)
+{
+	uint64_t most = health->probe_timeout_ms / 2, reply = most / 2;
+	uint64_t forgiven = (uint64_t)health->probe_misses * health->probe_timeout_ms;
+	uint64_t asked = link->outstanding > 0 ? (link->shard->now_ns - link->last_progress_ns) / NS_PER_MS : forgiven;
+	struct sock_info info;
+	uint64_t hope;
+
+	if (late_ms >= most)
+		return 0;
+	most -= late_ms;
+	if (link->shard->world->ops->info(link->sock, &info) != 0)
+		return most;
+	reply += info.rtt_us / 1000;
+	if (info.unacked == 0 || info.retransmits == 0)
+		hope = asked < forgiven + reply ? forgiven + reply - asked : 0;
+	else if (link->outstanding == 0 || asked >= info.last_sent_ms + forgiven || info.rto_ms > info.last_sent_ms + most)
+		hope = info.last_sent_ms < reply ? reply - info.last_sent_ms : 0;
+	else
+		hope = most;
+	return hope < most ? hope : most;
+}
+
 /* Detectors (a), (b) and (d). Returns when the next of them can be due. */
 static uint64_t
 look(struct link *link, const struct config_health *health)
@@ -160,10 +194,8 @@ look(struct link *link, const struct config_health *health)
 		return due < next ? due : next;
 	}
 	uint64_t due = link->probe_ns + health->probe_timeout_ms * NS_PER_MS;
-	/* A silence as long as all the probes, which began with the first of them, is not one too long:
-	 * whoever comes back as the last of them is due has time to say so. */
-	if (link->probe_misses + 1 == health->probe_misses)
-		due += health->probe_timeout_ms * NS_PER_MS / 2;
+	if (now >= due && link->probe_misses + 1 == health->probe_misses)
+		due = now + hope_ms(link, health, (now - due) / NS_PER_MS) * NS_PER_MS;
 	if (now >= due) {
 		link->probe_misses++;
 		if (link->state == LINK_READY && has_come_back(link)) {

@@ -46,6 +46,7 @@ struct sock_info {
 	uint32_t probes;         /* unanswered window probes */
 	uint32_t last_ack_ms;    /* since the last acknowledgement came */
 	uint32_t last_sent_ms;   /* since data was last sent, again or for the first time */
+	uint32_t rto_ms;         /* unanswered, what was sent last is sent again after so long */
 	uint32_t unsent_bytes;   /* accepted from us, not sent yet */
 	uint32_t rtt_us;
 };

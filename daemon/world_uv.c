@@ -373,6 +373,7 @@ sock_info(struct sock *sock, struct sock_info *info)
 		.probes = tcp.tcpi_probes,
 		.last_ack_ms = tcp.tcpi_last_ack_recv,
 		.last_sent_ms = tcp.tcpi_last_data_sent,
+		.rto_ms = tcp.tcpi_rto / 1000,
 		.unsent_bytes = (uint32_t)unsent,
 		.rtt_us = tcp.tcpi_rtt,
 	};

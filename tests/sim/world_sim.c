@@ -58,7 +58,7 @@ struct flow {
 	int timing, persisting;
 	uint32_t backoff;
 	uint32_t retransmits, probes;
-	uint64_t last_ack_ns;
+	uint64_t last_ack_ns, last_sent_ns;
 	uint64_t busy_ns;    /* the wire is busy until then */
 	uint64_t arrives_ns; /* nothing overtakes on the wire */
 	uint32_t receive_bytes;
@@ -328,6 +328,8 @@ pump(struct conn *conn, unsigned way)
 			break;
 		f->sent += n;
 		*segment_at(f, f->next) = (struct segment){ .end = f->sent };
+		if (f->retransmits == 0) /* else the kernel would keep it until an answer has come */
+			f->last_sent_ns = conn->host->world->now_ns;
 		transmit(conn, way, f->next++, (uint32_t)n);
 	}
 	if (!f->timing && f->next != f->first)
@@ -539,6 +541,7 @@ on_rto(struct conn *conn, unsigned way, uint64_t generation)
 		return;
 	f->retransmits++;
 	f->backoff++;
+	f->last_sent_ns = conn->host->world->now_ns;
 	transmit(conn, way, f->first, SIM_SEGMENT);
 	arm(conn, way);
 }
@@ -982,6 +985,8 @@ sock_info(struct sock *sock, struct sock_info *info)
 		.retransmits = f->retransmits,
 		.probes = f->probes,
 		.last_ack_ms = (uint32_t)((conn->host->world->now_ns - f->last_ack_ns) / NS_PER_MS),
+		.last_sent_ms = (uint32_t)((conn->host->world->now_ns - f->last_sent_ns) / NS_PER_MS),
+		.rto_ms = (uint32_t)(backed_off(RTO_NS, f->backoff) / NS_PER_MS),
 		.unsent_bytes = (uint32_t)unsent(conn),
 		.rtt_us = (uint32_t)(2 * conn->host->latency_ns / NS_PER_US),
 	};
