@@ -225,6 +225,13 @@ on_poll(uv_poll_t *poll, int status, int events)
 	struct world_uv *w = (struct world_uv *)s->sock.world;
 
 	loop_refresh_clock(w->shard);
+	/* libuv no longer watches a socket whose error it has reported, and there may be more to read than one
+	 * read takes: last words, and then the error. */
+	if (status < 0) {
+		int wanted = s->events;
+		s->events = 0;
+		set_events(s, wanted);
+	}
 	if (s->connecting) {
 		int error = 0;
 		socklen_t len = sizeof(error);

@@ -1,12 +1,17 @@
-/* The real world's name look-ups: those that nobody waits for any more do not pile up. */
+/* The real world: look-ups that nobody waits for do not pile up, a reset behind last words is seen. */
 #include "daemon/config.h"
 #include "daemon/loop.h"
 
+#include <arpa/inet.h>
+#include <errno.h>
 #include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -65,10 +70,89 @@ cancelled_lookups_leave_at_once(void **state)
 	sem_destroy(&sem);
 }
 
+/* A connection over loopback: the end we watch, and the broker's. */
+static void
+connect_pair(int pair[2])
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(address);
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_true(listener >= 0);
+	assert_int_equal(bind(listener, (struct sockaddr *)&address, len), 0);
+	assert_int_equal(listen(listener, 1), 0);
+	assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &len), 0);
+	pair[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_true(pair[0] >= 0);
+	assert_int_equal(connect(pair[0], (struct sockaddr *)&address, len), 0);
+	pair[1] = accept(listener, NULL, NULL);
+	assert_true(pair[1] >= 0);
+	close(listener);
+}
+
+struct reader {
+	struct sock *sock; /* NULL: closed */
+	char said[32];
+	int error;
+};
+
+/* As a link does: what is there is read once, and a short read means that nothing else is. */
+static void
+read_once(void *owner)
+{
+	struct reader *reader = owner;
+	char bytes[sizeof(reader->said)];
+	ssize_t n = reader->sock->world->ops->read(reader->sock, bytes, sizeof(bytes) - 1);
+
+	if (n > 0) {
+		memcpy(reader->said, bytes, (size_t)n);
+		return;
+	}
+	reader->error = n < 0 ? errno : 0;
+	reader->sock->world->ops->close(reader->sock, 0);
+	reader->sock = NULL;
+}
+
+static void
+ignore(void *owner)
+{
+	(void)owner;
+}
+
+static void
+reset_behind_last_words_is_seen(void **state)
+{
+	static const struct sock_handlers handlers = { .readable = read_once, .writable = ignore };
+	struct shard shard = { .clock_is_stale = 0 };
+	struct reader reader = { .error = 0 };
+	uv_loop_t loop;
+	int pair[2];
+
+	connect_pair(pair);
+	assert_int_equal(uv_loop_init(&loop), 0);
+	struct world *world = world_uv_new(&loop, &shard);
+	assert_non_null(world);
+	reader.sock = world_uv_adopt(world, pair[0], &handlers, &reader);
+	assert_non_null(reader.sock);
+	/* Whoever closes with something unread resets the connection. */
+	assert_int_equal(write(pair[0], "unwanted", 8), 8);
+	assert_int_equal(recv(pair[1], (char[8]){ 0 }, 8, MSG_PEEK | MSG_WAITALL), 8);
+	assert_int_equal(write(pair[1], "last words", 10), 10);
+	close(pair[1]);
+	/* Ends when nothing is watched any more. */
+	uv_run(&loop, UV_RUN_DEFAULT);
+	assert_string_equal(reader.said, "last words");
+	assert_null(reader.sock);
+	assert_int_equal(reader.error, ECONNRESET);
+	world_uv_free(world);
+	assert_int_equal(uv_loop_close(&loop), 0);
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(reset_behind_last_words_is_seen),
 		cmocka_unit_test(cancelled_lookups_leave_at_once),
 	};
 
