@@ -486,10 +486,13 @@ refuse(struct link *link, const char *text)
 	fatal(link, FATAL_REFUSED, 0, text, strlen(text));
 }
 
-/* The entry an answer is for, or NULL: not outstanding, or (L5) answered before it was sent. */
+/* The entry an answer is for, or NULL: not outstanding, or (L5) answered before it was sent: whole, or with
+ * `begun` its first bytes. */
 static struct inflight *
-outstanding(struct link *link, uint64_t seq)
+find_outstanding(struct link *link, uint64_t seq, int begun)
 {
+	uint64_t written = out_written(&link->out);
+
 	if (seq - link->base >= link->next - link->base) {
 		fatal_text(link, "an answer to a message that is not outstanding");
 		return NULL;
@@ -499,11 +502,17 @@ outstanding(struct link *link, uint64_t seq)
 		fatal_text(link, "a second answer to one message");
 		return NULL;
 	}
-	if (entry->end > out_written(&link->out)) {
+	if (entry->end > written && (!begun || entry->start >= written)) {
 		fatal_text(link, "an answer to a message that is not sent yet");
 		return NULL;
 	}
 	return entry;
+}
+
+static struct inflight *
+outstanding(struct link *link, uint64_t seq)
+{
+	return find_outstanding(link, seq, 0);
 }
 
 static void
@@ -537,10 +546,15 @@ on_ack_upto(struct link *link, const struct driver_event *event)
 static void
 on_nack(struct link *link, const struct driver_event *event)
 {
-	struct inflight *entry = outstanding(link, event->seq);
+	struct inflight *entry = find_outstanding(link, event->seq, 1);
 
 	if (entry == NULL)
 		return;
+	/* A length it does not like is refused before the body is there. What is left of it goes all the same. */
+	if (entry->end > out_written(&link->out) && out_own(&link->out) != 0) {
+		fatal_text(link, "out of memory for the rest of a message that the broker refused early");
+		return;
+	}
 	answer(link, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
 	progress(link);
 }
