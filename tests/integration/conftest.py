@@ -8,6 +8,8 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 
 import harness  # noqa: E402
+import harness_amqp  # noqa: E402
+from tls import Authority  # noqa: E402
 
 OWN_NETWORK = os.geteuid() == 0 and harness.own_network()
 
@@ -53,6 +55,25 @@ def network():
     network = harness.Network()
     yield network
     network.fini()
+
+
+@pytest.fixture(scope="session")
+def secured_rabbits(tmp_path_factory):
+    if not harness_amqp.available():
+        pytest.skip("rabbitmq-server is not installed")
+    box = harness.Box(tmp_path_factory.mktemp("secured"))
+    try:
+        yield harness_amqp.SecuredRabbit(box, Authority(box.path / "ca")).start()
+    finally:
+        box.fini()
+
+
+@pytest.fixture
+def secured_rabbit(secured_rabbits):
+    """The session's RabbitMQ with TLS and STOMP, started when the first test wants it."""
+    if not secured_rabbits.process.alive():
+        secured_rabbits.start()
+    return secured_rabbits
 
 
 @pytest.fixture

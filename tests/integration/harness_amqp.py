@@ -57,14 +57,14 @@ class Tree(Process):
 class Rabbit(Broker):
     """A RabbitMQ. It takes seconds to start: let many tests share one, each with names of its own."""
 
-    def __init__(self, box, name="rabbit", lines=()):
+    def __init__(self, box, name="rabbit", lines=(), plugins=()):
         super().__init__(box, name, None)
         self.folder = box.path / name
         for part in ("mnesia", "log"):
             (self.folder / part).mkdir(parents=True)
         (self.folder / "rabbitmq.conf").write_text("\n".join(
             [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "log.console = false", "log.file = broker.log", *lines]) + "\n")
-        (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "plugins").write_text(f"[{','.join(plugins)}].\n")
         self.epmd_port = box.port()
         self.environment = {
             **os.environ,
@@ -142,6 +142,47 @@ class Rabbit(Broker):
         count = connection.channel().queue_declare(queue, passive=True).method.message_count
         connection.close()
         return count
+
+
+class SecuredRabbit(Rabbit):
+    """One that takes AMQP and STOMP, each in the clear and with TLS, and client certificates in place of
+    passwords: `tls`, `stomp` and `stomp_tls` are addresses beside its own."""
+
+    def __init__(self, box, authority, name="secured", lines=()):
+        ports = [box.port() for _ in range(3)]
+        self.tls, self.stomp, self.stomp_tls = (f"127.0.0.1:{port}" for port in ports)
+        self.stomp_port = ports[1]
+        self.users = set()
+        self.authority = authority
+        self.cert, self.key = box.path / "rabbit.pem", box.path / "rabbit.key"
+        self.install(authority.issue())
+        super().__init__(box, name, plugins=["rabbitmq_auth_mechanism_ssl", "rabbitmq_stomp"], lines=[
+            f"listeners.ssl.1 = {self.tls}", f"stomp.listeners.tcp.1 = {self.stomp}",
+            f"stomp.listeners.ssl.1 = {self.stomp_tls}", f"ssl_options.cacertfile = {authority.cert}",
+            f"ssl_options.certfile = {self.cert}", f"ssl_options.keyfile = {self.key}",
+            "ssl_options.verify = verify_peer", "ssl_options.fail_if_no_peer_cert = false",
+            "auth_mechanisms.1 = PLAIN", "auth_mechanisms.2 = EXTERNAL", "ssl_cert_login_from = common_name", *lines])
+
+    def start(self):
+        super().start()
+        # The plugins' listeners come after the broker's own.
+        for address in (self.tls, self.stomp, self.stomp_tls):
+            port = int(address.rpartition(":")[2])
+            wait_for(lambda p=port: listens(p), f"{self.name} to listen on {address}", 60, 0.05)
+        return self
+
+    def install(self, identity):
+        """Another certificate, from the next connection on."""
+        self.cert.write_bytes(identity.cert.read_bytes())
+        self.key.write_bytes(identity.key.read_bytes())
+        if getattr(self, "process", None):
+            self.eval("ssl:clear_pem_cache()")
+
+    def add_user(self, user, password, configure=".*", write=".*", read=".*"):
+        self.eval(f'rabbit_auth_backend_internal:add_user(<<"{user}">>, <<"{password}">>, <<"test">>)',
+                  f'rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"/">>, <<"{configure}">>, '
+                  f'<<"{write}">>, <<"{read}">>, <<"test">>)')
+        self.users.add(user)
 
 
 def name_of(kind, name):

@@ -17,9 +17,10 @@ def available():
     return JAR.exists() and have("java")
 
 
-def config_text(folder, port, users=None, options=()):
+def config_text(folder, port, users=None, options=(), key_store=None):
     """A broker's XML: one STOMP connector, messages on disk. users: name -> password; each may use the
-    destinations of /queue/open.> and /topic/> alone; without users everybody may everything."""
+    destinations of /queue/open.> and /topic/> alone; without users everybody may everything.
+    key_store: a PKCS #12 file whose password is "secret": the connector wants TLS."""
     plugins = ""
     if users:
         people = "".join(f'<authenticationUser username="{escape(user)}" password="{escape(word)}" groups="users"/>'
@@ -34,6 +35,11 @@ def config_text(folder, port, users=None, options=()):
    </authorizationEntries></authorizationMap></map></authorizationPlugin>
   </plugins>"""
     query = "".join(f"&amp;{option}" for option in options)
+    scheme, tls = "stomp", ""
+    if key_store:
+        scheme = "stomp+ssl"
+        tls = f"""
+  <sslContext><sslContext keyStore="file:{key_store}" keyStoreType="PKCS12" keyStorePassword="secret"/></sslContext>"""
     return f"""<beans xmlns="http://www.springframework.org/schema/beans" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
  xsi:schemaLocation="http://www.springframework.org/schema/beans http://www.springframework.org/schema/beans/spring-beans.xsd
   http://activemq.apache.org/schema/core http://activemq.apache.org/schema/core/activemq-core.xsd">
@@ -42,9 +48,9 @@ def config_text(folder, port, users=None, options=()):
   <destinationPolicy><policyMap><policyEntries>
    <policyEntry queue=">" producerFlowControl="false" queuePrefetch="1000"/>
   </policyEntries></policyMap></destinationPolicy>
-  <persistenceAdapter><kahaDB directory="{folder}/data/kahadb" journalMaxFileLength="8mb"/></persistenceAdapter>
+  <persistenceAdapter><kahaDB directory="{folder}/data/kahadb" journalMaxFileLength="8mb"/></persistenceAdapter>{tls}
   <transportConnectors>
-   <transportConnector name="stomp" uri="stomp://127.0.0.1:{port}?wireFormat.maxInactivityDuration=0{query}"/>
+   <transportConnector name="stomp" uri="{scheme}://127.0.0.1:{port}?wireFormat.maxInactivityDuration=0{query}"/>
   </transportConnectors>
  </broker>
 </beans>
@@ -59,12 +65,12 @@ def command(folder, config):
 class ActiveMQ(Broker):
     """A real ActiveMQ. It takes a second or two to start: let tests share one, each with queues of its own."""
 
-    def __init__(self, box, name="activemq", users=None, options=()):
-        super().__init__(box, name, None)
+    def __init__(self, box, name="activemq", users=None, options=(), key_store=None, port=None):
+        super().__init__(box, name, port)
         self.folder = box.path / name
         self.folder.mkdir()
         self.config = self.folder / "broker.xml"
-        self.config.write_text(config_text(self.folder, self.port, users, options))
+        self.config.write_text(config_text(self.folder, self.port, users, options, key_store))
 
     def argv(self):
         return command(self.folder, self.config)

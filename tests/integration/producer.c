@@ -24,7 +24,7 @@ struct options {
 	const char *socket, *pool, *topic, *file;
 	uint32_t id, lanes;
 	uint64_t count, rate, ring_bytes, seed, offers;
-	uint32_t min, max, batch, wait_ms, timeout_ms, linger;
+	uint32_t min, max, batch, wait_ms, timeout_ms, linger, one_topic;
 };
 
 struct producer {
@@ -132,7 +132,10 @@ offer(struct producer *p, uint32_t lane, uint32_t most)
 		n = (uint32_t)left;
 	if (n == 0)
 		return 0;
-	snprintf(topic, sizeof(topic), "%s/%u/%u", p->o.topic, p->o.id, lane);
+	if (p->o.one_topic)
+		snprintf(topic, sizeof(topic), "%s", p->o.topic);
+	else
+		snprintf(topic, sizeof(topic), "%s/%u/%u", p->o.topic, p->o.id, lane);
 	for (uint32_t i = 0; i < n; i++) {
 		char *body = p->bodies + (size_t)i * (p->o.max + RECORD_BODY_MIN);
 		struct tg_message *m = &p->batch[i];
@@ -239,7 +242,7 @@ read_options(struct options *o, int argc, char **argv)
 
 	*o = (struct options){ .topic = "load", .lanes = 1, .count = 1000, .min = 64, .max = 64, .batch = 1,
 		.wait_ms = 60000, .seed = 1 };
-	while ((c = getopt(argc, argv, "s:p:t:o:i:l:n:r:R:S:m:M:b:w:T:O:L")) != -1) {
+	while ((c = getopt(argc, argv, "s:p:t:o:i:l:n:r:R:S:m:M:b:w:T:O:LF")) != -1) {
 		uint64_t number = optarg != NULL ? strtoull(optarg, NULL, 10) : 0;
 
 		switch (c) {
@@ -260,6 +263,7 @@ read_options(struct options *o, int argc, char **argv)
 		case 'T': o->timeout_ms = (uint32_t)number; break;
 		case 'O': o->offers = number; break;
 		case 'L': o->linger = 1; break;
+		case 'F': o->one_topic = 1; break;
 		default: exit(2);
 		}
 	}
@@ -267,7 +271,7 @@ read_options(struct options *o, int argc, char **argv)
 	    o->batch == 0 || o->batch > 4096 || o->min > o->max) {
 		fprintf(stderr, "usage: producer -s SOCKET -p POOL -o FILE [-t TOPIC] [-i ID] [-l LANES] [-n COUNT]"
 				" [-r RATE] [-R RING] [-S SEED] [-m MIN] [-M MAX] [-b BATCH] [-w WAIT_MS]"
-				" [-T TIMEOUT_MS] [-O OFFERS] [-L]\n");
+				" [-T TIMEOUT_MS] [-O OFFERS] [-L] [-F]\n");
 		exit(2);
 	}
 }

@@ -331,3 +331,46 @@ def test_wrong_password_at_the_sink(box, daemon, tmp_path):
     sink = Sink(box, protocol="amqp", options=["--auth", f"u:{tmp_path}/good"]).start()
     d = daemon(amqp([sink], amqp={"username": "u", "password_file": tmp_path / "pw"}), ready=False)
     wait_for(lambda: "ACCESS_REFUSED" in str(d.rows("brokers")), lambda: f"the reason: {d.rows('brokers')}")
+
+
+# --- TLS, and certificates in place of passwords ---
+
+
+def external(rabbit, identity=None, **changes):
+    tls = {"ca_file": rabbit.authority.cert}
+    if identity is not None:
+        tls |= {"cert_file": identity.cert, "key_file": identity.key}
+    return amqp([rabbit.tls], amqp={"sasl": "external"}, tls=tls, **changes)
+
+
+def test_external_is_let_in_by_its_certificate(daemon, secured_rabbit):
+    """RabbitMQ takes the certificate's common name for the user, and its rights are that user's."""
+    secured_rabbit.add_user("barge", "never sent", write="^open$")
+    secured_rabbit.declare(("queue", "by-certificate"), ("exchange", "open", "fanout"), ("exchange", "shut", "fanout"),
+                           ("bind", "open", "by-certificate", ""))
+    d = daemon(external(secured_rabbit, secured_rabbit.authority.issue("barge", names=None), **FAST))
+    assert d.links()[0]["tls"].startswith("TLS")
+    assert d.publish("-m", "hello", topic="open/a").returncode == 0
+    result = d.publish("-m", "x", topic="shut/a")
+    assert said(result) == {"accepted": 1, "rejected": 1} and "code 403 " in result.stderr, result.stderr
+    assert "user 'barge'" in result.stderr, result.stderr
+    (_, properties, body), = secured_rabbit.drain("by-certificate", 1)
+    assert body == b"hello" and properties.delivery_mode == 2
+    connections = secured_rabbit.ctl("list_connections", "user", "auth_mechanism", "ssl", "--no-table-headers").split()
+    assert connections == ["barge", "EXTERNAL", "true"], connections
+    # A reconnect shows it again.
+    secured_rabbit.eval('rabbit_networking:close_all_user_connections(<<"barge">>, <<"test">>)')
+    wait_for(lambda: d.links()[0]["connects"] == 2, lambda: f"another connection: {d.links()}")
+    d.wait_ready()
+    assert d.publish("-m", "again", topic="open/a").returncode == 0
+
+
+@pytest.mark.parametrize("subject", ["stowaway", None], ids=["unknown", "none"])
+def test_external_without_a_known_certificate_is_refused(daemon, secured_rabbit, subject):
+    """With one of a name that is no user's, and without any."""
+    words = "ACCESS_REFUSED - Login was refused using authentication mechanism EXTERNAL"
+    identity = secured_rabbit.authority.issue(subject, names=None) if subject else None
+    d = daemon(external(secured_rabbit, identity, breaker={"retry_ms": 100, "retry_max_ms": 60000}), ready=False)
+    wait_for(lambda: words in str(d.rows("pools")[0]["failing"]), lambda: f"the reason: {d.rows('pools')}")
+    assert said(d.publish("--timeout", "300", "-m", "x", topic="q")) == {"accepted": 1, "expired": 1}
+    assert d.rows("brokers")[0]["attempts"] == 1
