@@ -344,11 +344,8 @@ lane_row(struct answer *row, const struct lane *lane, uint32_t *budget)
 	answer_init(row);
 	answer_count(row, "id", lane->id);
 	answer_text(row, "pool", lane->pool->config->name);
-	answer_count(row, "pid", client != NULL ? (uint64_t)client_pid(client) : 0);
-	if (client != NULL)
-		answer_count(row, "uid", client->uid);
-	else
-		answer_null(row, "uid");
+	answer_count(row, "pid", (uint64_t)lane->owner.pid);
+	answer_count(row, "uid", lane->owner.uid);
 	answer_text(row, "name", client != NULL ? client->name : "");
 	answer_truth(row, "orphan", client == NULL);
 	answer_text(row, "place", lane_place_word(lane->place));

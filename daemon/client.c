@@ -1,6 +1,7 @@
 #include "client.h"
 
 #include "inject.h"
+#include "keeper.h"
 #include "log.h"
 #include "loop.h"
 #include "pool.h"
@@ -16,11 +17,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define FRAMES_A_TURN 8  /* bound of one client's requests in a turn */
-#define LANE_IDS_APART 1000000u /* a handed-back lane's number is not believed farther than this */
 #define LOOKS_A_TURN 64u /* lanes looked at for one ring of the doorbell */
 
 static void on_control(uv_poll_t *poll, int status, int events);
@@ -246,6 +245,10 @@ client_add_lane(struct client *client, struct lane *lane)
 {
 	TAILQ_INSERT_TAIL(&client->lanes, lane, client_entry);
 	client->lane_count++;
+	if (lane->kept)
+		return; /* under the name it has */
+	lane->owner = (struct lane_owner){ .uid = client->uid, .pid = client->pid };
+	keeper_keep(client->shard->keeper, lane);
 }
 
 static int
@@ -316,27 +319,6 @@ open_lane(struct client *client, const struct frame *request)
 	return rc;
 }
 
-/* A lane by number or, since numbers start anew with the daemon, by nonce. */
-static struct lane *
-find_lane(const struct shard *shard, uint64_t id, uint64_t nonce)
-{
-	struct lane *lane;
-
-	for (uint32_t i = 0; i < shard->pool_count; i++)
-		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
-			if (lane->id == id || (nonce != 0 && lane->nonce == nonce))
-				return lane;
-	return NULL;
-}
-
-static int
-is_same_memory(int a, int b)
-{
-	struct stat x, y;
-
-	return fstat(a, &x) == 0 && fstat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 static int
 answer_returned(struct client *client, const struct frame *request, const struct lane *lane, int bell)
 {
@@ -389,16 +371,15 @@ return_lane(struct client *client, const struct frame *request, int *handed)
 	struct pool *pool = shard_pool(shard, header.pool);
 	if (pool == NULL)
 		return refuse_pool(client, request->serial, header.pool);
-	struct lane *same = find_lane(shard, 0, header.nonce);
-	if (same != NULL && same->client == NULL && is_same_memory(same->memfd, memfd))
+	struct lane *same = shard_lane_of(shard, header.nonce, memfd);
+	if (same != NULL && same->client == NULL)
 		return reclaim_lane(client, request, same);
 	if (!within_limits(client, request, &geo, &rc))
 		return rc;
 	if (same != NULL)
 		return refuse(client, request->serial, TG_EBUSY, "lane %llu was handed back twice",
 		    (unsigned long long)same->id);
-	if (header.lane_id == 0 || find_lane(shard, header.lane_id, 0) != NULL)
-		header.lane_id = shard->lane_ids + 1;
+	header.lane_id = shard_lane_id(shard, header.lane_id);
 	if ((rc = make_bell(bell)) != 0)
 		return refuse_lane(client, request, pool->config->name, rc);
 	if ((rc = lane_return(&lane, &header, pool, client, memfd, &geo, bell[1])) != 0) {
@@ -406,8 +387,6 @@ return_lane(struct client *client, const struct frame *request, int *handed)
 		return refuse_lane(client, request, pool->config->name, rc);
 	}
 	*handed = -1;
-	if (header.lane_id > shard->lane_ids && header.lane_id - shard->lane_ids < LANE_IDS_APART)
-		shard->lane_ids = header.lane_id;
 	client_add_lane(client, lane);
 	return answer_returned(client, request, lane, bell[0]);
 }

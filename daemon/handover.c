@@ -73,7 +73,10 @@ give_lane(int fd, const struct lane *lane)
 	frame.u.lane.id = lane->id;
 	frame.u.lane.nonce = lane->nonce;
 	frame.u.lane.orphaned_ns = lane->orphaned_ns;
-	return handover_send(fd, &frame, fds, 2);
+	frame.u.lane.uid = lane->owner.uid;
+	frame.u.lane.pid = lane->owner.pid;
+	frame.u.lane.kept = lane->kept != 0;
+	return handover_send(fd, &frame, fds, lane->bell >= 0 ? 2 : 1);
 }
 
 static int

@@ -89,7 +89,7 @@ enum handover_type {
 	HANDOVER_READY = 1,
 	HANDOVER_LISTENER, /* path; fd */
 	HANDOVER_CLIENT,   /* fds: control socket, doorbell */
-	HANDOVER_LANE,     /* of the client before it, or of none; fds: memfd, bell */
+	HANDOVER_LANE,     /* of the client before it, or of none; fds: memfd, bell if it has one */
 	HANDOVER_LINK,     /* fd: socket */
 	HANDOVER_DONE,
 	HANDOVER_TAKEN,
@@ -109,6 +109,9 @@ struct handover_frame {
 		struct {
 			uint64_t id, nonce; /* as the old one knows them: the client can write what the memfd says */
 			uint64_t orphaned_ns;
+			uint32_t uid; /* its owner's, and whether the service manager keeps it */
+			int32_t pid;
+			uint32_t kept;
 		} lane;
 		struct {
 			char pool[64], broker[300], client_id[48];

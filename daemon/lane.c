@@ -2,12 +2,14 @@
 #include "lane.h"
 
 #include "client.h"
+#include "keeper.h"
 #include "log.h"
 #include "pool.h"
 #include "shard.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 const char *
@@ -197,12 +199,41 @@ lane_is_empty(const struct lane *lane)
 	return lane->unfinished == 0 && lane->sq.cursor == lane->sq.tail_seen;
 }
 
+int
+lane_is_memory(const struct lane *lane, int memfd)
+{
+	struct stat x, y;
+
+	return fstat(lane->memfd, &x) == 0 && fstat(memfd, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* What its client left behind has come to its end, or will not here. */
+static void
+tell_end(const struct lane *lane)
+{
+	const struct lane_counts *now = &lane->count, *was = &lane->before;
+
+	log_limited(&lane->shard->orphan_limit, LOG_LEVEL_INFO, "orphan_done",
+	    "lane=%llu pool=%s pid=%d uid=%u delivered=%llu sent=%llu rejected=%llu expired=%llu unknown=%llu "
+	    "cancelled=%llu left_bytes=%llu ms=%llu",
+	    (unsigned long long)lane->id, lane->pool->config->name, (int)lane->owner.pid, (unsigned)lane->owner.uid,
+	    (unsigned long long)(now->delivered - was->delivered), (unsigned long long)(now->sent - was->sent),
+	    (unsigned long long)(now->rejected - was->rejected), (unsigned long long)(now->expired - was->expired),
+	    (unsigned long long)(now->unknown - was->unknown), (unsigned long long)(now->cancelled - was->cancelled),
+	    (unsigned long long)(lane->sq.tail_seen - lane->sq.head),
+	    (unsigned long long)((lane->shard->now_ns - lane->orphaned_ns) / NS_PER_MS));
+}
+
 /* Out of every list but its client's; its memory stays while a link refers to it. */
 static void
 leave(struct lane *lane)
 {
 	if (lane->place == LANE_GONE)
 		return;
+	if (lane->left)
+		tell_end(lane);
+	if (lane_is_empty(lane)) /* else the next daemon may have it */
+		keeper_forget(lane->shard->keeper, lane);
 	lane_unbind(lane, 0);
 	lane_set_place(lane, LANE_GONE);
 	if (lane->dirty) {
@@ -215,7 +246,8 @@ leave(struct lane *lane)
 	lane->shard->lane_count--;
 	lane->shard->count.lanes_closed++;
 	close(lane->memfd);
-	close(lane->bell);
+	if (lane->bell >= 0)
+		close(lane->bell);
 	if (lane->client != NULL)
 		client_lane_gone(lane->client, lane);
 	lane->client = NULL;
@@ -223,33 +255,78 @@ leave(struct lane *lane)
 		TAILQ_INSERT_TAIL(&lane->shard->graveyard, lane, place_entry);
 }
 
-void
-lane_orphan(struct lane *lane)
+/*
+ * What it has committed is all there will be: it is looked at once more, now. Nobody publishes here any
+ * more; freezing the tail keeps a copy of the memory from doing so. Returns whether it is still there.
+ */
+static int
+freeze(struct lane *lane)
 {
-	if (lane->place == LANE_GONE)
-		return;
-	/* What it had committed is all there will be: it is looked at once more, now. */
+	lane->sq.tail_word = &lane->map.client->sq_tail;
 	if (sq_consumer_refresh(&lane->sq) < 0) {
 		lane_quarantine(lane, "sq_tail is out of range");
-		return;
+		return 0;
 	}
 	if (lane->place == LANE_ASLEEP || lane->place == LANE_STALLED)
 		lane_set_place(lane, LANE_ACTIVE);
 	if (lane->client != NULL)
 		client_lane_gone(lane->client, lane);
 	lane->client = NULL;
-	lane->orphaned_ns = lane->shard->now_ns;
-	/* Nobody publishes here any more; freezing the tail keeps a copy of the memory from doing so. */
 	lane->sq.tail_word = &lane->sq.tail_seen;
+	return 1;
+}
+
+static void
+become_orphan(struct lane *lane)
+{
 	lane->shard->count.lanes_orphaned++;
+	if (!lane_is_empty(lane) && !lane->shard->stopping) {
+		lane->left = 1;
+		log_limited(&lane->shard->orphan_limit, LOG_LEVEL_INFO, "lane_orphaned",
+		    "lane=%llu pool=%s pid=%d uid=%u left_bytes=%llu", (unsigned long long)lane->id,
+		    lane->pool->config->name, (int)lane->owner.pid, (unsigned)lane->owner.uid,
+		    (unsigned long long)(lane->sq.tail_seen - lane->sq.head));
+	}
 	lane_finish_orphan(lane);
+}
+
+void
+lane_orphan(struct lane *lane)
+{
+	if (lane->place == LANE_GONE || !freeze(lane))
+		return;
+	lane->orphaned_ns = lane->shard->now_ns;
+	lane->before = lane->count;
+	become_orphan(lane);
+}
+
+void
+lane_await(struct lane *lane)
+{
+	if (!freeze(lane))
+		return;
+	lane->orphaned_ns = lane->shard->now_ns;
+	lane->awaited = 1;
+	lane->left = !lane_is_empty(lane);
+}
+
+void
+lane_forsake(struct lane *lane)
+{
+	if (!lane->awaited)
+		return;
+	lane->awaited = 0;
+	if (freeze(lane))
+		become_orphan(lane);
 }
 
 void
 lane_reclaim(struct lane *lane, struct client *client, int bell)
 {
-	close(lane->bell);
+	if (lane->bell >= 0)
+		close(lane->bell);
 	lane->bell = bell;
+	lane->awaited = lane->left = 0;
 	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->client = client;
 	lane->orphaned_ns = 0;
@@ -263,7 +340,7 @@ void
 lane_finish_orphan(struct lane *lane)
 {
 	/* What is not committed yet has its turn first. */
-	if (lane->place != LANE_GONE && lane->client == NULL && lane_is_empty(lane) && !lane->dirty)
+	if (lane->place != LANE_GONE && lane->client == NULL && !lane->awaited && lane_is_empty(lane) && !lane->dirty)
 		leave(lane);
 }
 
@@ -281,7 +358,9 @@ lane_quarantine(struct lane *lane, const char *why)
 	    (unsigned long long)order_load_relaxed_64(lane->sq.tail_word),
 	    (unsigned long long)lane->map.geo.sq_bytes);
 	order_store_relaxed_32(&lane->map.daemon->closed, 1);
-	lane_bell(lane);
+	if (lane->bell >= 0)
+		lane_bell(lane);
+	keeper_forget(lane->shard->keeper, lane); /* the next daemon would think no better of it */
 	leave(lane);
 }
 

@@ -34,6 +34,7 @@
 
 #include <stdint.h>
 #include <sys/queue.h>
+#include <sys/types.h>
 
 struct client;
 struct pool;
@@ -65,15 +66,26 @@ _Static_assert(sizeof(struct slot) == 64, "one cache line");
 
 enum lane_place { LANE_ASLEEP, LANE_ACTIVE, LANE_WAIT_LINK, LANE_WAIT_POOL, LANE_STALLED, LANE_GONE };
 
+/* Whose lane it is, or was. */
+struct lane_owner {
+	uid_t uid;
+	pid_t pid;
+};
+
+struct lane_counts {
+	uint64_t records, bytes, delivered, sent, rejected, expired, unknown, cancelled, resent;
+};
+
 struct lane {
 	struct shard *shard;
 	struct pool *pool;
 	struct client *client; /* NULL: an orphan */
 	uint64_t id;
 	uint64_t nonce; /* the header's: the same over restarts of the daemon */
+	struct lane_owner owner;
 	struct lane_map map;
 	int memfd; /* kept for a successor; owned */
-	int bell; /* wakes the client: the writing end of a pipe; owned */
+	int bell; /* wakes the client: the writing end of a pipe; owned; -1: it has none yet (lane_await) */
 
 	struct sq_consumer sq;
 	struct cq_producer cq;
@@ -102,14 +114,16 @@ struct lane {
 	struct lane_list *dozing; /* the shard's list it is on by dozed_entry, or NULL */
 	uint64_t dozed_ns;        /* on shard->doubted: when it fell asleep */
 	int dirty;     /* has completions to commit */
+	int kept;      /* the service manager has a descriptor of its memory */
+	int awaited;   /* without a client, which may come back: it does not go */
+	int left;      /* its client went and left records: their end is told */
 	int shown_writable;
 	int32_t deficit; /* bytes, deficit round robin */
 	uint64_t active_ns;   /* last time there was something to do */
 	uint64_t earliest_ns; /* no unsent record's deadline is before this */
 	uint64_t orphaned_ns;
-	struct {
-		uint64_t records, bytes, delivered, sent, rejected, expired, unknown, cancelled, resent;
-	} count;
+	struct lane_counts count;
+	struct lane_counts before; /* what it was when its client went */
 };
 
 enum lane_pumped {
@@ -194,6 +208,16 @@ void lane_show_writable(struct lane *lane, int writable);
 
 /* Its client has gone or closed it: finishes what is committed, then goes. */
 void lane_orphan(struct lane *lane);
+
+/*
+ * A lane that was taken over without a client, which may still be alive and come back: like an orphan,
+ * but it stays. lane_forsake() makes it one: what was committed meanwhile is looked at once more.
+ */
+void lane_await(struct lane *lane);
+void lane_forsake(struct lane *lane);
+
+/* Whether the descriptor is of its memory. */
+int lane_is_memory(const struct lane *lane, int memfd);
 
 /* The client of an orphan is back, on another connection: the bell becomes the lane's. */
 void lane_reclaim(struct lane *lane, struct client *client, int bell);

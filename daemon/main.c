@@ -6,6 +6,7 @@
 #include "config.h"
 #include "config_node.h"
 #include "handover.h"
+#include "keeper.h"
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
@@ -118,17 +119,6 @@ raise_descriptor_limit(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/* The control socket the service manager listens on for us, or -1. */
-static int
-inherited_socket(void)
-{
-#ifdef HAVE_SYSTEMD
-	if (sd_listen_fds(1) >= 1 && sd_is_socket_unix(SD_LISTEN_FDS_START, SOCK_SEQPACKET, 1, NULL, 0) > 0)
-		return SD_LISTEN_FDS_START;
-#endif
-	return -1;
-}
-
 static void
 tell_manager(const char *state)
 {
@@ -173,11 +163,11 @@ on_usr2(uv_signal_t *signal, int signum)
 
 /* The listening socket for a path: of the daemon before us, of the service manager, or none (-1). */
 static int
-listening(struct handover_taken *taken, const char *path, int control)
+listening(struct handover_taken *taken, const char *path, struct keeper *keeper, int control)
 {
 	if (taken != NULL)
 		return handover_listener(taken, path);
-	return control ? inherited_socket() : -1;
+	return control ? keeper_inherit(keeper) : -1;
 }
 
 static int
@@ -196,6 +186,9 @@ run(const struct config *config, const struct options *options)
 		log_event(LOG_LEVEL_ERROR, "start_failed", "cause=\"%s\"", error_text(rc));
 		goto out;
 	}
+	rc = keeper_new(&loop.shard.keeper, &loop.shard);
+	if (rc != 0)
+		goto out;
 	rc = admin_init(&admin, &loop.shard, &loop.uv);
 	if (rc != 0)
 		goto out;
@@ -205,11 +198,11 @@ run(const struct config *config, const struct options *options)
 		goto out;
 	}
 	rc = listener_init(&control, &loop.uv, config->socket, SOCK_SEQPACKET, (mode_t)config->socket_mode, NULL,
-	    listening(taken, config->socket, 1), on_client, &loop);
+	    listening(taken, config->socket, loop.shard.keeper, 1), on_client, &loop);
 	if (rc != 0)
 		goto out;
 	rc = listener_init(&admins, &loop.uv, config->admin, SOCK_STREAM, 0660, "tidegate",
-	    listening(taken, config->admin, 0), on_admin, &admin);
+	    listening(taken, config->admin, NULL, 0), on_admin, &admin);
 	if (rc != 0)
 		goto out;
 	control.owns_path |= taken != NULL;
@@ -224,6 +217,7 @@ run(const struct config *config, const struct options *options)
 	uv_unref((uv_handle_t *)&usr2);
 	if (taken != NULL)
 		handover_adopt(taken, &loop);
+	keeper_restore(loop.shard.keeper);
 	log_event(LOG_LEVEL_INFO, "started", "version=%s pid=%d socket=%s admin=%s pools=%u expedited=%s",
 	    PACKAGE_VERSION, (int)getpid(), config->socket, config->admin, config->pool_count,
 	    loop.shard.expedited ? "yes" : "no");
@@ -235,7 +229,9 @@ out:
 	listener_fini(&control);
 	listener_fini(&admins);
 	admin_fini(&admin);
+	struct keeper *keeper = loop.shard.keeper;
 	loop_fini(&loop);
+	keeper_free(keeper);
 	log_event(LOG_LEVEL_INFO, "stopped", "status=%d", rc != 0);
 	return rc != 0;
 }

@@ -110,6 +110,41 @@ shard_pool(struct shard *shard, const char *name)
 	return NULL;
 }
 
+struct lane *
+shard_lane(const struct shard *shard, uint64_t id)
+{
+	struct lane *lane;
+
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
+			if (lane->id == id)
+				return lane;
+	return NULL;
+}
+
+struct lane *
+shard_lane_of(const struct shard *shard, uint64_t nonce, int memfd)
+{
+	struct lane *lane;
+
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
+			if (lane->nonce == nonce && lane_is_memory(lane, memfd))
+				return lane;
+	return NULL;
+}
+
+uint64_t
+shard_lane_id(struct shard *shard, uint64_t wish)
+{
+	if (wish == 0 || (wish > shard->lane_ids && wish - shard->lane_ids > SHARD_IDS_APART) ||
+	    shard_lane(shard, wish) != NULL)
+		wish = shard->lane_ids + 1;
+	if (wish > shard->lane_ids)
+		shard->lane_ids = wish;
+	return wish;
+}
+
 /* ---- a turn ---- */
 
 /* What a ring of the doorbell left to be looked at: some lanes of each client a turn. */
@@ -167,7 +202,7 @@ pump_active(struct shard *shard)
 			break;
 		case LANE_PUMP_IDLE:
 			if (lane->client == NULL) {
-				if (lane_is_empty(lane))
+				if (lane_is_empty(lane) && !lane->awaited)
 					lane_finish_orphan(lane);
 				else
 					lane_rest(lane);

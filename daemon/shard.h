@@ -21,10 +21,13 @@
 
 #define SHARD_READ_BYTES (256u << 10)
 #define SHARD_SECOND_LOOK_NS (WAKE_SECOND_LOOK_MS * NS_PER_MS)
+#define SHARD_IDS_APART 1000000u /* a handed-back lane's number is not believed farther than this */
 #define SHARD_QUANTUM (64 << 10) /* bytes a lane may frame a turn; one record may exceed it */
 
 TAILQ_HEAD(link_list, link);
 TAILQ_HEAD(client_list, client);
+
+struct keeper;
 
 struct shard {
 	struct world *world;
@@ -56,6 +59,8 @@ struct shard {
 	uint64_t lane_memory; /* bytes of all lanes' memfds */
 	int expedited;        /* membarrier works: clients need no fence */
 	struct log_limit gone_limit; /* … or connect and talk nonsense */
+	struct keeper *keeper; /* keeps lanes for the next daemon; NULL: nobody does */
+	struct log_limit orphan_limit; /* a host's processes may all die at once */
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
 	int paused; /* nothing new is framed: a successor is about to take over */
@@ -90,5 +95,13 @@ int shard_is_empty(const struct shard *shard);
 void shard_drain_links(struct shard *shard);
 
 struct pool *shard_pool(struct shard *shard, const char *name);
+
+/* A lane by its number; or, since numbers start anew with the daemon and nonces can be copied, by its
+ * nonce and memory. NULL: none. */
+struct lane *shard_lane(const struct shard *shard, uint64_t id);
+struct lane *shard_lane_of(const struct shard *shard, uint64_t nonce, int memfd);
+
+/* A number for a lane that had this one under another daemon: the same if that is possible. */
+uint64_t shard_lane_id(struct shard *shard, uint64_t wish);
 
 #endif

@@ -2,6 +2,7 @@
 #include "handover.h"
 
 #include "client.h"
+#include "keeper.h"
 #include "log.h"
 #include "pool.h"
 
@@ -158,12 +159,17 @@ adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 		return;
 	}
 	item->fds[0] = item->fds[1] = -1;
+	lane->owner = (struct lane_owner){ .uid = item->frame.u.lane.uid, .pid = item->frame.u.lane.pid };
+	if (item->frame.u.lane.kept)
+		keeper_keep_on(shard->keeper, lane);
 	if (header.lane_id > shard->lane_ids)
 		shard->lane_ids = header.lane_id;
 	if (client != NULL)
 		client_add_lane(client, lane);
-	else
+	else {
+		keeper_keep(shard->keeper, lane);
 		lane_orphan(lane);
+	}
 }
 
 static void

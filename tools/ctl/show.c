@@ -433,13 +433,9 @@ show_lanes(const struct sample *sample, FILE *out)
 		char text[UNITS_TEXT];
 		table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "id"));
 		table_cell(&table, PAINT_NONE, string(row, "pool"));
-		if (orphan) {
-			table_cell(&table, PAINT_WARN, "orphan");
-			table_cell(&table, PAINT_DIM, "-");
-		} else {
-			table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "pid"));
-			table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "uid"));
-		}
+		table_cellf(&table, orphan ? PAINT_WARN : PAINT_NONE, "%s%" PRIu64, orphan ? "orphan " : "",
+		    number(row, "pid"));
+		table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "uid"));
 		table_cell(&table, place_paint(string(row, "place")), string(row, "place"));
 		if (json_is_integer(json_object_get(row, "link")))
 			table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "link"));
