@@ -39,9 +39,14 @@ def peer(request):
     return request.param
 
 
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    return stories.Certificates(tmp_path_factory.mktemp("tls"))
+
+
 @pytest.fixture
-def story(request, box, network):
-    told = stories.Story(box, network, request.node.name)
+def story(request, box, network, certificates):
+    told = stories.Story(box, network, certificates, request.node.name)
     yield told
     told.fini()
     told.file_figures(FIGURES, getattr(request.node, "went", None))

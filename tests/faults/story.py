@@ -16,8 +16,10 @@ import threading
 import time
 import types
 
-from harness import FULL, PATIENCE, Daemon, Mosquitto, Sink, Subscriber, listens, pool, wait_for
+from harness import FULL, PATIENCE, Daemon, Mosquitto, Sink, Subscriber, listens, merged, pool, wait_for
+from harness_amqp import Rabbit
 from load import LANES, Arrivals, Producer
+from tls import Authority
 
 LATE_STEPS = 4  # a silence is three probes and a decision: each may be woken late
 LIVE = ("ready", "suspect", "draining")
@@ -33,19 +35,18 @@ def lasts(seconds, what="", also=None):
 
 
 class RealBroker(Mosquitto):
-    """mosquitto with a second door for the subscriber, so that faults hit only the daemon's link."""
+    """mosquitto with a second door for the subscriber, so that faults hit only the daemon's link. tls: what
+    the daemon's door speaks, or None."""
 
-    def __init__(self, box, name, memory=False):
+    def __init__(self, box, name, memory=False, tls=None):
         self.watch = types.SimpleNamespace(port=box.port())
-        super().__init__(box, name, lines=[f"listener {self.watch.port} 127.0.0.1"], memory=memory)
+        words = tls.lines("cafile", "certfile", "keyfile") if tls else []
+        super().__init__(box, name, lines=[*words, f"listener {self.watch.port} 127.0.0.1"], memory=memory)
         self.taker = None
 
-    def subscriber(self, filter="#", name=None):
-        self.taker = Subscriber(self.box, self.watch, filter, name or f"sub-{self.name}")
+    def subscriber(self, filter="#", name=None, **options):
+        self.taker = Subscriber(self.box, self.watch, filter, name or f"sub-{self.name}", **options)
         return self.taker
-
-    def argv(self):
-        return super().argv()
 
     def start(self):
         super().start()
@@ -111,6 +112,61 @@ class ToldBroker(Sink):
 
     def connects(self):
         return self.stats()["connections_ever"]
+
+
+class AlarmedBroker(Rabbit):
+    """RabbitMQ, whose memory alarm makes it say that it is blocked. Everything goes to one queue."""
+
+    QUEUE = "load"
+
+    def up(self):
+        self.start()
+        self.declare(("queue", self.QUEUE), ("exchange", self.QUEUE, "fanout"), ("bind", self.QUEUE, self.QUEUE, ""))
+        self.mark = self.ctl("eval", "vm_memory_monitor:get_vm_memory_high_watermark().").strip()
+        return self
+
+    def alarm(self, on):
+        self.ctl("set_vm_memory_high_watermark", "0.0001" if on else self.mark)
+
+    taken = None
+
+    def arrived(self):
+        return self.depth(self.QUEUE) if self.taken is None else len(self.taken)
+
+    def numbers(self):
+        if self.taken is None:
+            self.taken = [tuple(map(int, body[:64].split(b" ", 3)[:3]))
+                          for _, _, body in self.drain(self.QUEUE, self.depth(self.QUEUE))]
+        return self.taken
+
+    def connects(self):
+        raise NotImplementedError("the daemon's figures have it")
+
+
+class Certificates:
+    """A CA and a broker's certificate by it, made when the first story wants TLS."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.made = None
+
+    def files(self):
+        if self.made is None:
+            authority = Authority(self.folder / "ca")
+            self.made = authority.cert, authority.issue()
+        ca, identity = self.made
+        return ca, identity.cert, identity.key
+
+    def lines(self, *keys):
+        return [f"{key} {file}" for key, file in zip(keys, self.files())]
+
+
+def peers(loads, short=()):
+    """(peer, load) for parametrize: sink and mosquitto in the clear with each load, and over TLS too; the
+    short form has only those of TLS that `short` names."""
+    clear = [(peer, load) for peer in ("sink", "mosquitto") for load in loads]
+    tls = [(f"{peer}-tls", load) for peer, load in clear]
+    return clear + [pair for pair in tls if FULL or pair in short]
 
 
 class Load(Producer):
@@ -268,9 +324,11 @@ class Lateness(threading.Thread):
 
 
 class Story:
-    def __init__(self, box, network, name):
+    def __init__(self, box, network, certificates, name):
         self.box = box
         self.network = network
+        self.certificates = certificates
+        self.tls = None
         self.name = name
         self.figures = {}
         self.daemon = None
@@ -286,8 +344,20 @@ class Story:
 
     # ---- the cast ----
 
-    def broker(self, peer, name, memory=False, **options):
-        broker = RealBroker(self.box, name, memory) if peer == "mosquitto" else ToldBroker(self.box, name, **options)
+    def broker(self, peer, name, memory=False, options=(), **others):
+        """peer: sink, mosquitto or rabbit; the first two with "-tls" behind too."""
+        peer, _, secured = peer.partition("-")
+        if secured:
+            self.tls = self.certificates
+        if peer == "mosquitto":
+            broker = RealBroker(self.box, name, memory, self.tls)
+        elif peer == "rabbit":
+            broker = AlarmedBroker(self.box, name)
+        else:
+            if self.tls:
+                _, cert, key = map(str, self.tls.files())
+                options = [*options, "--tls-cert", cert, "--tls-key", key]
+            broker = ToldBroker(self.box, name, options=options, **others)
         self.brokers.append(broker)
         return broker
 
@@ -296,7 +366,12 @@ class Story:
         return [self.broker(peer, name, memory, **options).up() for name in "abcd"[:count]]
 
     def tidegated(self, brokers, ready=True, cap_bytes=None, **settings):
-        self.daemon = Daemon(self.box, [pool(brokers, **settings)])
+        if self.tls:
+            settings = merged({"tls": {"ca_file": self.tls.files()[0]}}, settings)
+        entry = pool(brokers, **settings)
+        if entry["protocol"] != "mqtt":
+            del entry["mqtt"]
+        self.daemon = Daemon(self.box, [entry])
         if cap_bytes is not None:
             self.cap = MemoryCap(cap_bytes)
             self.daemon.start(ready=ready, preexec_fn=self.cap.enter)

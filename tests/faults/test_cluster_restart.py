@@ -3,6 +3,8 @@ anyone's help, and soon at the full rate."""
 
 import time
 
+import pytest
+
 from harness import FULL, wait_for
 from story import lasts
 
@@ -27,11 +29,12 @@ class Rate:
         return (n1 - n0) / (t1 - t0) if t1 - t0 > 0.8 else 0.0
 
 
+@pytest.mark.parametrize("peer", ["sink", "mosquitto", "mosquitto-tls"] + ["sink-tls"] * FULL)
 def test_cluster_restart_delivers_everything(story, peer):
-    brokers = story.cast(peer, memory=peer == "mosquitto", **({"options": ["--ack-delay", "100"]} if peer == "sink" else {}))
+    brokers = story.cast(peer, memory="mosquitto" in peer, **({"options": ["--ack-delay", "100"]} if "sink" in peer else {}))
     daemon = story.tidegated(brokers, message_timeout_ms=300000)
     # sink: the windows are full all the time, 1000 messages in 0.1 s each; mosquitto: as it may.
-    story.produce(4, batch=8, rate=0 if peer == "sink" else 2000)
+    story.produce(4, batch=8, rate=0 if "sink" in peer else 2000)
     story.wait_delivered_by(*brokers, more=100)
     rate = Rate(story)
     lasts(3, "the rate before to be known", rate.look)

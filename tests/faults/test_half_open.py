@@ -22,8 +22,8 @@ def memory_is_flat(story, before):
     assert grown < 24 * 1024, f"the daemon grew by {grown} KiB"
 
 
-@pytest.mark.parametrize("peer, fate", [("sink", "back"), ("sink", "expired"), ("mosquitto", "back")]
-                         + [("mosquitto", "expired")] * FULL)
+@pytest.mark.parametrize("peer, fate", [("sink", "back"), ("sink", "expired"), ("mosquitto", "back"), ("sink-tls", "back")]
+                         + [("mosquitto", "expired"), ("mosquitto-tls", "back"), ("sink-tls", "expired")] * FULL)
 def test_half_open_peer_and_a_million_offers(story, peer, fate):
     """Programs that drop what is refused: each offer of the million has its answer at once."""
     (only,) = story.cast(peer, 1)

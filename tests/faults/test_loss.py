@@ -4,7 +4,7 @@ slow and correct."""
 import pytest
 
 from harness import FULL
-from story import lasts
+from story import lasts, peers
 
 LASTS_S = 60 if FULL else 5
 
@@ -14,7 +14,7 @@ def lose(story, brokers, percent):
         story.network.lose(broker.port, percent)
 
 
-@pytest.mark.parametrize("load", ["trickle", "saturated"])
+@pytest.mark.parametrize("peer, load", peers(["trickle", "saturated"], [("mosquitto-tls", "saturated")]))
 def test_ten_percent_loss_kills_nobody(story, peer, load):
     brokers = story.cast(peer)
     story.tidegated(brokers)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from harness import FULL, wait_for
-from story import lasts
+from story import lasts, peers
 
 SILENCE_S = 1.5
 
@@ -25,10 +25,11 @@ def hush(story, broker, how):
     return watch
 
 
-@pytest.mark.parametrize("load", ["idle", "trickle", "saturated"] if FULL else ["trickle", "saturated"])
+@pytest.mark.parametrize("peer, load", peers(["idle", "trickle", "saturated"] if FULL else ["trickle", "saturated"],
+                                             [("sink-tls", "saturated")]))
 @pytest.mark.parametrize("how", ["dropped", "frozen"])
 def test_silence_of_a_second_and_a_half_is_forgiven(story, peer, how, load):
-    victim, other = story.cast(peer, **({"options": ["--ack-delay", "30"]} if peer == "sink" else {}))
+    victim, other = story.cast(peer, **({"options": ["--ack-delay", "30"]} if "sink" in peer else {}))
     daemon = story.tidegated([victim, other])
     story.load(load)
     if load != "idle":

@@ -5,14 +5,14 @@ import time
 import pytest
 
 from harness import FULL, wait_for
-from story import lasts
+from story import lasts, peers
 
 LIMIT_S = 3.0
 
 
-@pytest.mark.parametrize("load", ["idle", "trickle", "saturated"])
+@pytest.mark.parametrize("peer, load", peers(["idle", "trickle", "saturated"], [("mosquitto-tls", "saturated")]))
 def test_vanished_peer_is_left_within_three_seconds(story, peer, load):
-    victim, other = story.cast(peer, **({"options": ["--ack-delay", "30"]} if peer == "sink" else {}))
+    victim, other = story.cast(peer, **({"options": ["--ack-delay", "30"]} if "sink" in peer else {}))
     daemon = story.tidegated([victim, other])
     story.load(load)
     if load != "idle":
@@ -57,7 +57,7 @@ def test_vanished_peer_is_left_within_three_seconds(story, peer, load):
 @pytest.mark.parametrize("load", ["saturated"])
 def test_vanished_only_peer_costs_time_and_nothing_else(story, peer, load):
     """One broker and nowhere to go: everything waits in the rings and is delivered when it is back."""
-    (only,) = story.cast(peer, 1, **({"options": ["--ack-delay", "30"]} if peer == "sink" else {}))
+    (only,) = story.cast(peer, 1, **({"options": ["--ack-delay", "30"]} if "sink" in peer else {}))
     daemon = story.tidegated([only], message_timeout_ms=300000)
     story.load(load)
     story.wait_delivered_by(only, more=100)
