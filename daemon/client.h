@@ -18,6 +18,9 @@
 #include <sys/types.h>
 #include <uv.h>
 
+struct attach;
+struct frame;
+
 struct client {
 	struct shard *shard;
 	int fd;
@@ -36,6 +39,9 @@ struct client {
 	struct lane_list lanes;  /* by client_entry */
 	uint32_t lane_count;
 	TAILQ_ENTRY(client) entry;
+	struct attach *attach;           /* its request that is on its way; NULL: none */
+	int held;                        /* its socket is not read: see control.h */
+	TAILQ_ENTRY(client) held_entry;
 };
 
 /* Takes over an accepted socket, closing it when the client cannot be had: then -TG_ELIMIT, -TG_ENOMEM. */
@@ -47,6 +53,23 @@ struct client *client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int do
 
 /* A lane joins its client. */
 void client_add_lane(struct client *client, struct lane *lane);
+
+/* Reads its socket, or does not: as it has no request on its way and is not held. */
+void client_watch(struct client *client);
+
+/* It was held, and is no more: serves a request. */
+void client_serve_held(struct client *client);
+
+/*
+ * Answers. A non-zero return ends the client: client_end().
+ * An answer that does not fit its socket's buffer is one: it does not read.
+ */
+int client_answer(struct client *client, const struct frame *frame, const int *fds, unsigned nfds);
+int client_refuse(struct client *client, uint32_t serial, int code, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* Says why, and closes. */
+void client_end(struct client *client, int why);
 
 /* Hangs up; its lanes become orphans. The memory goes when the loop has let go of it. */
 void client_close(struct client *client);

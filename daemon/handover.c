@@ -25,6 +25,7 @@
 #define READY_MS 10000u /* for the new binary to read its configuration */
 #define QUIET_MS 500u   /* for what is in flight to be answered */
 #define QUIET_LOOK_MS 1u
+#define MAKING_MS 10000u /* and for lanes that are being made */
 #define TAKEN_MS 10000
 
 int
@@ -194,6 +195,7 @@ give_up(struct handover *handover, const char *why)
 		waitpid(handover->process.pid, NULL, 0); /* libuv asks no more, once its handle closes */
 	}
 	handover->loop->shard.paused = 0;
+	control_resume(&handover->loop->shard.control);
 	close_handles(handover);
 }
 
@@ -248,7 +250,12 @@ on_timer(struct timer *timer)
 		give_up(handover, "the new daemon was not ready in 10 s");
 		return;
 	}
-	if (is_quiet(shard) || shard->now_ns >= handover->until_ns) {
+	/* Lanes on their way are waited for: their memory would have no owner. */
+	if (!TAILQ_EMPTY(&shard->making) && shard->now_ns >= handover->until_ns + MAKING_MS * NS_PER_MS) {
+		give_up(handover, "a lane is still being made");
+		return;
+	}
+	if (TAILQ_EMPTY(&shard->making) && (is_quiet(shard) || shard->now_ns >= handover->until_ns)) {
 		finish(handover);
 		return;
 	}

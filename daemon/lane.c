@@ -7,6 +7,7 @@
 #include "pool.h"
 #include "shard.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -26,58 +27,127 @@ lane_place_word(enum lane_place place)
 	return words[place];
 }
 
+/* Gives the memory back; its size is still told. */
+static void
+unmap(struct lane *lane)
+{
+	struct lane_geometry geo = lane->map.geo;
+
+	lane_map_fini(&lane->map);
+	lane->map.geo = geo;
+	free(lane->slots);
+	lane->slots = NULL;
+}
+
 int
 lane_make(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
     int memfd, const struct lane_geometry *geo, int bell)
 {
 	struct lane *lane = calloc(1, sizeof(*lane));
-	int rc;
+	struct shard *shard = pool->shard;
 
 	if (lane == NULL)
 		return -TG_ENOMEM;
-	rc = lane_map_init(&lane->map, memfd, geo, geo->sq_bytes <= LANE_SQ_DEFAULT);
-	if (rc != 0) {
-		free(lane);
-		return rc;
-	}
-	lane->shard = pool->shard;
+	lane->shard = shard;
 	lane->pool = pool;
 	lane->client = client;
 	lane->id = header->lane_id;
 	lane->nonce = header->nonce;
+	lane->map.geo = *geo;
 	lane->memfd = memfd;
+	lane->handed_back = memfd >= 0;
 	lane->bell = bell;
-	wake_sleeper_init(&lane->doze, &lane->map.daemon->asleep);
-	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->earliest_ns = UINT64_MAX;
 	lane->floor = UINT64_MAX;
 	lane->place = LANE_GONE;
+	TAILQ_INSERT_TAIL(&shard->making, lane, place_entry);
+	shard->lane_count++;
+	shard->lane_memory += lane_memfd_bytes(geo);
 	*out = lane;
 	return 0;
+}
+
+static void
+made(struct lane *lane)
+{
+	TAILQ_REMOVE(&lane->shard->making, lane, place_entry);
 }
 
 void
 lane_unmake(struct lane *lane)
 {
-	lane_map_fini(&lane->map);
-	free(lane->slots);
+	made(lane);
+	lane->shard->lane_count--;
+	lane->shard->lane_memory -= lane_memfd_bytes(&lane->map.geo);
+	unmap(lane);
 	free(lane);
 }
 
-void
-lane_start(struct lane *lane)
+int
+lane_map_in(struct lane *lane, const struct lane_header *header)
+{
+	struct lane_geometry geo = lane->map.geo;
+	int memfd = lane->memfd >= 0 ? lane->memfd : lane_memfd_create(&geo, header);
+
+	if (memfd < 0)
+		return memfd;
+	int rc = lane_map_init(&lane->map, memfd, &geo, geo.sq_bytes <= LANE_SQ_DEFAULT);
+	if (rc != 0) {
+		lane->map.geo = geo;
+		if (lane->memfd < 0)
+			close(memfd);
+		return rc;
+	}
+	lane->memfd = memfd;
+	return 0;
+}
+
+/* Puts it to work, its cursors set. */
+static void
+start(struct lane *lane)
 {
 	struct pool *pool = lane->pool;
 	struct shard *shard = lane->shard;
 
+	made(lane);
+	wake_sleeper_init(&lane->doze, &lane->map.daemon->asleep);
+	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->shown_writable = !pool->writable_shown; /* whatever the word says, it is stored */
 	lane_show_writable(lane, pool->writable_shown);
 	TAILQ_INSERT_TAIL(&pool->lanes, lane, pool_entry);
 	pool->lane_count++;
-	shard->lane_count++;
-	shard->lane_memory += lane_memfd_bytes(&lane->map.geo);
 	shard->count.lanes_opened++;
 	lane_set_place(lane, LANE_ACTIVE);
+}
+
+void
+lane_begin(struct lane *lane)
+{
+	sq_consumer_init(&lane->sq, &lane->map, 0);
+	cq_producer_init(&lane->cq, &lane->map, 0, 0);
+	start(lane);
+}
+
+/* At most once means that what may have been sent is not sent again. */
+static void
+report_maybe_sent(struct lane *lane)
+{
+	for (uint64_t number = lane->slot_head; number != lane->slot_tail; number++) {
+		struct slot *slot = lane_slot(lane, number);
+		if (slot->state == SLOT_PENDING && slot->maybe_sent)
+			lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
+	}
+}
+
+void
+lane_resume(struct lane *lane)
+{
+	lane->pool->count.accepted += lane->count.records;
+	lane->pool->count.bytes += lane->count.bytes;
+	start(lane);
+	lane_mark_dirty(lane); /* what the old one finished and did not release is released */
+	if (lane->pool->config->on_failure == ON_FAILURE_REPORT)
+		report_maybe_sent(lane);
 }
 
 int
@@ -89,9 +159,29 @@ lane_new(struct lane **out, const struct lane_header *header, struct pool *pool,
 
 	if (rc != 0)
 		return rc;
-	sq_consumer_init(&lane->sq, &lane->map, 0);
-	cq_producer_init(&lane->cq, &lane->map, 0, 0);
-	lane_start(lane);
+	if ((rc = lane_map_in(lane, header)) != 0) {
+		lane_unmake(lane);
+		return rc;
+	}
+	lane_begin(lane);
+	*out = lane;
+	return 0;
+}
+
+int
+lane_return(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
+    int memfd, const struct lane_geometry *geo, int bell)
+{
+	struct lane *lane;
+	int rc = lane_make(&lane, header, pool, client, memfd, geo, bell);
+
+	if (rc != 0)
+		return rc;
+	if ((rc = lane_map_in(lane, header)) != 0 || (rc = lane_rebuild(lane, pool->shard->now_ns)) != 0) {
+		lane_unmake(lane);
+		return rc;
+	}
+	lane_resume(lane);
 	*out = lane;
 	return 0;
 }
@@ -364,15 +454,50 @@ lane_quarantine(struct lane *lane, const char *why)
 	leave(lane);
 }
 
+/* Not before the memory is: a client could have one lane after the other closed while links refer to them. */
+static void
+forget(struct lane *lane)
+{
+	lane->shard->lane_memory -= lane_memfd_bytes(&lane->map.geo);
+	free(lane);
+}
+
 void
 lane_free(struct lane *lane)
 {
 	leave(lane);
 	if (lane->refs == 0)
 		TAILQ_REMOVE(&lane->shard->graveyard, lane, place_entry);
-	/* Not before: a client could have one lane after the other closed while links refer to them. */
-	lane->shard->lane_memory -= lane_memfd_bytes(&lane->map.geo);
-	lane_map_fini(&lane->map);
-	free(lane->slots);
-	free(lane);
+	unmap(lane);
+	forget(lane);
+}
+
+static void
+run_unmap(struct world_job *job)
+{
+	unmap((struct lane *)(void *)((char *)job - offsetof(struct lane, job)));
+}
+
+static void
+on_unmapped(struct world_job *job)
+{
+	forget((struct lane *)(void *)((char *)job - offsetof(struct lane, job)));
+}
+
+void
+lane_bury(struct lane *lane)
+{
+	struct shard *shard = lane->shard;
+
+	TAILQ_REMOVE(&shard->graveyard, lane, place_entry);
+	if (lane_memfd_bytes(&lane->map.geo) > LANE_INLINE_BYTES || lane->slot_capacity > LANE_INLINE_SLOTS) {
+		lane->job.run = run_unmap;
+		lane->job.done = on_unmapped;
+		shard->world->ops->work(shard->world, &lane->job);
+		return;
+	}
+	uint64_t began = control_begin(&shard->control);
+	unmap(lane);
+	forget(lane);
+	control_end(&shard->control, began);
 }

@@ -84,7 +84,8 @@ struct lane {
 	uint64_t nonce; /* the header's: the same over restarts of the daemon */
 	struct lane_owner owner;
 	struct lane_map map;
-	int memfd; /* kept for a successor; owned */
+	int memfd; /* kept for a successor; owned; -1: to be made */
+	int handed_back; /* it was not made by us */
 	int bell; /* wakes the client: the writing end of a pipe; owned; -1: it has none yet (lane_await) */
 
 	struct sq_consumer sq;
@@ -106,7 +107,7 @@ struct lane {
 	int moving;        /* to be bound anew once nothing is in flight */
 
 	enum lane_place place;
-	TAILQ_ENTRY(lane) place_entry;
+	TAILQ_ENTRY(lane) place_entry; /* of a lane being made: in the shard's list of those */
 	TAILQ_ENTRY(lane) pool_entry;
 	TAILQ_ENTRY(lane) client_entry;
 	TAILQ_ENTRY(lane) dirty_entry;
@@ -124,7 +125,12 @@ struct lane {
 	uint64_t orphaned_ns;
 	struct lane_counts count;
 	struct lane_counts before; /* what it was when its client went */
+	struct world_job job; /* the freeing of its memory */
 };
+
+/* What the loop does by itself: a lane so small costs less than the way to another thread and back. */
+#define LANE_INLINE_BYTES (128u << 10)
+#define LANE_INLINE_SLOTS 4096u
 
 enum lane_pumped {
 	LANE_PUMP_IDLE,  /* nothing to frame now */
@@ -225,6 +231,9 @@ void lane_reclaim(struct lane *lane, struct client *client, int bell);
 /* Lets an orphan go that has nothing left. */
 void lane_finish_orphan(struct lane *lane);
 
+/* Frees one that is in the shard's graveyard; what takes long of it, beside the loop. */
+void lane_bury(struct lane *lane);
+
 /* Its memory breaks the rules. */
 void lane_quarantine(struct lane *lane, const char *why);
 
@@ -254,19 +263,33 @@ void lane_reject(struct lane *lane, struct slot *slot, uint64_t reference, uint3
 /* Writes into the bell, whether anybody sleeps or not. */
 void lane_bell(const struct lane *lane);
 
+/*
+ * The steps of lane_new and lane_return. lane_map_in and lane_rebuild take long with a large lane. They
+ * touch nothing but the lane and may run beside the loop, while nobody else touches it.
+ *
+ *   lane_make ── lane_map_in ────────────────── lane_begin
+ *                           └── lane_rebuild ── lane_resume
+ */
 
-/* Allocates and maps; in no list yet. */
+/* Room for a lane that counts from now on, in the shard's list of lanes being made. memfd: -1, one is to be made. */
 int lane_make(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
     int memfd, const struct lane_geometry *geo, int bell);
 
 /* Undoes lane_make; memfd and bell stay the caller's. */
 void lane_unmake(struct lane *lane);
 
-/* Puts it to work. */
-void lane_start(struct lane *lane);
+/* Makes the memfd if there is none, and maps it. On an error everything is as before. */
+int lane_map_in(struct lane *lane, const struct lane_header *header);
+
+/* Finds out what was done with the records (lane_return). On an error it is not mapped any more. */
+int lane_rebuild(struct lane *lane, uint64_t now_ns);
+
+/* Puts it to work: a new one, and one that was rebuilt. */
+void lane_begin(struct lane *lane);
+void lane_resume(struct lane *lane);
 
 /* Makes a slot of the record at the cursor. Returns 0, -TG_EBROKEN or -TG_ENOMEM. */
-int lane_admit(struct lane *lane, struct slot **slot);
+int lane_admit(struct lane *lane, uint64_t now_ns, struct slot **slot);
 
 /* Has it committed at the end of the turn. */
 void lane_mark_dirty(struct lane *lane);

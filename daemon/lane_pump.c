@@ -42,7 +42,7 @@ lane_slots_shrink(struct lane *lane)
 }
 
 int
-lane_admit(struct lane *lane, struct slot **out)
+lane_admit(struct lane *lane, uint64_t now_ns, struct slot **out)
 {
 	struct record record;
 	int rc;
@@ -54,7 +54,7 @@ lane_admit(struct lane *lane, struct slot **out)
 	struct slot *slot = lane_slot(lane, lane->slot_tail);
 	uint32_t timeout_ms = record.timeout_ms != 0 ? record.timeout_ms : lane->pool->config->message_timeout_ms;
 	/* The producer's clock is only believed as far as it is not ahead of ours. */
-	uint64_t published = record.published_ns < lane->shard->now_ns ? record.published_ns : lane->shard->now_ns;
+	uint64_t published = record.published_ns < now_ns ? record.published_ns : now_ns;
 	*slot = (struct slot){
 		.position = lane->sq.cursor,
 		.tag = record.tag,
@@ -76,15 +76,25 @@ lane_admit(struct lane *lane, struct slot **out)
 	lane->unfinished++;
 	lane->count.records++;
 	lane->count.bytes += record.size;
-	lane->pool->count.accepted++;
-	lane->pool->count.bytes += record.size;
-	if (out != NULL)
-		*out = slot;
+	*out = slot;
 	INJECT(admitted);
 	return 0;
 }
 
-/* lane_admit() if there is a slot for it now, in the table and among the completions; 1 if not. */
+static int
+admit_next(struct lane *lane)
+{
+	struct slot *slot;
+	int rc = lane_admit(lane, lane->shard->now_ns, &slot);
+
+	if (rc != 0)
+		return rc;
+	lane->pool->count.accepted++;
+	lane->pool->count.bytes += slot->size;
+	return 0;
+}
+
+/* admit_next() if there is a slot for it now, in the table and among the completions; 1 if not. */
 static int
 admit(struct lane *lane)
 {
@@ -95,14 +105,14 @@ admit(struct lane *lane)
 	 * its client may come back, or a successor may take it, the entries must tell what is finished (I5).
 	 */
 	if (lane->client == NULL)
-		return lane->cq.tail - floor + lane->unfinished >= lane->map.geo.cq_entries / 2 ? 1 : lane_admit(lane, NULL);
+		return lane->cq.tail - floor + lane->unfinished >= lane->map.geo.cq_entries / 2 ? 1 : admit_next(lane);
 	if (!cq_may_admit(&lane->cq, floor, lane->unfinished)) {
 		if (cq_producer_refresh(&lane->cq) < 0)
 			return -TG_EBROKEN;
 		if (!cq_may_admit(&lane->cq, floor, lane->unfinished))
 			return 1;
 	}
-	return lane_admit(lane, NULL);
+	return admit_next(lane);
 }
 
 /* ---- framing ---- */

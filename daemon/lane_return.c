@@ -60,7 +60,7 @@ collect_finished(const struct lane *lane, struct finished **out)
  * sent. What lies behind them is admitted in the ordinary way.
  */
 static int
-walk(struct lane *lane, const struct finished *list, int64_t n)
+walk(struct lane *lane, const struct finished *list, int64_t n, uint64_t now_ns)
 {
 	uint64_t head = lane->sq.head, end = lane->sq.sent;
 	int64_t next = 0;
@@ -72,7 +72,7 @@ walk(struct lane *lane, const struct finished *list, int64_t n)
 		struct slot *slot;
 		if (lane->slot_tail - lane->slot_head >= lane->map.geo.cq_entries)
 			return -TG_EBROKEN;
-		if ((rc = lane_admit(lane, &slot)) != 0)
+		if ((rc = lane_admit(lane, now_ns, &slot)) != 0)
 			return rc;
 		INJECT(returned_walk);
 		if (next < n && list[next].position == slot->position - head) {
@@ -92,7 +92,7 @@ walk(struct lane *lane, const struct finished *list, int64_t n)
 }
 
 static int
-rebuild(struct lane *lane)
+rebuild(struct lane *lane, uint64_t now_ns)
 {
 	struct finished *list = NULL;
 	uint64_t sq_head = order_load_acquire_64(ORDER_G, &lane->map.daemon->sq_head);
@@ -104,40 +104,22 @@ rebuild(struct lane *lane)
 	if (cq_tail - cq_head > lane->map.geo.cq_entries || sq_consumer_refresh(&lane->sq) < 0)
 		return -TG_EBROKEN;
 	int64_t n = collect_finished(lane, &list);
-	int rc = n < 0 ? (int)n : walk(lane, list, n);
+	int rc = n < 0 ? (int)n : walk(lane, list, n, now_ns);
 	free(list);
 	return rc;
 }
 
-/* At most once means that what may have been sent is not sent again. */
-static void
-report_maybe_sent(struct lane *lane)
-{
-	for (uint64_t number = lane->slot_head; number != lane->slot_tail; number++) {
-		struct slot *slot = lane_slot(lane, number);
-		if (slot->state == SLOT_PENDING && slot->maybe_sent)
-			lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
-	}
-}
-
 int
-lane_return(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
-    int memfd, const struct lane_geometry *geo, int bell)
+lane_rebuild(struct lane *lane, uint64_t now_ns)
 {
-	struct lane *lane;
-	int rc = lane_make(&lane, header, pool, client, memfd, geo, bell);
+	int rc = rebuild(lane, now_ns);
 
-	if (rc != 0)
-		return rc;
-	if ((rc = rebuild(lane)) != 0) {
-		lane_unmake(lane);
+	if (rc != 0) {
+		struct lane_geometry geo = lane->map.geo;
+		lane_map_fini(&lane->map);
+		lane->map.geo = geo;
 		return rc;
 	}
 	INJECT(returned_built);
-	lane_start(lane);
-	lane_mark_dirty(lane); /* what the old one finished and did not release is released */
-	if (pool->config->on_failure == ON_FAILURE_REPORT)
-		report_maybe_sent(lane);
-	*out = lane;
 	return 0;
 }

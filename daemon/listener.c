@@ -62,6 +62,10 @@ on_readable(uv_poll_t *poll, int status, int events)
 
 	keep_spare(listener);
 	for (int i = 0; i < ACCEPTS_A_TURN; i++) {
+		if (listener->may_accept != NULL && !listener->may_accept(listener->owner)) {
+			uv_poll_stop(poll);
+			return;
+		}
 		int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd < 0) {
 			if (errno == EINTR || errno == ECONNABORTED)
@@ -174,6 +178,12 @@ listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int 
 	keep_spare(listener);
 	uv_poll_start(&listener->poll, UV_READABLE, on_readable);
 	return 0;
+}
+
+void
+listener_resume(struct listener *listener)
+{
+	uv_poll_start(&listener->poll, UV_READABLE, on_readable);
 }
 
 void

@@ -19,6 +19,7 @@ struct listener {
 	int owns_path; /* unlink it at the end */
 	char path[108];
 	void (*accepted)(void *owner, int fd); /* takes the descriptor over */
+	int (*may_accept)(void *owner); /* asked before each; on 0 it is silent until listener_resume. NULL: always */
 	struct log_limit accept_limit;
 	void *owner;
 };
@@ -32,5 +33,8 @@ struct listener {
 int listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int type, mode_t mode,
     const char *group, int inherited, void (*accepted)(void *owner, int fd), void *owner);
 void listener_fini(struct listener *listener);
+
+/* Accepts again, after may_accept has said no. */
+void listener_resume(struct listener *listener);
 
 #endif

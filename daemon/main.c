@@ -119,6 +119,17 @@ raise_descriptor_limit(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+/* libuv's: name look-ups may hang, and have half of them; lanes' memory takes one (world_uv.c). */
+static void
+enough_threads(void)
+{
+	static const char name[] = "UV_THREADPOOL_SIZE";
+	const char *threads = getenv(name);
+
+	if (threads != NULL && atoi(threads) < 4)
+		setenv(name, "4", 1);
+}
+
 static void
 tell_manager(const char *state)
 {
@@ -131,8 +142,23 @@ static void
 on_client(void *owner, int fd)
 {
 	struct loop *loop = owner;
+	struct control *control = &loop->shard.control;
+	uint64_t began = control_begin(control);
 
 	client_new(&loop->shard, &loop->uv, fd);
+	control_end(control, began);
+}
+
+static int
+may_accept(void *owner)
+{
+	struct loop *loop = owner;
+
+	if (control_may(&loop->shard.control))
+		return 1;
+	loop_refresh_clock(&loop->shard);
+	control_hold_listener(&loop->shard.control);
+	return 0;
 }
 
 static void
@@ -205,6 +231,8 @@ run(const struct config *config, const struct options *options)
 	    listening(taken, config->admin, NULL, 0), on_admin, &admin);
 	if (rc != 0)
 		goto out;
+	control.may_accept = may_accept;
+	loop.shard.control.listener = &control;
 	control.owns_path |= taken != NULL;
 	admins.owns_path |= taken != NULL;
 	rc = handover_init(&handover, &loop, &control, &admins, &start);
@@ -225,6 +253,7 @@ run(const struct config *config, const struct options *options)
 	rc = loop_run(&loop);
 	tell_manager("STOPPING=1");
 out:
+	loop.shard.control.listener = NULL;
 	handover_fini(&handover);
 	listener_fini(&control);
 	listener_fini(&admins);
@@ -255,6 +284,7 @@ main(int argc, char **argv)
 		return 0;
 	}
 	signal(SIGPIPE, SIG_IGN);
+	enough_threads();
 	raise_descriptor_limit();
 	rc = run(config, &options);
 	config_free(config);

@@ -50,6 +50,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	TAILQ_INIT(&shard->doubted);
 	shard->second_look.fire = look_again;
 	TAILQ_INIT(&shard->graveyard);
+	TAILQ_INIT(&shard->making);
 	TAILQ_INIT(&shard->flush);
 	TAILQ_INIT(&shard->serve);
 	TAILQ_INIT(&shard->clients);
@@ -61,9 +62,12 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	if (shard->read_buffer == NULL || shard->copy_buffer == NULL || shard->pools == NULL ||
 	    timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
+	int rc = control_init(&shard->control, shard);
+	if (rc != 0)
+		return rc;
 	for (; shard->pool_count < config->pool_count; shard->pool_count++) {
 		struct pool *pool = &shard->pools[shard->pool_count];
-		int rc = pool_init(pool, shard, &config->pools[shard->pool_count], shard->pool_count);
+		rc = pool_init(pool, shard, &config->pools[shard->pool_count], shard->pool_count);
 		if (rc != 0) {
 			pool_fini(pool);
 			return rc;
@@ -76,15 +80,20 @@ static void
 bury(struct shard *shard)
 {
 	while (!TAILQ_EMPTY(&shard->graveyard))
-		lane_free(TAILQ_FIRST(&shard->graveyard));
+		lane_bury(TAILQ_FIRST(&shard->graveyard));
 }
 
 void
 shard_fini(struct shard *shard)
 {
+	/* Lanes that are being made are some pool's afterwards. */
+	if (shard->world != NULL)
+		shard->world->ops->settle(shard->world);
 	for (uint32_t i = 0; i < shard->pool_count; i++)
 		pool_fini(&shard->pools[i]);
-	bury(shard);
+	while (!TAILQ_EMPTY(&shard->graveyard))
+		lane_free(TAILQ_FIRST(&shard->graveyard));
+	control_fini(&shard->control);
 	free(shard->pools);
 	free(shard->read_buffer);
 	free(shard->copy_buffer);
@@ -119,6 +128,9 @@ shard_lane(const struct shard *shard, uint64_t id)
 		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
 			if (lane->id == id)
 				return lane;
+	TAILQ_FOREACH (lane, &shard->making, place_entry)
+		if (lane->id == id)
+			return lane;
 	return NULL;
 }
 
@@ -131,6 +143,9 @@ shard_lane_of(const struct shard *shard, uint64_t nonce, int memfd)
 		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
 			if (lane->nonce == nonce && lane_is_memory(lane, memfd))
 				return lane;
+	TAILQ_FOREACH (lane, &shard->making, place_entry)
+		if (lane->nonce == nonce && lane->handed_back && lane_is_memory(lane, memfd))
+			return lane;
 	return NULL;
 }
 
@@ -298,6 +313,8 @@ shard_is_empty(const struct shard *shard)
 {
 	struct lane *lane;
 
+	if (!TAILQ_EMPTY(&shard->making))
+		return 0; /* one that comes back may hold something */
 	for (uint32_t i = 0; i < shard->pool_count; i++)
 		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
 			if (!lane_is_empty(lane))

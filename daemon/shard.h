@@ -13,6 +13,7 @@
 #ifndef TG_DAEMON_SHARD_H
 #define TG_DAEMON_SHARD_H
 
+#include "control.h"
 #include "lane.h"
 #include "link.h"
 #include "pool.h"
@@ -50,13 +51,15 @@ struct shard {
 	struct lane_list doubted;    /* fell asleep lately, to be looked at again, by dozed_entry */
 	struct timer second_look;
 	struct lane_list graveyard;  /* gone lanes no link refers to, freed at the end of the turn */
+	struct lane_list making;     /* lanes that are being made or rebuilt, by place_entry */
 	struct link_list flush;      /* by flush_entry */
 	struct link_list serve;      /* writable links with waiters, by serve_entry */
+	struct control control;
 	struct client_list clients;
 	struct client_list looking;  /* clients that have rung, by looking_entry */
 	uint32_t client_count;
 	uint32_t lane_count;
-	uint64_t lane_memory; /* bytes of all lanes' memfds */
+	uint64_t lane_memory; /* bytes of all lanes' memfds, as long as they are mapped */
 	int expedited;        /* membarrier works: clients need no fence */
 	struct log_limit gone_limit; /* … or connect and talk nonsense */
 	struct keeper *keeper; /* keeps lanes for the next daemon; NULL: nobody does */

@@ -9,6 +9,7 @@
 #define TG_DAEMON_WORLD_H
 
 #include <stdint.h>
+#include <sys/queue.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -51,6 +52,17 @@ struct sock_info {
 	uint32_t rtt_us;
 };
 
+/*
+ * Work that would hold up the loop: run() happens on another thread and touches nothing that anybody else
+ * touches meanwhile; done() follows on the loop. Embedded in what it works on. One at a time, in order.
+ */
+struct world_job {
+	void (*run)(struct world_job *job);
+	void (*done)(struct world_job *job);
+	STAILQ_ENTRY(world_job) entry;
+};
+STAILQ_HEAD(world_jobs, world_job);
+
 struct world_ops {
 	uint64_t (*now_ns)(struct world *world); /* monotonic */
 	uint64_t (*wall_ms)(struct world *world); /* Unix time; may jump */
@@ -72,6 +84,10 @@ struct world_ops {
 	int (*info)(struct sock *sock, struct sock_info *info); /* 0, or -1: not known (unix sockets) */
 	/* reset: with RST, nothing queued is sent any more. */
 	void (*close)(struct sock *sock, int reset);
+
+	/* Has a job done; never fails. settle: waits until all are, their done() called. */
+	void (*work)(struct world *world, struct world_job *job);
+	void (*settle)(struct world *world);
 };
 
 struct world {

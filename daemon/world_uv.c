@@ -35,6 +35,8 @@ struct world_uv {
 	uv_loop_t *uv;
 	struct shard *shard;
 	uint64_t seed[2]; /* xoroshiro128+ : jitter, not secrets */
+	struct world_jobs jobs; /* the first is running */
+	uv_work_t work;
 };
 
 struct sock_uv {
@@ -407,6 +409,62 @@ sock_close(struct sock *sock, int reset)
 	uv_close((uv_handle_t *)&s->poll, on_sock_closed);
 }
 
+/* ---- work beside the loop ---- */
+
+/*
+ * libuv's threads are shared with the look-ups, which may hang: libuv gives those at most half of the
+ * threads, and jobs take one. main() sees to it that there are enough for both.
+ */
+static void on_work_done(uv_work_t *work, int status);
+
+static void
+on_work(uv_work_t *work)
+{
+	struct world_job *job = work->data;
+
+	job->run(job);
+}
+
+static void
+work_next(struct world_uv *w)
+{
+	w->work.data = STAILQ_FIRST(&w->jobs);
+	if (w->work.data != NULL)
+		uv_queue_work(w->uv, &w->work, on_work, on_work_done);
+}
+
+static void
+on_work_done(uv_work_t *work, int status)
+{
+	struct world_uv *w = (struct world_uv *)(void *)((char *)work - offsetof(struct world_uv, work));
+	struct world_job *job = work->data;
+
+	STAILQ_REMOVE_HEAD(&w->jobs, entry);
+	work_next(w);
+	loop_refresh_clock(w->shard);
+	job->done(job);
+}
+
+static void
+work(struct world *world, struct world_job *job)
+{
+	struct world_uv *w = (struct world_uv *)world;
+	int idle = STAILQ_EMPTY(&w->jobs);
+
+	STAILQ_INSERT_TAIL(&w->jobs, job, entry);
+	if (idle)
+		work_next(w);
+}
+
+static void
+settle(struct world *world)
+{
+	struct world_uv *w = (struct world_uv *)world;
+
+	while (!STAILQ_EMPTY(&w->jobs))
+		uv_run(w->uv, UV_RUN_ONCE);
+}
+
 static const struct world_ops ops = {
 	.now_ns = now_ns,
 	.wall_ms = wall_ms,
@@ -419,6 +477,8 @@ static const struct world_ops ops = {
 	.want_write = sock_want_write,
 	.info = sock_info,
 	.close = sock_close,
+	.work = work,
+	.settle = settle,
 };
 
 struct world *
@@ -431,6 +491,7 @@ world_uv_new(uv_loop_t *uv, struct shard *shard)
 	w->world.ops = &ops;
 	w->uv = uv;
 	w->shard = shard;
+	STAILQ_INIT(&w->jobs);
 	if (getrandom(w->seed, sizeof(w->seed), 0) != (ssize_t)sizeof(w->seed))
 		w->seed[0] = now_ns(&w->world) | 1;
 	return &w->world;

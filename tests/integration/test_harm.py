@@ -192,3 +192,102 @@ def test_log_that_nobody_reads_holds_up_nobody(box, daemon, sink):
     assert d.stop() == 0
     os.close(writer)
     os.close(reader)
+
+
+LANE_OPEN, LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURN, LANE_RETURNED = range(2, 8)
+LARGE = 16 << 20  # not made on the daemon's loop
+
+
+def request(type, serial, body=b""):
+    return struct.pack("=4I", 0x74646631, 1, type, serial) + body.ljust(248, b"\0")
+
+
+def open_request(serial, ring_bytes, pool="events"):
+    return request(LANE_OPEN, serial, struct.pack("=Q2I64s32s", ring_bytes, 0, 0, pool.encode(), b"raw"))
+
+
+def descriptors_here():
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            found.append(fd)
+    return found
+
+
+class RawClient:
+    def __init__(self, d):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(30 * PATIENCE)
+        self.socket.connect(str(d.socket))
+
+    def answer(self):
+        """Type, serial and lane (or error) of the next answer, and its descriptors."""
+        data, fds, _, _ = socket.recv_fds(self.socket, 4096, 3)
+        _, _, type, serial, number = struct.unpack_from("=4IQ", data)
+        return type, serial, number, fds
+
+    def ask(self, frame, fds=()):
+        socket.send_fds(self.socket, [frame], list(fds))
+        return self.answer()
+
+
+@pytest.mark.sanitizers
+def test_requests_sent_ahead_are_answered_in_order(box, daemon, sink):
+    """A large lane is made beside the loop; what was asked behind it waits for it."""
+    d = daemon(pool([sink]))
+    raw = RawClient(d)
+    d.process.freeze()
+    sizes = (LARGE, 16384, LARGE, 0, 16384)
+    for serial, size in enumerate(sizes):
+        raw.socket.send(open_request(serial, size))
+    raw.socket.send(request(LANE_CLOSE, 5, struct.pack("=Q", 999)))
+    d.process.thaw()
+    answers = [raw.answer() for _ in range(6)]
+    assert [a[:2] for a in answers] == [(LANE_OPENED, serial) for serial in range(5)] + [(1, 5)]
+    assert len({a[2] for a in answers[:5]}) == 5
+    for *_, fds in answers:
+        for fd in fds:
+            os.close(fd)
+    raw.socket.close()
+    d.wait_no_lanes()
+    assert d.stop() == 0
+
+
+@pytest.mark.sanitizers
+def test_client_that_hangs_up_before_its_lane_is_made_leaves_nothing(box, daemon, sink):
+    d = daemon(pool([sink]))
+    before = d.process.descriptors()
+    for _ in range(10):
+        raw = RawClient(d)
+        raw.socket.send(open_request(1, LARGE))
+        raw.socket.send(open_request(2, LARGE))
+        raw.socket.close()
+    wait_for(lambda: d.ctl("stats")["stats"]["lanes_opened"] >= 10, "the lanes to be made")
+    d.wait_no_lanes()
+    wait_for(lambda: d.process.descriptors() <= before, lambda: f"{before} descriptors, {d.process.descriptors()}")
+    assert d.publish("-m", "x").returncode == 0
+    assert d.stop() == 0
+
+
+@needs_library
+def test_lane_handed_back_by_one_who_hangs_up_is_delivered(box, daemon):
+    """The daemon dies with records in a large ring; who hands it back does not wait for the answer."""
+    sink = Sink(box).start()
+    d = daemon(pool([sink]))
+    client = Client(d.socket)
+    lane = client.lane(ring_bytes=LARGE)
+    d.process.kill()
+    for n in range(500):
+        lane.publish(b"%d" % n, tag=n)
+    memfds = [fd for fd in descriptors_here() if "tidegate-lane" in os.readlink(f"/proc/self/fd/{fd}")]
+    d.start()
+    raw = RawClient(d)
+    d.process.freeze()
+    socket.send_fds(raw.socket, [request(LANE_RETURN, 1)], memfds[-1:])
+    raw.socket.close()
+    d.process.thaw()
+    wait_for(lambda: len(sink.arrivals()) == 500, lambda: f"500 arrivals, {len(sink.arrivals())}")
+    d.wait_no_lanes()
+    assert d.stop() == 0
+    client.close()

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from harness import FULL, Mosquitto, Sink, pool, program, wait_for
+from harness import FULL, Mosquitto, Process, Sink, pool, program, wait_for
 from load import Producer, check_all_arrived, wait_all_arrived
 
 UPGRADES = 100 if FULL else 5
@@ -109,3 +109,28 @@ def test_orphans_are_handed_over(box, daemon):
     sink.tell("set", "freeze", "off")
     wait_for(lambda: not d.rows("lanes"), "its end", 30)
     check_all_arrived([producer], sink)
+
+
+@pytest.mark.sanitizers
+def test_upgrades_wait_for_lanes_that_are_being_made(box, daemon, sink):
+    """Clients that open large lanes without end see nothing of it but a pause."""
+    d = daemon(pool([sink]))
+    serving = Upgraded(box, d)
+    openers = [Process(box, f"greedy-{n}", [program("greedy"), d.socket, "events", "open", 16 << 20]) for n in range(3)]
+
+    def opened():
+        return d.ctl("stats")["stats"]["lanes_opened"]
+
+    for opener in openers:
+        wait_for(lambda opener=opener: "ready" in opener.text(), "it to have opened a lane", 30)
+    for _ in range(3):
+        pid = serving.pid()
+        result = serving.upgrade()
+        assert result.returncode == 0, result.stderr
+        assert serving.pid() != pid
+        wait_for(lambda: opened() > 6, lambda: f"lanes opened by the new daemon: {opened()}", 30)
+        assert all(opener.alive() for opener in openers), [opener.text() for opener in openers]
+    for opener in openers:
+        opener.kill()
+    d.wait_no_lanes()
+    assert d.publish("-m", "x").returncode == 0

@@ -1015,6 +1015,41 @@ sock_close(struct sock *sock, int reset)
 	conn->connecting = 0;
 }
 
+/* ---- work beside the loop: done at once, known a little later ---- */
+
+#define WORK_MAX_NS (5 * NS_PER_MS)
+
+static void
+on_work_done(void *arg, uint64_t n)
+{
+	struct sim_world *w = arg;
+	struct world_job *job = STAILQ_FIRST(&w->jobs);
+
+	if (job == NULL)
+		return; /* settled */
+	STAILQ_REMOVE_HEAD(&w->jobs, entry);
+	job->done(job);
+}
+
+static void
+work(struct world *world, struct world_job *job)
+{
+	struct sim_world *w = (struct sim_world *)world;
+
+	job->run(job);
+	STAILQ_INSERT_TAIL(&w->jobs, job, entry);
+	sim_after(w, chance_between(&w->chance, 0, WORK_MAX_NS), on_work_done, w, 0);
+}
+
+static void
+settle(struct world *world)
+{
+	struct sim_world *w = (struct sim_world *)world;
+
+	while (!STAILQ_EMPTY(&w->jobs))
+		on_work_done(w, 0);
+}
+
 static const struct world_ops ops = {
 	.now_ns = now_ns,
 	.wall_ms = wall_ms,
@@ -1027,6 +1062,8 @@ static const struct world_ops ops = {
 	.want_write = sock_want_write,
 	.info = sock_info,
 	.close = sock_close,
+	.work = work,
+	.settle = settle,
 };
 
 void
@@ -1034,6 +1071,7 @@ world_sim_init(struct sim_world *w, uint64_t seed)
 {
 	memset(w, 0, sizeof(*w));
 	w->world.ops = &ops;
+	STAILQ_INIT(&w->jobs);
 	w->now_ns = SIM_START_NS;
 	w->chance.state = seed;
 	w->daemons.state = seed ^ UINT64_C(0x5851f42d4c957f2d);

@@ -82,6 +82,7 @@ struct sim_world {
 	uint64_t connections;
 	uint64_t steps;
 	uint64_t *clock_of_shard; /* kept at now_ns */
+	struct world_jobs jobs;   /* done, and not yet known to be */
 	/* Looks over the daemon's shoulder. */
 	void *watcher;
 	void (*on_resolve)(void *watcher, void *owner);

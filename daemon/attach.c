@@ -1,0 +1,356 @@
+#include "attach.h"
+
+#include "client.h"
+#include "inject.h"
+#include "log.h"
+#include "pool.h"
+#include "shard.h"
+#include "stray.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A lane on its way. */
+struct attach {
+	struct world_job job;
+	struct client *client; /* NULL: it has hung up */
+	struct lane *lane;
+	struct lane_header header;
+	uint64_t now_ns;
+	uint32_t serial;
+	int returned; /* LANE_RETURN */
+	int bell;     /* the client's end */
+	int rc;
+	int error; /* errno, of -TG_ESYSTEM */
+};
+
+/* ---- refusals ---- */
+
+static int
+refuse_pool(struct client *client, uint32_t serial, const char *name)
+{
+	char names[160] = "";
+	size_t at = 0;
+
+	for (uint32_t i = 0; i < client->shard->pool_count && at < sizeof(names) - 1; i++) {
+		int n = snprintf(names + at, sizeof(names) - at, "%s\"%s\"", i > 0 ? ", " : "",
+		    client->shard->pools[i].config->name);
+		at += n > 0 ? (size_t)n : 0;
+	}
+	return client_refuse(client, serial, TG_ENOPOOL, "pool \"%s\" does not exist; there are: %s", name, names);
+}
+
+/* Which configured limit a lane of this geometry would break; 0 and *rc set if one did. */
+static int
+within_limits(struct client *client, const struct frame *request, const struct lane_geometry *geo, int *rc)
+{
+	struct shard *shard = client->shard;
+	const struct config_limits *limits = &shard->config->limits;
+	uint32_t serial = request->serial;
+
+	if (geo->sq_bytes > limits->ring_bytes)
+		*rc = client_refuse(client, serial, TG_ELIMIT, "a ring of %llu bytes is too large: limits.ring_bytes is %llu",
+		    (unsigned long long)geo->sq_bytes, (unsigned long long)limits->ring_bytes);
+	else if (shard->lane_count >= limits->lanes)
+		*rc = client_refuse(client, serial, TG_ELIMIT, "%u lanes are open: limits.lanes is %u", shard->lane_count,
+		    limits->lanes);
+	else if (client->lane_count >= limits->lanes_per_client)
+		*rc = client_refuse(client, serial, TG_ELIMIT,
+		    "process %d has %u lanes open: limits.lanes_per_client is %u", client_pid(client),
+		    client->lane_count, limits->lanes_per_client);
+	else if (shard->lane_memory + lane_memfd_bytes(geo) > limits->memory_bytes)
+		*rc = client_refuse(client, serial, TG_ELIMIT,
+		    "all lanes hold %llu bytes, this one would need %llu: limits.memory_bytes is %llu",
+		    (unsigned long long)shard->lane_memory, (unsigned long long)lane_memfd_bytes(geo),
+		    (unsigned long long)limits->memory_bytes);
+	else
+		return 1;
+	return 0;
+}
+
+static int
+refuse_lane(struct client *client, uint32_t serial, const char *pool, int rc)
+{
+	return client_refuse(client, serial, -rc, "lane for pool \"%s\": %s%s%s", pool,
+	    rc == -TG_ELIMIT ? "no file descriptors left (LimitNOFILE)" : error_text(rc),
+	    rc == -TG_ESYSTEM ? ": " : "", rc == -TG_ESYSTEM ? strerror(errno) : "");
+}
+
+/* ---- a lane on its way ---- */
+
+/* The bell: the reading end goes to the client, the writing end is ours alone. */
+static int
+make_bell(int bell[2])
+{
+	return pipe2(bell, O_CLOEXEC | O_NONBLOCK) == 0 ? 0 : -TG_ELIMIT;
+}
+
+static void
+close_bell(int bell[2])
+{
+	close(bell[0]);
+	close(bell[1]);
+}
+
+static void
+lane_frame(struct frame *frame, enum frame_type type, uint32_t serial, const struct lane *lane, uint32_t flags)
+{
+	frame_init(frame, type, serial);
+	frame->u.lane.lane_id = lane->id;
+	frame->u.lane.sq_bytes = lane->map.geo.sq_bytes;
+	frame->u.lane.cq_entries = lane->map.geo.cq_entries;
+	frame->u.lane.flags = flags;
+}
+
+static int
+answer_returned(struct client *client, uint32_t serial, const struct lane *lane, int bell)
+{
+	struct frame frame;
+	int fds[] = { [FRAME_FD_RETURNED_DOORBELL] = client->doorbell, [FRAME_FD_RETURNED_BELL] = bell };
+
+	client->shard->count.lanes_returned++;
+	lane_frame(&frame, FRAME_LANE_RETURNED, serial, lane, client->shard->expedited ? LANE_F_EXPEDITED : 0);
+	INJECT(returned_answer);
+	int rc = client_answer(client, &frame, fds, 2);
+	close(bell);
+	log_event(LOG_LEVEL_INFO, "lane_returned", "lane=%llu pool=%s pid=%d unreleased=%llu unfinished=%u",
+	    (unsigned long long)lane->id, lane->pool->config->name, client_pid(client),
+	    (unsigned long long)(lane->sq.tail_seen - lane->sq.head), lane->unfinished);
+	return rc;
+}
+
+static int
+answer_opened(struct client *client, uint32_t serial, const struct lane *lane, int bell, uint32_t flags)
+{
+	struct frame frame;
+	int fds[] = { [FRAME_FD_MEMFD] = lane->memfd, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell };
+
+	lane_frame(&frame, FRAME_LANE_OPENED, serial, lane, flags);
+	int rc = client_answer(client, &frame, fds, 3);
+	close(bell);
+	log_event(LOG_LEVEL_DEBUG, "lane_opened", "lane=%llu pool=%s pid=%d sq_bytes=%llu cq_entries=%u",
+	    (unsigned long long)lane->id, lane->pool->config->name, client_pid(client),
+	    (unsigned long long)lane->map.geo.sq_bytes, lane->map.geo.cq_entries);
+	return rc;
+}
+
+static struct attach *
+attach_of(struct world_job *job)
+{
+	return (struct attach *)(void *)((char *)job - offsetof(struct attach, job));
+}
+
+/* What takes long. */
+static void
+run(struct world_job *job)
+{
+	struct attach *attach = attach_of(job);
+
+	attach->rc = lane_map_in(attach->lane, &attach->header);
+	if (attach->rc == 0 && attach->returned)
+		attach->rc = lane_rebuild(attach->lane, attach->now_ns);
+	attach->error = errno;
+}
+
+/* It did not come to be. */
+static int
+fail(struct attach *attach)
+{
+	struct lane *lane = attach->lane;
+	struct client *client = attach->client;
+	const char *pool = lane->pool->config->name;
+
+	close(attach->bell);
+	close(lane->bell);
+	if (attach->returned)
+		stray_close(lane->memfd);
+	lane_unmake(lane);
+	errno = attach->error;
+	return client != NULL ? refuse_lane(client, attach->serial, pool, attach->rc) : 0;
+}
+
+/* Puts the lane to work and answers. Returns as attach_open. */
+static int
+finish(struct attach *attach)
+{
+	struct client *client = attach->client;
+	struct lane *lane = attach->lane;
+
+	if (attach->rc != 0)
+		return fail(attach);
+	lane->client = client;
+	if (attach->returned)
+		lane_resume(lane);
+	else
+		lane_begin(lane);
+	if (client == NULL) {
+		close(attach->bell);
+		lane_orphan(lane);
+		return 0;
+	}
+	client_add_lane(client, lane);
+	if (attach->returned)
+		return answer_returned(client, attach->serial, lane, attach->bell);
+	return answer_opened(client, attach->serial, lane, attach->bell, attach->header.flags);
+}
+
+static void
+on_done(struct world_job *job)
+{
+	struct attach *attach = attach_of(job);
+	struct client *client = attach->client;
+	uint64_t began = 0;
+
+	if (client != NULL) {
+		client->attach = NULL;
+		began = control_begin(&client->shard->control);
+	}
+	int rc = finish(attach);
+	free(attach);
+	if (client == NULL)
+		return;
+	control_end(&client->shard->control, began);
+	if (rc != 0)
+		client_end(client, rc);
+	else
+		client_watch(client);
+}
+
+void
+attach_abandon(struct attach *attach)
+{
+	attach->client = NULL;
+	attach->lane->client = NULL;
+}
+
+/*
+ * Begins: the lane counts from now on. memfd: what was handed back, the lane's on success; -1: one is to be made.
+ * Returns as attach_open; *taken: whether memfd was taken.
+ */
+static int
+begin(struct client *client, uint32_t serial, const struct lane_header *header, struct pool *pool,
+    const struct lane_geometry *geo, int memfd, int *taken)
+{
+	struct shard *shard = client->shard;
+	struct attach *attach = calloc(1, sizeof(*attach));
+	struct lane *lane;
+	int bell[2];
+	int rc = -TG_ENOMEM;
+
+	if (attach == NULL)
+		return refuse_lane(client, serial, pool->config->name, rc);
+	if ((rc = make_bell(bell)) != 0)
+		goto fail;
+	if ((rc = lane_make(&lane, header, pool, client, memfd, geo, bell[1])) != 0)
+		goto fail_bell;
+	*taken = 1;
+	*attach = (struct attach){ .job.run = run,
+		.job.done = on_done,
+		.client = client,
+		.lane = lane,
+		.header = *header,
+		.now_ns = shard->now_ns,
+		.serial = serial,
+		.returned = memfd >= 0,
+		.bell = bell[0] };
+	if (lane_memfd_bytes(geo) > LANE_INLINE_BYTES) {
+		client->attach = attach;
+		client_watch(client);
+		shard->world->ops->work(shard->world, &attach->job);
+		return 0;
+	}
+	run(&attach->job);
+	rc = finish(attach);
+	free(attach);
+	return rc;
+fail_bell:
+	close_bell(bell);
+fail:
+	free(attach);
+	return refuse_lane(client, serial, pool->config->name, rc);
+}
+
+/* ---- requests ---- */
+
+int
+attach_open(struct client *client, const struct frame *request)
+{
+	struct shard *shard = client->shard;
+	struct pool *pool = shard_pool(shard, request->u.open.pool);
+	struct lane_header header = { .lane_id = shard->lane_ids + 1 };
+	struct lane_geometry geo;
+	int rc, taken = 0;
+
+	memcpy(client->name, request->u.open.name, sizeof(client->name));
+	if (shard->stopping)
+		return client_refuse(client, request->serial, TG_ESTOPPING, "%s", error_text(TG_ESTOPPING));
+	if (pool == NULL)
+		return refuse_pool(client, request->serial, request->u.open.pool);
+	if (lane_geometry_make(&geo, request->u.open.sq_bytes, request->u.open.cq_entries) != 0)
+		return client_refuse(client, request->serial, TG_EINVAL,
+		    "a lane of %llu bytes and %u completions: at most %llu and %u are possible",
+		    (unsigned long long)request->u.open.sq_bytes, request->u.open.cq_entries,
+		    (unsigned long long)LANE_SQ_MAX, LANE_CQ_MAX);
+	if (!within_limits(client, request, &geo, &rc))
+		return rc;
+	header.flags = shard->expedited ? LANE_F_EXPEDITED : 0;
+	header.nonce = world_random(shard->world);
+	snprintf(header.pool, sizeof(header.pool), "%s", pool->config->name);
+	shard->lane_ids++;
+	return begin(client, request->serial, &header, pool, &geo, -1, &taken);
+}
+
+/* One of our own whose client had lost its connection, or gave up waiting for our answer. */
+static int
+reclaim_lane(struct client *client, const struct frame *request, struct lane *lane)
+{
+	int bell[2], rc;
+
+	if ((rc = make_bell(bell)) != 0)
+		return refuse_lane(client, request->serial, lane->pool->config->name, rc);
+	lane_reclaim(lane, client, bell[1]);
+	client_add_lane(client, lane);
+	return answer_returned(client, request->serial, lane, bell[0]);
+}
+
+/* A lane that another daemon served before us. */
+int
+attach_return(struct client *client, const struct frame *request, int *handed)
+{
+	struct shard *shard = client->shard;
+	struct lane_header header;
+	struct lane_geometry geo;
+	int memfd = *handed;
+	int rc, taken = 0;
+
+	memcpy(client->name, request->u.open.name, sizeof(client->name));
+	if (shard->stopping)
+		return client_refuse(client, request->serial, TG_ESTOPPING, "%s", error_text(TG_ESTOPPING));
+	if (memfd < 0)
+		return client_refuse(client, request->serial, TG_EPROTOCOL, "a lane was handed back without its memory");
+	if ((rc = lane_header_read(memfd, &header, &geo)) != 0)
+		return client_refuse(client, request->serial, -rc, "a lane was handed back whose memory is none of ABI %u",
+		    LANE_ABI);
+	struct pool *pool = shard_pool(shard, header.pool);
+	if (pool == NULL)
+		return refuse_pool(client, request->serial, header.pool);
+	struct lane *same = shard_lane_of(shard, header.nonce, memfd);
+	int served = same != NULL && same->place != LANE_GONE; /* and not one on its way */
+	if (served && same->client == NULL)
+		return reclaim_lane(client, request, same);
+	if (!within_limits(client, request, &geo, &rc))
+		return rc;
+	if (same != NULL)
+		return client_refuse(client, request->serial, TG_EBUSY, "lane %llu was handed back twice",
+		    (unsigned long long)same->id);
+	header.lane_id = shard_lane_id(shard, header.lane_id);
+	rc = begin(client, request->serial, &header, pool, &geo, memfd, &taken);
+	if (taken)
+		*handed = -1;
+	return rc;
+}

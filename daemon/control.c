@@ -1,0 +1,110 @@
+#include "control.h"
+
+#include "client.h"
+#include "listener.h"
+#include "shard.h"
+
+#define CONTROL_SHARE 4u /* one part in so many of the time */
+#define CONTROL_BURST_NS (4 * NS_PER_MS)
+
+int
+control_may(const struct control *control)
+{
+	return !control->shard->paused && control->free_ns <= world_now(control->shard->world);
+}
+
+uint64_t
+control_begin(const struct control *control)
+{
+	return world_now(control->shard->world);
+}
+
+void
+control_end(struct control *control, uint64_t began_ns)
+{
+	uint64_t now = world_now(control->shard->world);
+
+	if (control->free_ns + CONTROL_BURST_NS < began_ns)
+		control->free_ns = began_ns - CONTROL_BURST_NS;
+	control->free_ns += (now - began_ns) * CONTROL_SHARE;
+}
+
+static void
+wait_for_time(struct control *control)
+{
+	struct shard *shard = control->shard;
+
+	if (shard->paused || (TAILQ_EMPTY(&control->held) && !control->listener_held))
+		return;
+	timer_set(&shard->timers, &control->timer, control->free_ns > shard->now_ns ? control->free_ns : shard->now_ns);
+}
+
+/* One piece of work a turn: whoever sends messages has his turn in between. */
+static void
+on_time(struct timer *timer)
+{
+	struct control *control = (struct control *)(void *)((char *)timer - offsetof(struct control, timer));
+	struct client *client = TAILQ_FIRST(&control->held);
+
+	if (control_may(control)) {
+		if (control->listener_held && control->listener != NULL && (client == NULL || control->listener_next)) {
+			control->listener_next = 0;
+			control->listener_held = 0;
+			listener_resume(control->listener);
+		} else if (client != NULL) {
+			control->listener_next = 1;
+			control_gone(control, client);
+			client_serve_held(client);
+		}
+	}
+	wait_for_time(control);
+}
+
+void
+control_hold(struct control *control, struct client *client)
+{
+	if (client->held)
+		return;
+	client->held = 1;
+	TAILQ_INSERT_TAIL(&control->held, client, held_entry);
+	wait_for_time(control);
+}
+
+void
+control_gone(struct control *control, struct client *client)
+{
+	if (!client->held)
+		return;
+	client->held = 0;
+	TAILQ_REMOVE(&control->held, client, held_entry);
+}
+
+void
+control_hold_listener(struct control *control)
+{
+	control->listener_held = 1;
+	wait_for_time(control);
+}
+
+void
+control_resume(struct control *control)
+{
+	wait_for_time(control);
+}
+
+int
+control_init(struct control *control, struct shard *shard)
+{
+	*control = (struct control){ .shard = shard, .timer.fire = on_time };
+	TAILQ_INIT(&control->held);
+	return timers_reserve(&shard->timers);
+}
+
+void
+control_fini(struct control *control)
+{
+	if (control->shard != NULL)
+		timer_stop(&control->shard->timers, &control->timer);
+	control->listener = NULL;
+	control->listener_held = 0;
+}

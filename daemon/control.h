@@ -1,0 +1,59 @@
+/*
+ * How much of the loop's time clients may have for what they ask for.
+ *
+ * Connecting, opening and closing a lane cost the loop tens of microseconds each, and cost who asks for them
+ * next to nothing: one client could keep the loop from everybody's messages. So the time such work takes is
+ * measured, and it gets a quarter of all time, and a burst when it has had nothing for a while. What is too
+ * much waits: whoever asked is held (his socket is not read), and those who are held take turns. The large part, memory,
+ * is not done on the loop at all: see attach.h.
+ *
+ * While the shard is paused (an upgrade) everything is held; what is unread then is the successor's to answer.
+ *
+ * Owner: the shard. One thread.
+ */
+#ifndef TG_DAEMON_CONTROL_H
+#define TG_DAEMON_CONTROL_H
+
+#include "timer.h"
+
+#include <stdint.h>
+#include <sys/queue.h>
+
+struct client;
+struct listener;
+struct shard;
+
+TAILQ_HEAD(held_list, client);
+
+struct control {
+	struct shard *shard;
+	uint64_t free_ns; /* there is time for such work from here on; at most CONTROL_BURST_NS ago */
+	struct timer timer;
+	struct held_list held;     /* by held_entry */
+	struct listener *listener; /* the control socket's; NULL: none */
+	int listener_held;
+	int listener_next; /* it and the clients take turns */
+};
+
+/* Returns 0 or -TG_ENOMEM. */
+int control_init(struct control *control, struct shard *shard);
+void control_fini(struct control *control);
+
+/* Whether there is time for a piece of work now. */
+int control_may(const struct control *control);
+
+/* Around each piece of work: control_end(control, control_begin(control)). */
+uint64_t control_begin(const struct control *control);
+void control_end(struct control *control, uint64_t began_ns);
+
+/* A client whose socket is not to be read for now; control_gone: it ends. */
+void control_hold(struct control *control, struct client *client);
+void control_gone(struct control *control, struct client *client);
+
+/* Whoever knocks next has to wait. */
+void control_hold_listener(struct control *control);
+
+/* There may be time for the held ones: the shard is not paused any more. */
+void control_resume(struct control *control);
+
+#endif

@@ -1,0 +1,356 @@
+/*
+ * greedy: a client that takes as much of the daemon as it can get, by the rules or nearly, until it is killed.
+ *
+ *   greedy SOCKET POOL MODE [ARGUMENT]
+ *
+ *   open BYTES    opens a lane with a ring of so many bytes and closes it, without end
+ *   return BYTES  hands back a lane of which as many records are finished as can be, closes it, and again
+ *   connect       connects and hangs up
+ *   ask           asks for a pool that does not exist, several requests ahead
+ *   unread        publishes and never takes a completion; new lanes when they are all full
+ *   publish       publishes valid records as fast as they are taken
+ *   spin PERCENT  touches nothing: uses so much of a processor
+ *
+ * Says `ready` when it has begun. Exit status: 1 when the daemon refuses or hangs up; 2 wrong use.
+ */
+#include "shm/frame.h"
+#include "shm/ring.h"
+#include "shm/wake.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define AHEAD 8u
+#define RECORD_BODY 80u /* a record of 128 bytes: as many as the completion ring has entries */
+#define UNREAD_LANES 16u
+#define SLICE_NS 2000000u
+
+struct attached {
+	uint64_t id, tail;
+	int memfd, doorbell, bell;
+	struct lane_map map;
+	struct wake_ringer ringer;
+};
+
+static struct sockaddr_un address = { .sun_family = AF_UNIX };
+static const char *pool;
+
+static void
+die(const char *what)
+{
+	fprintf(stderr, "greedy: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static void
+ready(void)
+{
+	static int said;
+
+	if (!said++) {
+		puts("ready");
+		fflush(stdout);
+	}
+}
+
+static int
+connect_daemon(void)
+{
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) != 0)
+		die(address.sun_path);
+	return fd;
+}
+
+static void
+request(int control, const struct frame *frame, const int *fd, struct frame *answer, int fds[FRAME_FDS])
+{
+	if (frame_send(control, frame, fd, fd != NULL) != 0 || frame_recv(control, answer, fds) != 0)
+		die("control socket");
+}
+
+static void
+close_fds(const int *fds, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+}
+
+static struct frame
+open_request(uint64_t bytes)
+{
+	struct frame frame;
+
+	frame_init(&frame, FRAME_LANE_OPEN, 1);
+	frame.u.open.sq_bytes = bytes;
+	snprintf(frame.u.open.pool, sizeof(frame.u.open.pool), "%s", pool);
+	snprintf(frame.u.open.name, sizeof(frame.u.open.name), "greedy");
+	return frame;
+}
+
+static void
+close_lane(int control, uint64_t id)
+{
+	struct frame frame, answer;
+	int fds[FRAME_FDS];
+
+	frame_init(&frame, FRAME_LANE_CLOSE, 2);
+	frame.u.lane.lane_id = id;
+	request(control, &frame, NULL, &answer, fds);
+}
+
+static void
+refused(const struct frame *answer)
+{
+	fprintf(stderr, "greedy: refused: %s\n", answer->u.error.text);
+	exit(1);
+}
+
+static void
+open_without_end(uint64_t bytes)
+{
+	struct frame frame = open_request(bytes), answer;
+	int control = connect_daemon();
+	int fds[FRAME_FDS];
+
+	for (;;) {
+		request(control, &frame, NULL, &answer, fds);
+		if (answer.type == FRAME_LANE_OPENED) {
+			close_fds(fds, FRAME_FDS);
+			close_lane(control, answer.u.lane.lane_id);
+		} else if (answer.u.error.code != TG_ELIMIT) {
+			refused(&answer);
+		}
+		ready();
+	}
+}
+
+/* Finished records in the ring, as many as recovery looks for, named in an order that has to be sorted. */
+static int
+finished_lane(uint64_t bytes, struct lane_map *map)
+{
+	struct lane_header header = { .nonce = 1 };
+	struct lane_geometry geo;
+
+	snprintf(header.pool, sizeof(header.pool), "%s", pool);
+	if (lane_geometry_make(&geo, bytes, 0) != 0)
+		die("geometry");
+	int memfd = lane_memfd_create(&geo, &header);
+	if (memfd < 0 || lane_map_init(map, memfd, &geo, 0) != 0)
+		die("memfd");
+	uint64_t size = record_bytes(0, 0, 0, RECORD_BODY), count = geo.cq_entries / 2;
+	for (uint64_t n = 0; n < count; n++) {
+		struct record *record = (struct record *)(void *)(map->sq + n * size);
+		*record = (struct record){ .size = (uint32_t)size, .check = record_check(n * size), .body_len = RECORD_BODY };
+		map->cq[n].position = (n * 0x9e3779b1u & (count - 1)) * size;
+		map->cq[n].outcome = TG_DELIVERED;
+	}
+	map->client->sq_tail = map->daemon->sq_sent = count * size;
+	map->daemon->cq_tail = count;
+	return memfd;
+}
+
+static void
+return_without_end(uint64_t bytes)
+{
+	struct lane_map map;
+	struct frame frame, answer;
+	int control = connect_daemon();
+	int fds[FRAME_FDS];
+	int memfd = finished_lane(bytes, &map);
+
+	frame_init(&frame, FRAME_LANE_RETURN, 1);
+	for (;;) {
+		map.header->nonce++;
+		map.daemon->sq_head = 0;
+		request(control, &frame, &memfd, &answer, fds);
+		close_fds(fds, FRAME_FDS);
+		if (answer.type == FRAME_LANE_RETURNED)
+			close_lane(control, answer.u.lane.lane_id);
+		else if (answer.u.error.code != TG_ELIMIT)
+			refused(&answer);
+		ready();
+	}
+}
+
+static void
+connect_without_end(void)
+{
+	for (;;) {
+		close(connect_daemon());
+		ready();
+	}
+}
+
+static void
+ask_without_end(void)
+{
+	struct frame frame, answer;
+	int control = connect_daemon();
+	int fds[FRAME_FDS];
+	unsigned ahead = 0;
+
+	frame = open_request(0);
+	snprintf(frame.u.open.pool, sizeof(frame.u.open.pool), "no such pool");
+	for (;;) {
+		for (; ahead < AHEAD; ahead++)
+			if (frame_send(control, &frame, NULL, 0) != 0)
+				die("control socket");
+		if (frame_recv(control, &answer, fds) != 0)
+			die("control socket");
+		ahead--;
+		ready();
+	}
+}
+
+static void
+attach(int control, struct attached *a)
+{
+	struct frame frame = open_request(0), answer;
+	struct lane_geometry geo;
+	int fds[FRAME_FDS];
+
+	request(control, &frame, NULL, &answer, fds);
+	if (answer.type != FRAME_LANE_OPENED)
+		refused(&answer);
+	geo = (struct lane_geometry){ .sq_bytes = answer.u.lane.sq_bytes, .cq_entries = answer.u.lane.cq_entries };
+	*a = (struct attached){ .id = answer.u.lane.lane_id,
+		.memfd = fds[FRAME_FD_MEMFD],
+		.doorbell = fds[FRAME_FD_DOORBELL],
+		.bell = fds[FRAME_FD_BELL] };
+	if (lane_map_init(&a->map, a->memfd, &geo, 0) != 0)
+		die("mapping");
+	wake_ringer_init(&a->ringer, &a->map.daemon->asleep);
+}
+
+static void
+detach(int control, struct attached *a)
+{
+	close_lane(control, a->id);
+	lane_map_fini(&a->map);
+	close(a->memfd);
+	close(a->doorbell);
+	close(a->bell);
+}
+
+/* Returns whether there was room; a completion slot is kept for each record if `honest`. */
+static int
+publish(struct attached *a, int honest)
+{
+	static const uint64_t one = 1;
+	uint64_t size = record_bytes(1, 0, 0, RECORD_BODY);
+	uint64_t mask = a->map.geo.sq_bytes - 1;
+
+	if (a->tail + size - order_load_acquire_64(ORDER_B, &a->map.daemon->sq_head) > mask + 1)
+		return 0;
+	struct record *record = (struct record *)(void *)(a->map.sq + (a->tail & mask));
+	*record = (struct record){
+		.size = (uint32_t)size, .check = record_check(a->tail), .body_len = RECORD_BODY, .topic_len = 1
+	};
+	*(char *)(record + 1) = 'g';
+	a->tail += size;
+	order_store_release_64(ORDER_A, &a->map.client->sq_tail, a->tail);
+	order_fence_full(ORDER_C);
+	if (wake_must_ring(&a->ringer) && write(a->doorbell, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		die("doorbell");
+	if (honest)
+		order_store_release_64(ORDER_E, &a->map.client->cq_head, order_load_acquire_64(ORDER_D, &a->map.daemon->cq_tail));
+	return 1;
+}
+
+static void
+publish_without_end(void)
+{
+	struct attached a;
+
+	attach(connect_daemon(), &a);
+	for (;;) {
+		publish(&a, 1);
+		ready();
+	}
+}
+
+static void
+never_read(void)
+{
+	struct attached lanes[UNREAD_LANES];
+	int control = connect_daemon();
+
+	for (unsigned i = 0; i < UNREAD_LANES; i++)
+		attach(control, &lanes[i]);
+	for (;;) {
+		unsigned full = 0;
+		for (unsigned i = 0; i < UNREAD_LANES; i++)
+			full += !publish(&lanes[i], 0);
+		ready();
+		if (full < UNREAD_LANES)
+			continue;
+		for (unsigned i = 0; i < UNREAD_LANES; i++) {
+			detach(control, &lanes[i]);
+			attach(control, &lanes[i]);
+		}
+	}
+}
+
+static uint64_t
+now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+static void
+spin(unsigned percent)
+{
+	uint64_t busy = (uint64_t)SLICE_NS * percent / 100;
+	uint64_t next = now_ns();
+	struct timespec rest = { .tv_nsec = (long)(SLICE_NS - busy) };
+
+	for (;;) {
+		next = now_ns() + busy;
+		while (now_ns() < next)
+			;
+		if (rest.tv_nsec > 0)
+			nanosleep(&rest, NULL);
+		ready();
+	}
+}
+
+int
+main(int argc, char **argv)
+{
+	const char *mode = argc > 3 ? argv[3] : "";
+	uint64_t argument = argc > 4 ? strtoull(argv[4], NULL, 0) : 0;
+
+	if (argc < 4 || strlen(argv[1]) >= sizeof(address.sun_path)) {
+		fprintf(stderr, "usage: greedy SOCKET POOL open|return|connect|ask|unread|publish|spin [ARGUMENT]\n");
+		return 2;
+	}
+	strcpy(address.sun_path, argv[1]);
+	pool = argv[2];
+	if (strcmp(mode, "open") == 0)
+		open_without_end(argument);
+	else if (strcmp(mode, "return") == 0)
+		return_without_end(argument);
+	else if (strcmp(mode, "connect") == 0)
+		connect_without_end();
+	else if (strcmp(mode, "ask") == 0)
+		ask_without_end();
+	else if (strcmp(mode, "unread") == 0)
+		never_read();
+	else if (strcmp(mode, "publish") == 0)
+		publish_without_end();
+	else if (strcmp(mode, "spin") == 0)
+		spin((unsigned)(argument < 100 ? argument : 100));
+	fprintf(stderr, "greedy: %s: no such mode\n", mode);
+	return 2;
+}
