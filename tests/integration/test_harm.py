@@ -206,12 +206,13 @@ def open_request(serial, ring_bytes, pool="events"):
     return request(LANE_OPEN, serial, struct.pack("=Q2I64s32s", ring_bytes, 0, 0, pool.encode(), b"raw"))
 
 
-def descriptors_here():
-    found = []
-    for fd in map(int, os.listdir("/proc/self/fd")):
+def lane_memories():
+    """This process's own descriptors of lanes."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            os.fstat(fd)
-            found.append(fd)
+            if "tidegate-lane" in os.readlink(f"/proc/self/fd/{fd}"):
+                found.add(int(fd))
     return found
 
 
@@ -276,15 +277,16 @@ def test_lane_handed_back_by_one_who_hangs_up_is_delivered(box, daemon):
     sink = Sink(box).start()
     d = daemon(pool([sink]))
     client = Client(d.socket)
+    before = lane_memories()
     lane = client.lane(ring_bytes=LARGE)
+    memfd, = lane_memories() - before
     d.process.kill()
     for n in range(500):
         lane.publish(b"%d" % n, tag=n)
-    memfds = [fd for fd in descriptors_here() if "tidegate-lane" in os.readlink(f"/proc/self/fd/{fd}")]
     d.start()
     raw = RawClient(d)
     d.process.freeze()
-    socket.send_fds(raw.socket, [request(LANE_RETURN, 1)], memfds[-1:])
+    socket.send_fds(raw.socket, [request(LANE_RETURN, 1)], [memfd])
     raw.socket.close()
     d.process.thaw()
     wait_for(lambda: len(sink.arrivals()) == 500, lambda: f"500 arrivals, {len(sink.arrivals())}")
