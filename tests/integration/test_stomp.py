@@ -6,6 +6,7 @@ import time
 import pytest
 
 from harness import FULL, PATIENCE, Box, Sink, pool, wait_for
+from harness_amqp import QueueArrivals
 from harness_stomp import ActiveMQ, Consumer, Stomp, available
 from load import Arrivals, Producer, check_all_arrived, wait_all_arrived
 
@@ -186,6 +187,61 @@ def test_nothing_is_lost_when_the_broker_is_killed_in_the_middle(daemon, box):
     print(f"{8 * COUNT} messages, {resent} sent again, {duplicates} duplicates")
     assert resent > 0 and duplicates <= resent + 2 * 1000, (resent, duplicates)
     reader.close()
+
+
+# ---- RabbitMQ's plugin ----
+
+
+def rabbit_pool(rabbit, **changes):
+    entry = pool([rabbit.stomp], protocol="stomp", stomp={"login": "guest", "vhost": "/"}, breaker=FAST, **changes)
+    entry["stomp"]["passcode_file"] = secret(rabbit.box.path / "guest", "guest")
+    del entry["mqtt"]
+    return entry
+
+
+# What RabbitMQ closes the session over, without naming the message: destination, words.
+REFUSALS = {
+    "missing exchange": ("/exchange/nowhere/key", "not_found"),
+    "internal exchange": ("/exchange/stomp-inner/key", "access_refused"),
+    "unknown destination": ("/nonsense/key", "Unknown destination"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_rabbitmq_closes_over_is_found_and_rejected(box, daemon, secured_rabbit, case):
+    """Other messages pass through the same connection all the while: each arrives, in order."""
+    destination, words = REFUSALS[case]
+    name = "stomp-beside-" + case.partition(" ")[0]
+    secured_rabbit.declare(("internal", "stomp-inner", "fanout"), ("queue", name))
+    d = daemon(rabbit_pool(secured_rabbit))
+    beside = Producer(box, d, count=1500, rate=1500, topic=f"/amq/queue/{name}", words=["-F"])
+    beside.wait_accepted(200)
+    result = d.publish("-m", "x", topic=destination)
+    assert result.returncode == 1 and summary(result) == {"accepted": 1, "rejected": 1}, result.stderr
+    assert words in result.stderr and "65286" in result.stderr, result.stderr
+    assert beside.finish() == {"delivered": 1500}
+    check_all_arrived([beside], QueueArrivals(secured_rabbit, name, secured_rabbit.depth(name)))
+    assert 3 <= d.links()[0]["failures"] <= 4, d.links()
+
+
+@pytest.mark.long
+def test_nothing_is_lost_when_rabbitmq_is_killed_in_the_middle(box, daemon, secured_rabbit):
+    """Persistent messages of a durable queue: what has its receipt is on the disk."""
+    secured_rabbit.declare(("queue", "stomp-kill"))
+    d = daemon(rabbit_pool(secured_rabbit, message_timeout_ms=600000))
+    producers = [Producer(box, d, number, topic="/amq/queue/stomp-kill", count=COUNT, low=10, high=2000, batch=16,
+                          ring=1 << 20, deadline_s=600, rate=0 if FULL else 1000, words=["-F"]) for number in range(1, 9)]
+    for producer in producers:
+        producer.wait_accepted(COUNT // 3, 300)
+    secured_rabbit.kill()
+    wait_for(lambda: "ready" not in d.link_states(), "the link to be lost")
+    secured_rabbit.start()
+    for producer in producers:
+        assert producer.finish(600) == {"delivered": COUNT}
+    depth, resent = secured_rabbit.depth("stomp-kill"), sum(producer.file.resent for producer in producers)
+    duplicates = check_all_arrived(producers, QueueArrivals(secured_rabbit, "stomp-kill", depth))
+    print(f"{8 * COUNT} messages, {resent} sent again, {duplicates} duplicates")
+    assert depth == 8 * COUNT + duplicates and duplicates <= resent
 
 
 # ---- the sink ----
