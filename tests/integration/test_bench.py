@@ -7,6 +7,7 @@ import signal
 import pytest
 
 import harness_amqp
+import harness_stomp
 from harness import BUILD, Process, have, pool, program, wait_for
 
 
@@ -33,16 +34,19 @@ def test_throughput_against_a_running_daemon_counts_every_message(box, daemon, s
 # What --start and --protocol say, and the client library that is measured beside tidegate.
 BROKERS = [("sink", "mqtt", "libmosquitto"), ("sink", "nats", "libnats"), ("sink", "amqp", "librabbitmq"),
            ("sink", "redis", "hiredis"), ("mosquitto", "mqtt", "libmosquitto"), ("nats", "nats", "libnats"),
-           ("rabbitmq", "amqp", "librabbitmq"), ("redis", "redis", "hiredis")]
+           ("rabbitmq", "amqp", "librabbitmq"), ("redis", "redis", "hiredis"), ("sink", "stomp", None),
+           ("rabbitmq", "stomp", None), ("activemq", "stomp", None)]
 
 
 def skip_without(kind, library):
     if kind == "rabbitmq" and not harness_amqp.available():
         pytest.skip("rabbitmq-server is not installed")
+    if kind == "activemq" and not harness_stomp.available():
+        pytest.skip("activemq is not installed")
     server = {"nats": "nats-server", "redis": "redis-server"}.get(kind)
     if server and not have(server):
         pytest.skip(f"{server} is not installed")
-    if library != "hiredis" and f"#define HAVE_{library.upper()} 1" not in (BUILD / "build_config.h").read_text():
+    if library not in ("hiredis", None) and f"#define HAVE_{library.upper()} 1" not in (BUILD / "build_config.h").read_text():
         pytest.skip(f"tidegate-bench was built without {library}")
 
 
@@ -50,7 +54,7 @@ def skip_without(kind, library):
 @pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
 def test_both_clients_take_turns_on_a_broker_of_its_own(box, kind, protocol, library, tls):
     skip_without(kind, library)
-    direct = not (tls and library == "hiredis")
+    direct = library is not None and not (tls and library == "hiredis")
     answer = bench(box, "throughput", "--start", kind, "--protocol", protocol, *(["--direct"] if direct else []),
                    *(["--tls"] if tls else []), "-n", 1000, "-r", 2, "-P", 2)
     assert [row["client"] for row in answer["clients"]] == ["tidegate", library][:1 + direct]
@@ -66,10 +70,21 @@ def test_unconfirmed_messages_are_measured_too(box, kind):
     assert [row["client"] for row in answer["clients"]] == ["tidegate", library] and answer["unconfirmed"]
 
 
+def test_compare_measures_every_row_that_was_asked_for(box):
+    skip_without("redis", "hiredis")
+    answer = bench(box, "compare", "--protocol", "redis", "-P", 2, "-n", 200, "-r", 2)
+    assert [(row["name"], row["tls"], [client["client"] for client in row["clients"]]) for row in answer["rows"]] == [
+        ("redis, XADD", False, ["tidegate", "hiredis"]), ("redis, XADD", True, ["tidegate"]),
+        ("redis, PUBLISH", False, ["tidegate", "hiredis"]), ("redis, PUBLISH", True, ["tidegate"])]
+    clients = [client for row in answer["rows"] for client in row["clients"]]
+    assert all(client["messages_per_second"] > 0 and client["publishers_and_daemon_ns"] > 0 and client["rounds"] == 2
+               for client in clients)
+
+
 @pytest.mark.parametrize("words,said", [
-    (["--start", "nowhere"], "sink mosquitto nats rabbitmq redis"),
+    (["--start", "nowhere"], "sink mosquitto nats rabbitmq redis activemq"),
     (["--start", "nats", "--protocol", "mqtt"], "it speaks nats, not mqtt"),
-    (["--protocol", "smtp"], "mqtt nats amqp redis"),
+    (["--protocol", "smtp"], "mqtt nats amqp redis stomp"),
     (["--tls"], "--start"),
     (["--start", "rabbitmq", "--unconfirmed"], "amqp"),
 ])

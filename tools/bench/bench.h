@@ -67,6 +67,10 @@ int bench_throughput(const struct bench_options *options);
 int bench_latency(const struct bench_options *options);
 int bench_spawn(const struct bench_options *options);
 int bench_idle(const struct bench_options *options);
+int bench_compare(const struct bench_options *options);
+
+/* The protocol of that name, or NULL. */
+const struct bench_protocol *bench_protocol(const char *name);
 
 /* Median of values, which are sorted in place; 0 for none. */
 double bench_median(double *values, size_t count);

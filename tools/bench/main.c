@@ -54,25 +54,25 @@ static const char start_help[] = "run against a tidegated and a broker of its ow
 #undef BROKER
 
 /* The subcommands, and in which of them an option has a meaning. */
-enum { IN_ENQUEUE = 1, IN_THROUGHPUT = 2, IN_LATENCY = 4, IN_SPAWN = 8, IN_IDLE = 16, IN_ALL = 31 };
+enum { IN_ENQUEUE = 1, IN_THROUGHPUT = 2, IN_LATENCY = 4, IN_SPAWN = 8, IN_IDLE = 16, IN_ALL = 31, IN_COMPARE = 32 };
 #define IN_DIRECT (IN_THROUGHPUT | IN_LATENCY | IN_SPAWN)
 
 static const struct {
 	struct cli_option option;
 	unsigned in;
 } option_table[] = {
-	{ { "start", OPT_START, "BROKER", start_help }, IN_ALL },
-	{ { "protocol", OPT_PROTOCOL, "NAME", protocol_help }, IN_ALL },
+	{ { "start", OPT_START, "BROKER", start_help }, IN_ALL | IN_COMPARE },
+	{ { "protocol", OPT_PROTOCOL, "NAME", protocol_help }, IN_ALL | IN_COMPARE },
 	{ { "tls", OPT_TLS, NULL, "--start's broker wants TLS, with a certificate of its own" }, IN_ALL },
 	{ { "socket", 's', "PATH", "tidegated's socket [$TIDEGATE_SOCKET, then the built-in path]" }, IN_ALL },
 	{ { "pool", 'p', "NAME", "pool to publish to [bench]" }, IN_ALL },
 	{ { "topic", 't', "TOPIC", "topic of the messages [by protocol]" }, IN_ALL & ~IN_IDLE },
-	{ { "size", OPT_SIZE, "BYTES", "size of a message's body [128]" }, IN_ALL & ~IN_IDLE },
-	{ { "count", 'n', "N", "messages of each process and round" }, IN_ALL & ~IN_IDLE },
-	{ { "rounds", 'r', "N", "rounds, of which the median is shown" }, IN_ALL & ~IN_IDLE },
-	{ { "processes", 'P', "N", "publishers at the same time [1]" }, IN_THROUGHPUT },
+	{ { "size", OPT_SIZE, "BYTES", "size of a message's body [128]" }, (IN_ALL & ~IN_IDLE) | IN_COMPARE },
+	{ { "count", 'n', "N", "messages of each process and round" }, (IN_ALL & ~IN_IDLE) | IN_COMPARE },
+	{ { "rounds", 'r', "N", "rounds, of which the median is shown" }, (IN_ALL & ~IN_IDLE) | IN_COMPARE },
+	{ { "processes", 'P', "N", "publishers at the same time [1; compare: 8]" }, IN_THROUGHPUT | IN_COMPARE },
 	{ { "batch", OPT_BATCH, "N", "messages of one tg_publish_batch, 1 to 256 [32]" },
-	    IN_ENQUEUE | IN_THROUGHPUT },
+	    IN_ENQUEUE | IN_THROUGHPUT | IN_COMPARE },
 	{ { "ring", OPT_RING, "BYTES", "size of a lane's ring" }, IN_ALL },
 	{ { "spin", OPT_SPIN, "US",
 	      "how long a waiting tidegate client spins [spin: 200, else the library's]" },
@@ -80,8 +80,8 @@ static const struct {
 	{ { "pace", OPT_PACE, "MS", "time from one message to the next in mode asleep [10]" }, IN_LATENCY },
 	{ { "lanes", 'l', "N", "lanes to attach [1000]" }, IN_IDLE },
 	{ { "duration", OPT_DURATION, "MS",
-	      "how long to look; latency: a round of mode asleep at most [10s; 3s]" },
-	    IN_IDLE | IN_LATENCY },
+	      "how long to look; latency: a round of mode asleep at most; compare: a row [10s; 3s; 20s]" },
+	    IN_IDLE | IN_LATENCY | IN_COMPARE },
 	{ { "direct", OPT_DIRECT, NULL, "the same through the broker's own client library, taking turns" },
 	    IN_DIRECT },
 	{ { "broker", OPT_BROKER, "HOST:PORT", "where --direct connects to; the pool's broker" }, IN_DIRECT },
@@ -89,13 +89,13 @@ static const struct {
 	      "messages the broker does not answer for: MQTT with QoS 0, core NATS, PUBLISH of Redis" },
 	    IN_THROUGHPUT | IN_LATENCY },
 	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [the fastest]" },
-	    IN_THROUGHPUT },
+	    IN_THROUGHPUT | IN_COMPARE },
 	{ { "broker-pid", OPT_BROKER_PID, "PID", "the broker's process, for its CPU time" }, IN_THROUGHPUT },
 	{ { "daemon-pid", OPT_DAEMON_PID, "PID", "tidegated's process [the one behind the socket]" },
 	    IN_THROUGHPUT | IN_IDLE },
-	{ { "keep", OPT_KEEP, NULL, "keep --start's folder: configuration and logs" }, IN_ALL },
-	{ { "json", OPT_JSON, NULL, "the figures as one JSON object" }, IN_ALL },
-	{ { "help", 'h', NULL, "this text" }, IN_ALL },
+	{ { "keep", OPT_KEEP, NULL, "keep --start's folder: configuration and logs" }, IN_ALL | IN_COMPARE },
+	{ { "json", OPT_JSON, NULL, "the figures as one JSON object" }, IN_ALL | IN_COMPARE },
+	{ { "help", 'h', NULL, "this text" }, IN_ALL | IN_COMPARE },
 };
 #define OPTIONS (sizeof(option_table) / sizeof(option_table[0]))
 
@@ -115,6 +115,8 @@ static const struct subcommand subcommands[] = {
 	    "one message under way: spinning, and asleep in between" },
 	{ "spawn", IN_SPAWN, bench_spawn, 200, 5, 0, "processes that publish one message and end" },
 	{ "idle", IN_IDLE, bench_idle, 0, 1, 10000, "what attached lanes cost that do nothing" },
+	{ "compare", IN_COMPARE, bench_compare, 10000, 3, 20000,
+	    "every protocol through its broker, in the clear and with TLS, beside its own client" },
 	{ NULL, 0, NULL, 0, 0, 0, NULL },
 };
 
@@ -178,7 +180,8 @@ help(void)
 	printf("\n'tidegate-bench SUBCOMMAND --help' shows its options. To see something at once:\n"
 	       "  tidegate-bench throughput --start sink\n"
 	       "  tidegate-bench throughput --start mosquitto --direct --processes 8\n"
-	       "  tidegate-bench throughput --start nats --direct --tls\n");
+	       "  tidegate-bench throughput --start nats --direct --tls\n"
+	       "  tidegate-bench compare\n");
 }
 
 static const struct subcommand *
@@ -192,8 +195,8 @@ find_subcommand(const char *name)
 	cli_usage_error("\"%s\" is no subcommand", name);
 }
 
-static const struct bench_protocol *
-find_protocol(const char *name)
+const struct bench_protocol *
+bench_protocol(const char *name)
 {
 	const struct bench_protocol *p;
 
@@ -285,7 +288,7 @@ apply(struct bench_options *o, int letter, const struct subcommand *s, const str
 			cli_usage_error("--start: \"%s\" is none of%s", optarg, strrchr(start_help, ':'));
 		break;
 	case OPT_PROTOCOL:
-		o->protocol = find_protocol(optarg);
+		o->protocol = bench_protocol(optarg);
 		if (o->protocol == NULL)
 			cli_usage_error("--protocol: \"%s\" is none of%s", optarg, strrchr(protocol_help, ':'));
 		break;
@@ -348,7 +351,7 @@ complete(struct bench_options *o)
 
 		first = strcspn(o->start->protocols, " ");
 		snprintf(name, sizeof(name), "%.*s", (int)first, o->start->protocols);
-		o->protocol = find_protocol(name);
+		o->protocol = bench_protocol(name);
 	}
 	if (o->protocol == NULL)
 		o->protocol = &protocols[0];
@@ -371,6 +374,9 @@ parse(struct bench_options *o, const struct subcommand *s, int argc, char **argv
 		apply(o, letter, s, table);
 	if (optind < argc)
 		cli_usage_error("%s takes no operand: \"%s\"", s->name, argv[optind]);
+	/* Which takes a protocol and a broker for what to leave out, and starts what it needs. */
+	if (s->in == IN_COMPARE)
+		return;
 	complete(o);
 	check(o);
 }
@@ -412,11 +418,14 @@ main(int argc, char **argv)
 	options.count = s->count;
 	options.rounds = s->rounds;
 	options.duration_ms = s->duration_ms;
+	if (s->in == IN_COMPARE)
+		options.processes = 8;
 	parse(&options, s, argc - 1, argv + 1);
 	catch_signals();
-	if (options.start != NULL && stage_start(&stage, &options) != 0)
+	if (s->in != IN_COMPARE && options.start != NULL && stage_start(&stage, &options) != 0)
 		return CLI_FAILED;
-	find_daemon(&options);
+	if (s->in != IN_COMPARE)
+		find_daemon(&options);
 	status = s->run(&options);
 	cli_progress_end();
 	stage_stop(&stage, options.keep);

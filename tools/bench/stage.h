@@ -16,6 +16,7 @@ struct stage {
 	char socket[PATH_MAX];
 	char log[PATH_MAX];                 /* of the program that was started last */
 	char cert[PATH_MAX], key[PATH_MAX]; /* with TLS */
+	char key_store[PATH_MAX];           /* ... both, as PKCS #12 */
 	pid_t broker, daemon;
 	pid_t epmd; /* RabbitMQ's */
 	uint16_t port;

@@ -8,6 +8,7 @@
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
+#include <openssl/pkcs12.h>
 #include <openssl/x509v3.h>
 #include <string.h>
 
@@ -46,6 +47,19 @@ make(EVP_PKEY *key)
 	return NULL;
 }
 
+static int
+write_key_store(struct stage *stage, EVP_PKEY *key, X509 *certificate)
+{
+	PKCS12 *store = PKCS12_create(STAGE_KEY_STORE_PASSWORD, "bench", key, certificate, NULL, 0, 0, 0, 0, 0);
+	FILE *file = store != NULL ? fopen(stage->key_store, "we") : NULL;
+	int failed = file == NULL || i2d_PKCS12_fp(file, store) != 1;
+
+	if (file != NULL)
+		failed |= fclose(file) != 0;
+	PKCS12_free(store);
+	return failed;
+}
+
 int
 stage_make_certificate(struct stage *stage)
 {
@@ -58,7 +72,8 @@ stage_make_certificate(struct stage *stage)
 		cli_error("--tls: no certificate: %s", ERR_reason_error_string(ERR_get_error()));
 		goto out;
 	}
-	if (stage_path(stage, "cert.pem", stage->cert) != 0 || stage_path(stage, "key.pem", stage->key) != 0)
+	if (stage_path(stage, "cert.pem", stage->cert) != 0 || stage_path(stage, "key.pem", stage->key) != 0 ||
+	    stage_path(stage, "key.p12", stage->key_store) != 0)
 		goto out;
 	file = fopen(stage->cert, "we");
 	failed = file == NULL || PEM_write_X509(file, certificate) != 1;
@@ -69,6 +84,7 @@ stage_make_certificate(struct stage *stage)
 	failed |= file == NULL || PEM_write_PrivateKey(file, key, NULL, NULL, 0, NULL, NULL) != 1;
 	if (file != NULL)
 		failed |= fclose(file) != 0;
+	failed |= write_key_store(stage, key, certificate);
 	if (failed)
 		cli_error("--tls: %s: %s", stage->key, strerror(errno));
 out:

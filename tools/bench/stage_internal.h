@@ -23,8 +23,9 @@ int stage_write(const struct stage *stage, const char *name, char path[PATH_MAX]
 int
 stage_run(struct stage *stage, const char *program, char *const argv[], char *const environment[], pid_t *pid);
 
-/* Makes stage->cert and stage->key, a certificate for 127.0.0.1 and localhost. Returns 0, or -1 with a message
- * shown. */
+/* Makes stage->cert, stage->key and stage->key_store, a certificate for 127.0.0.1 and localhost. Returns 0, or -1
+ * with a message shown. */
+#define STAGE_KEY_STORE_PASSWORD "bench" /* Java takes none without; the folder is ours alone */
 int stage_make_certificate(struct stage *stage);
 
 /*

@@ -61,9 +61,23 @@ static int
 write_config(const struct stage *stage, const struct bench_options *options, char path[PATH_MAX])
 {
 	char definitions[PATH_MAX], tls[TEXT_MAX] = "", text[2 * TEXT_MAX];
+	int stomp = strcmp(options->protocol->name, "stomp") == 0;
 
 	if (write_definitions(stage, options->topic, definitions) != 0)
 		return -1;
+	/* Whoever gives no login is guest, and the broker's own port is elsewhere: it is not used. */
+	if (stomp) {
+		snprintf(text, sizeof(text),
+		    "listeners.tcp = none\nstomp.listeners.%s = none\nstomp.listeners.%s.1 = 127.0.0.1:%u\n"
+		    "stomp.default_user = guest\nstomp.default_pass = guest\nlog.console = false\n"
+		    "log.file = broker.log\nload_definitions = %s\n",
+		    options->tls ? "tcp" : "ssl", options->tls ? "ssl" : "tcp", stage->port, definitions);
+		if (options->tls)
+			snprintf(tls, sizeof(tls), "ssl_options.certfile = %s\nssl_options.keyfile = %s\n",
+			    stage->cert, stage->key);
+		strncat(text, tls, sizeof(text) - strlen(text) - 1);
+		return stage_write(stage, "rabbitmq.conf", path, text);
+	}
 	if (options->tls)
 		snprintf(tls, sizeof(tls),
 		    "listeners.tcp = none\nssl_options.certfile = %s\nssl_options.keyfile = %s\n", stage->cert,
@@ -125,7 +139,8 @@ stage_start_rabbitmq(struct stage *stage, const struct bench_options *options)
 		cli_error("--start: %s: %s", folders[0], strerror(errno));
 		return -1;
 	}
-	if (write_config(stage, options, config) != 0 || stage_write(stage, "plugins", plugins, "[].\n") != 0)
+	if (write_config(stage, options, config) != 0 || stage_write(stage, "plugins", plugins,
+		strcmp(options->protocol->name, "stomp") == 0 ? "[rabbitmq_stomp].\n" : "[].\n") != 0)
 		return -1;
 	snprintf(text[0], sizeof(text[0]), "HOME=%s", stage->folder);
 	snprintf(text[1], sizeof(text[1]), "RABBITMQ_NODENAME=bench%u@localhost", stage->port);

@@ -4,28 +4,18 @@
 #include "tools/bench/client.h"
 #include "tools/bench/group.h"
 #include "tools/bench/process.h"
+#include "tools/bench/throughput.h"
 #include "tools/common/cli.h"
 #include "tools/common/clock.h"
 
 #include <jansson.h>
 
-#define CLIENTS_MAX 8
 #define STUCK_MS 60000 /* no answer to anything for so long: it is not measuring any more */
 #define COLLECT_MS 1000
 
 struct context {
 	const struct bench_options *options;
 	const struct load_client *client;
-};
-
-/* Of one client, over rounds. Times per message in ns. */
-struct series {
-	double per_second[BENCH_ROUNDS_MAX];
-	double publishers[BENCH_ROUNDS_MAX];
-	double daemon[BENCH_ROUNDS_MAX];
-	double broker[BENCH_ROUNDS_MAX];
-	double ours[BENCH_ROUNDS_MAX]; /* publishers and daemon together */
-	size_t rounds;
 };
 
 static void *
@@ -75,7 +65,7 @@ finish(void *self, const void *context)
 }
 
 static int
-measure(const struct context *context, struct series *s)
+measure(const struct context *context, struct throughput *s)
 {
 	static const struct group_job job = { prepare, work, finish };
 	const struct bench_options *o = context->options;
@@ -112,7 +102,7 @@ measure(const struct context *context, struct series *s)
 }
 
 static void
-show(const struct bench_options *o, const struct load_client *const *clients, struct series *series,
+show(const struct bench_options *o, const struct load_client *const *clients, struct throughput *series,
     size_t count)
 {
 	char rate[UNITS_TEXT], cells[4][UNITS_TEXT];
@@ -127,7 +117,7 @@ show(const struct bench_options *o, const struct load_client *const *clients, st
 	printf("%-14s %12s %12s %12s %12s %16s\n", "", "messages/s", "publishers", "tidegated", "broker",
 	    "publ.+tidegated");
 	for (i = 0; i < count; i++) {
-		struct series *s = &series[i];
+		struct throughput *s = &series[i];
 		double per_second = bench_median(s->per_second, s->rounds);
 		double ours = bench_median(s->ours, s->rounds);
 		double daemon = bench_median(s->daemon, s->rounds);
@@ -152,7 +142,7 @@ show(const struct bench_options *o, const struct load_client *const *clients, st
 }
 
 static json_t *
-series_json(const struct bench_options *o, const struct load_client *client, struct series *s)
+series_json(const struct bench_options *o, const struct load_client *client, struct throughput *s)
 {
 	json_t *object = json_pack("{s:s,s:f,s:f,s:f}", "client", client->name, "messages_per_second",
 	    bench_median(s->per_second, s->rounds), "publishers_ns", bench_median(s->publishers, s->rounds),
@@ -166,7 +156,7 @@ series_json(const struct bench_options *o, const struct load_client *client, str
 }
 
 static int
-print_json(const struct bench_options *o, const struct load_client *const *clients, struct series *series,
+print_json(const struct bench_options *o, const struct load_client *const *clients, struct throughput *series,
     size_t count)
 {
 	json_t *list = json_array();
@@ -181,25 +171,39 @@ print_json(const struct bench_options *o, const struct load_client *const *clien
 }
 
 int
-bench_throughput(const struct bench_options *options)
+throughput_measure(const struct bench_options *options, const struct load_client *const *clients,
+    struct throughput *series, size_t count, const char *what)
 {
-	static struct series series[CLIENTS_MAX];
-	const struct load_client *clients[CLIENTS_MAX];
-	size_t count = bench_clients(options, clients, CLIENTS_MAX);
+	uint64_t begun_ns = clock_now_ns();
 	uint64_t round;
 	size_t i;
 
 	for (round = 0; round < options->rounds; round++) {
+		if (round > 0 && options->duration_ms > 0 &&
+		    clock_now_ns() - begun_ns > options->duration_ms * CLOCK_NS_PER_MS)
+			break;
 		for (i = 0; i < count; i++) {
 			struct context context = { options, clients[i] };
 
-			cli_progress("round %llu of %llu: %s", (unsigned long long)round + 1,
+			cli_progress("%sround %llu of %llu: %s", what, (unsigned long long)round + 1,
 			    (unsigned long long)options->rounds, clients[i]->name);
 			if (measure(&context, &series[i]) != 0)
-				return CLI_FAILED;
+				return -1;
 		}
 	}
 	cli_progress_end();
+	return 0;
+}
+
+int
+bench_throughput(const struct bench_options *options)
+{
+	static struct throughput series[THROUGHPUT_CLIENTS];
+	const struct load_client *clients[THROUGHPUT_CLIENTS];
+	size_t count = bench_clients(options, clients, THROUGHPUT_CLIENTS);
+
+	if (throughput_measure(options, clients, series, count, "") != 0)
+		return CLI_FAILED;
 	if (options->json)
 		return print_json(options, clients, series, count);
 	show(options, clients, series, count);
