@@ -188,6 +188,34 @@ weighted_is_within_a_percent_by_lane(void **state)
 }
 
 /* One that cannot write for a while gets what it missed, but not without end. */
+/* Lanes with a backlog fill the window of a link whenever it opens; a lane that comes anew is not bound to it. */
+static void
+a_lane_that_comes_anew_is_not_starved_by_a_backlog(void **state)
+{
+	struct sim sim;
+	uint64_t longest_ns = 0;
+
+	sim_init(&sim, 31, 2);
+	sim.brokers[0].ack_ns = sim.brokers[1].ack_ns = SIM_MS(100); /* two windows, 20,000 messages a second */
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 6, SIM_MS(2), 10);
+	sim_run_for(&sim, SIM_S(2));
+	struct producer *anew = sim_producer(&sim, 16384);
+	for (unsigned i = 0; i < 20; i++) {
+		uint64_t at_ns = sim.w.now_ns;
+		assert_int_equal(producer_publish(anew, 100, 0), 0);
+		while (anew->unfinished > 0 && sim.w.now_ns < at_ns + SIM_S(25))
+			sim_run_for(&sim, NS_PER_MS);
+		if (sim.w.now_ns - at_ns > longest_ns)
+			longest_ns = sim.w.now_ns - at_ns;
+		sim_run_for(&sim, SIM_MS(20));
+	}
+	print_message("the longest wait was %.0f ms\n", (double)longest_ns / 1e6);
+	assert_true(longest_ns < SIM_MS(500));
+	end_all_delivered(&sim, SIM_S(20));
+}
+
 static void
 a_slow_broker_does_not_get_everything_when_it_recovers(void **state)
 {
@@ -819,6 +847,7 @@ main(void)
 		cmocka_unit_test(nothing_to_do_costs_no_turns),
 		cmocka_unit_test(weighted_is_within_a_percent_by_record),
 		cmocka_unit_test(weighted_is_within_a_percent_by_lane),
+		cmocka_unit_test(a_lane_that_comes_anew_is_not_starved_by_a_backlog),
 		cmocka_unit_test(a_slow_broker_does_not_get_everything_when_it_recovers),
 		cmocka_unit_test(least_prefers_who_answers_sooner),
 		cmocka_unit_test(slow_start_ramps_the_share),
