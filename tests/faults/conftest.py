@@ -3,7 +3,11 @@
 Fixtures are those of tests/integration (a box of processes, a network of the session's own); `story`
 adds brokers, load and figures. Every test files its figures, which are shown at the end of the run and
 kept as JSON lines in $TG_FAULTS_FIGURES (default: faults.jsonl in the build folder); report.py makes
-tables of them."""
+tables of them.
+
+Most stories wait: for an outage to last, for a detector. With pytest-xdist (-n 3 --dist loadgroup) they
+wait at the same time, each worker in a network of its own; those that keep the processors busy are one
+group, one after the other. For figures to be quoted run it without, alone on a quiet machine."""
 
 import importlib.util
 import os
@@ -29,9 +33,25 @@ pytest_configure = _base.pytest_configure
 FIGURES = pathlib.Path(os.environ.get("TG_FAULTS_FIGURES", harness.BUILD / "faults.jsonl"))
 
 
+def is_busy(item):
+    """Whether it keeps the processors busy; a pool that is down, or slow for its losses, does not."""
+    return ("saturated" in item.name or "cluster" in item.name) and \
+        not any(words in item.name for words in ("only_peer", "thirty_percent"))
+
+
 def pytest_sessionstart(session):
-    if not getattr(session.config.option, "collectonly", False):
+    if not getattr(session.config.option, "collectonly", False) and not hasattr(session.config, "workerinput"):
         FIGURES.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    if not getattr(config.option, "dist", "no") == "loadgroup" and not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        if is_busy(item):
+            item.add_marker(pytest.mark.xdist_group("busy"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture(params=["sink", "mosquitto"])
