@@ -214,7 +214,8 @@ finish(struct handover *handover)
 #ifdef HAVE_SYSTEMD
 	sd_notifyf(0, "MAINPID=%d", (int)handover->process.pid);
 #endif
-	/* Nothing is closed in good order: it all has a new owner. */
+	shard_farewell(shard);
+	/* Nothing else is closed in good order: it all has a new owner. */
 	_exit(0);
 }
 

@@ -16,7 +16,9 @@
  * Lanes are rebuilt from their memory, as after a crash (lane_return.c); since nothing is in flight
  * nothing is sent twice. A link is handed over when it is in the clear, READY and has nothing
  * outstanding, and its driver is DRIVER_F_REPLAYABLE: the new session is made by replaying the bytes of
- * the handshake, and proven by a probe before it carries messages. Other links are made anew.
+ * the handshake, and proven by a probe before it carries messages. Pools that speak TLS, and those of other
+ * drivers, have new links, which the new daemon has proven before it says READY, if that is possible within
+ * HANDOVER_WARM_MS: for that moment the broker sees both. The old daemon's take their leave after GO.
  *
  * Whatever goes wrong before GO (the new binary does not start, refuses its configuration, dies,
  * takes too long) it is killed and the old daemon goes on as if nothing had happened. Only GO, the old
@@ -65,6 +67,8 @@ int handover_begin(struct handover *handover, const char **why);
 /* The new daemon's side -------------------------------------------------------------------- */
 
 struct handover_taken;
+
+#define HANDOVER_WARM_MS 5000u
 
 /*
  * Says READY on fd and receives everything, then says TAKEN and waits for GO. Returns 0 with *taken the caller's, or

@@ -502,11 +502,17 @@ link_handlers(void)
 }
 
 int
+link_kind_can_move(const struct config_pool *config)
+{
+	return !config->tls.enabled && (config->driver->flags & DRIVER_F_REPLAYABLE) != 0;
+}
+
+int
 link_can_move(const struct link *link)
 {
 	return link->state == LINK_READY && link->tls == NULL && link->outstanding == 0 &&
 	    out_unwritten(&link->out) == 0 && link->held_len == 0 && link->probe_ns == 0 && link->hello != NULL &&
-	    (config_of(link)->driver->flags & DRIVER_F_REPLAYABLE) != 0;
+	    link_kind_can_move(config_of(link));
 }
 
 void

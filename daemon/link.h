@@ -37,6 +37,7 @@
 #include <sys/queue.h>
 
 struct broker;
+struct config_pool;
 struct lane;
 struct shard;
 struct tls;
@@ -177,8 +178,16 @@ void link_fail(struct link *link, enum driver_fatal kind, const char *format, ..
 /* Closes in good order. */
 void link_drain(struct link *link);
 
-/* Whether a successor can go on with its connection: in the clear, READY, nothing outstanding. */
+/* Whether a successor can go on with its connection: in the clear, READY, nothing outstanding. And whether
+ * any link of such a pool ever could. */
 int link_can_move(const struct link *link);
+int link_kind_can_move(const struct config_pool *config);
+
+/*
+ * For one that no successor could go on with: says goodbye to the broker if nothing is outstanding, as far
+ * as the kernel takes it at once. Nothing else happens, to nobody: the process ends now.
+ */
+void link_farewell(struct link *link);
 
 /*
  * Goes on with the connection of another daemon: its session is made anew by replaying the broker's

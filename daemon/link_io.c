@@ -322,6 +322,19 @@ link_flush(struct link *link)
 }
 
 void
+link_farewell(struct link *link)
+{
+	struct iovec iov[IOVECS];
+
+	if (link_can_move(link) || link->state != LINK_READY || link->outstanding > 0 || out_unwritten(&link->out) > 0)
+		return;
+	if (link->session->driver->goodbye != NULL && link->session->driver->goodbye(link->session, &link->out) == 0)
+		(void)send_pieces(link, iov, out_iovec(&link->out, iov, IOVECS));
+	if (link->tls != NULL)
+		tls_goodbye(link->tls);
+}
+
+void
 link_on_writable(void *owner)
 {
 	struct link *link = owner;

@@ -32,12 +32,14 @@ on_wake(uv_timer_t *timer)
 	uv_stop(timer->loop);
 }
 
-/* Sleeps until an event or the next timer of the shard. */
+/* Sleeps until an event, the next timer of the shard, or `until`. */
 static void
-sleep_until_event(struct loop *loop)
+sleep_until_event(struct loop *loop, uint64_t until)
 {
 	uint64_t next = timers_next(&loop->shard.timers);
 
+	if (until < next)
+		next = until;
 	if (next != TIMER_NEVER) {
 		uint64_t ns = next > loop->shard.now_ns ? next - loop->shard.now_ns : 0;
 		uv_update_time(&loop->uv);
@@ -63,6 +65,24 @@ pace(struct shard *shard)
 	shard->work = 0;
 }
 
+static void
+turn(struct loop *loop, uint64_t until)
+{
+	struct shard *shard = &loop->shard;
+	int more = shard_turn(shard);
+
+	pace(shard);
+	if (more) {
+		shard->clock_is_stale = 1;
+		uv_run(&loop->uv, UV_RUN_NOWAIT);
+	} else {
+		sleep_until_event(loop, until);
+	}
+	shard->clock_is_stale = 1;
+	loop_refresh_clock(shard);
+	timers_run(&shard->timers, shard->now_ns);
+}
+
 int
 loop_run(struct loop *loop)
 {
@@ -70,20 +90,20 @@ loop_run(struct loop *loop)
 
 	prctl(PR_SET_TIMERSLACK, 1000UL); /* the pause is to be what it says, not 50 us more */
 	shard_start(shard);
-	while (!loop->done) {
-		int more = shard_turn(shard);
-		pace(shard);
-		if (more) {
-			shard->clock_is_stale = 1;
-			uv_run(&loop->uv, UV_RUN_NOWAIT);
-		} else {
-			sleep_until_event(loop);
-		}
-		shard->clock_is_stale = 1;
-		loop_refresh_clock(shard);
-		timers_run(&shard->timers, shard->now_ns);
-	}
+	while (!loop->done)
+		turn(loop, TIMER_NEVER);
 	return loop->drained ? 0 : 1;
+}
+
+void
+loop_warm(struct loop *loop, uint32_t limit_ms)
+{
+	struct shard *shard = &loop->shard;
+	uint64_t until = shard->now_ns + limit_ms * NS_PER_MS;
+
+	shard_warm(shard);
+	while (!loop->done && !shard_is_warm(shard) && shard->now_ns < until)
+		turn(loop, until);
 }
 
 /* ---- the end ---- */

@@ -27,6 +27,10 @@ struct loop {
 int loop_init(struct loop *loop, const struct config *config);
 void loop_fini(struct loop *loop);
 
+/* Before a takeover: runs until the links that will not be handed over are proven, or have failed once, or
+ * limit_ms is over. */
+void loop_warm(struct loop *loop, uint32_t limit_ms);
+
 /* Runs until a signal has ended it. Returns 0 if everything was drained, 1 if not. */
 int loop_run(struct loop *loop);
 

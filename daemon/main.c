@@ -219,6 +219,8 @@ run(const struct config *config, const struct options *options)
 	if (rc != 0)
 		goto out;
 	/* Until here nothing was touched that the daemon before us uses; from here on it is ours. */
+	if (options->takeover >= 0)
+		loop_warm(&loop, HANDOVER_WARM_MS);
 	if (options->takeover >= 0 && (rc = handover_receive(options->takeover, &taken)) != 0) {
 		log_event(LOG_LEVEL_ERROR, "start_failed", "cause=\"taking over: %s\"", error_text(rc));
 		goto out;

@@ -104,6 +104,28 @@ pool_start(struct pool *pool)
 		broker_start(&pool->brokers[i]);
 }
 
+void
+pool_warm(struct pool *pool)
+{
+	struct shard *shard = pool->shard;
+
+	for (uint32_t b = 0; b < pool->broker_count; b++)
+		for (uint32_t l = 0; l < pool->brokers[b].link_count; l++)
+			timer_set(&shard->timers, &pool->brokers[b].links[l].timer, shard->now_ns);
+}
+
+int
+pool_is_warm(const struct pool *pool)
+{
+	for (uint32_t b = 0; b < pool->broker_count; b++)
+		for (uint32_t l = 0; l < pool->brokers[b].link_count; l++) {
+			const struct link *link = &pool->brokers[b].links[l];
+			if (!link_is_ready(link) && link->count.failures == 0)
+				return 0;
+		}
+	return 1;
+}
+
 int
 pool_is_usable(const struct pool *pool)
 {

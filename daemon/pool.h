@@ -52,6 +52,11 @@ int pool_init(struct pool *pool, struct shard *shard, const struct config_pool *
 void pool_fini(struct pool *pool);
 void pool_start(struct pool *pool);
 
+/* All its links at once, where a daemon that serves is about to be replaced; and whether each is READY or
+ * has failed once. */
+void pool_warm(struct pool *pool);
+int pool_is_warm(const struct pool *pool);
+
 /*
  * The link for a lane's next record, by balance alone: READY and writable, or NULL. key is looked
  * at by balance and order "key" only; those two give the key's link even if it is not writable:

@@ -110,6 +110,23 @@ shard_start(struct shard *shard)
 		pool_start(&shard->pools[i]);
 }
 
+void
+shard_warm(struct shard *shard)
+{
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		if (!link_kind_can_move(shard->pools[i].config))
+			pool_warm(&shard->pools[i]);
+}
+
+int
+shard_is_warm(const struct shard *shard)
+{
+	for (uint32_t i = 0; i < shard->pool_count; i++)
+		if (!link_kind_can_move(shard->pools[i].config) && !pool_is_warm(&shard->pools[i]))
+			return 0;
+	return 1;
+}
+
 struct pool *
 shard_pool(struct shard *shard, const char *name)
 {
@@ -320,6 +337,15 @@ shard_is_empty(const struct shard *shard)
 			if (!lane_is_empty(lane))
 				return 0;
 	return 1;
+}
+
+void
+shard_farewell(struct shard *shard)
+{
+	for (uint32_t p = 0; p < shard->pool_count; p++)
+		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
+			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
+				link_farewell(&shard->pools[p].brokers[b].links[l]);
 }
 
 void

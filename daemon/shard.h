@@ -88,6 +88,10 @@ void shard_fini(struct shard *shard);
 /* Starts the links of all pools. */
 void shard_start(struct shard *shard);
 
+/* Starts those alone that no other daemon can hand over; and whether each of them is READY or has failed once. */
+void shard_warm(struct shard *shard);
+int shard_is_warm(const struct shard *shard);
+
 /* One turn. Returns 1 if the next must follow at once, 0 if nothing is to be done until an event. */
 int shard_turn(struct shard *shard);
 
@@ -96,6 +100,9 @@ int shard_is_empty(const struct shard *shard);
 
 /* Links say goodbye. */
 void shard_drain_links(struct shard *shard);
+
+/* Those that were not handed over do, and nothing else is touched: the lanes have another daemon. */
+void shard_farewell(struct shard *shard);
 
 struct pool *shard_pool(struct shard *shard, const char *name);
 
