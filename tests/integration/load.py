@@ -8,6 +8,7 @@ import struct
 from harness import PATIENCE, Process, program, wait_for
 
 LANES = 64
+BUCKETS = 1024
 RESENT = 0x80  # record.h
 OUTCOMES = ("none", "delivered", "sent", "rejected", "expired", "unknown", "cancelled", "?")
 Arrival = collections.namedtuple("Arrival", "producer lane sequence body_len intact duplicate retained")
@@ -49,6 +50,7 @@ class SubscriberFile(MappedFile):
 
 class ProducerFile(MappedFile):
     HEAD = "<5Q8Q2Q"
+    TIMES = struct.calcsize(HEAD) + LANES * 16
 
     def __init__(self, path, lanes, count):
         super().__init__(path)
@@ -93,13 +95,35 @@ class ProducerFile(MappedFile):
         return self.map.find(b"\0", base + start) - base
 
     def _answers(self, lane):
-        return struct.calcsize(self.HEAD) + LANES * 16 + lane * self.each
+        return self.TIMES + 8 + 4 * BUCKETS * 8 + lane * self.each
+
+    def phase(self, number):
+        """From now on times are counted as this phase's, 0 or 1."""
+        with open(self.path, "r+b") as file:
+            file.seek(self.TIMES)
+            file.write(struct.pack("<Q", number))
+
+    def times(self, phase, answers):
+        """How many calls (or answers) took how long, by bucket."""
+        return self.read(self.TIMES + 8 + (2 * phase + answers) * BUCKETS * 8, f"<{BUCKETS}Q")
 
     def _which(self, lane):
         return range(self.lanes) if lane is None else [lane]
 
     def _lane(self, lane):
         return self.read(struct.calcsize(self.HEAD) + lane * 16, "<2Q")
+
+
+def percentile(producers, phase, answers, share):
+    """Microseconds within which this share of all producers' calls (or answers) was done, and how many there were."""
+    counts = [sum(column) for column in zip(*(p.file.times(phase, answers) for p in producers))]
+    total, seen = sum(counts), 0
+    for bucket, count in enumerate(counts):
+        seen += count
+        if count and seen >= share * total:
+            power, part = divmod(bucket, 16)
+            return (bucket if power == 0 else (17 + part) << (power - 1)) / 1000, total
+    return 0, total
 
 
 class Producer:

@@ -34,9 +34,12 @@ struct producer {
 	struct record_producer *record;
 	uint8_t *outcomes;
 	uint64_t accepted, completed, random;
+	uint64_t *published; /* when, in ns, of each lane's last PUBLISHED messages; odd: in phase 1 */
 	char *bodies;
 	struct tg_message *batch;
 };
+
+#define PUBLISHED 16384u
 
 static volatile sig_atomic_t told_to_stop;
 
@@ -48,12 +51,30 @@ on_usr1(int signum)
 }
 
 static uint64_t
-now_us(void)
+now_ns(void)
 {
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t
+now_us(void)
+{
+	return now_ns() / 1000u;
+}
+
+static unsigned
+phase(const struct producer *p)
+{
+	return __atomic_load_n(&p->record->phase, __ATOMIC_RELAXED) & 1u;
+}
+
+static uint64_t *
+published(const struct producer *p, uint32_t lane, uint64_t sequence)
+{
+	return &p->published[(size_t)lane * PUBLISHED + sequence % PUBLISHED];
 }
 
 static uint64_t
@@ -92,6 +113,7 @@ take(struct producer *p, uint32_t lane)
 	int n;
 
 	while ((n = tg_poll(p->lanes[lane], c, 64)) > 0) {
+		uint64_t now = now_ns();
 		for (int i = 0; i < n; i++) {
 			uint64_t of = c[i].tag >> 40;
 			uint64_t sequence = c[i].tag & ((1ull << 40) - 1);
@@ -107,6 +129,8 @@ take(struct producer *p, uint32_t lane)
 			}
 			*outcome = (uint8_t)(c[i].outcome | (c[i].attempts > 1 ? RECORD_RESENT : 0));
 			p->record->outcomes[c[i].outcome & 7]++;
+			uint64_t at = *published(p, lane, sequence);
+			p->record->times[(at & 1u) | phase(p)].answer[record_bucket(now - (at & ~UINT64_C(1)))]++;
 			p->record->resent += c[i].attempts > 1;
 			if (c[i].elapsed_us > p->record->elapsed_max_us)
 				p->record->elapsed_max_us = c[i].elapsed_us;
@@ -147,6 +171,7 @@ offer(struct producer *p, uint32_t lane, uint32_t most)
 		m->tag = (uint64_t)lane << 40 | (sequence + i);
 		m->timeout_ms = p->o.timeout_ms;
 	}
+	uint64_t before = now_ns() & ~UINT64_C(1);
 	got = n == 1 ? tg_publish(p->lanes[lane], p->batch, NULL)
 		     : tg_publish_batch(p->lanes[lane], p->batch, n, NULL);
 	if (n == 1 && got == 0)
@@ -157,6 +182,10 @@ offer(struct producer *p, uint32_t lane, uint32_t most)
 	}
 	if (got < 0)
 		fail(p, "tg_publish", got);
+	unsigned in = phase(p);
+	p->record->times[in].call[record_bucket(now_ns() - before)]++;
+	for (int i = 0; i < got; i++)
+		*published(p, lane, sequence + (uint64_t)i) = before | in;
 	p->record->lanes[lane].accepted += (uint64_t)got;
 	p->accepted += (uint64_t)got;
 	return (uint32_t)got;
@@ -289,7 +318,8 @@ main(int argc, char **argv)
 	p.outcomes = (uint8_t *)(p.record + 1);
 	p.bodies = malloc((size_t)p.o.batch * (p.o.max + RECORD_BODY_MIN));
 	p.batch = calloc(p.o.batch, sizeof(*p.batch));
-	if (p.bodies == NULL || p.batch == NULL)
+	p.published = calloc((size_t)p.o.lanes * PUBLISHED, sizeof(*p.published));
+	if (p.bodies == NULL || p.batch == NULL || p.published == NULL)
 		return 2;
 
 	struct tg_client_options co = { .socket = p.o.socket };
@@ -312,5 +342,6 @@ main(int argc, char **argv)
 	tg_client_close(p.client);
 	free(p.bodies);
 	free(p.batch);
+	free(p.published);
 	return 0;
 }

@@ -17,6 +17,7 @@
 #define RECORD_LANES 64u
 #define RECORD_BODY_MIN 48u /* room a body's three numbers may need */
 
+#define RECORD_BUCKETS 1024u  /* sixteen for each power of two */
 #define RECORD_RESENT 0x80u   /* beside an outcome: its completion told of more than one attempt */
 
 /* The producer's: one at the start of its file, followed by one byte for each message of each lane
@@ -34,6 +35,11 @@ struct record_producer {
 		uint64_t accepted;  /* stored after tg_publish has returned 0 */
 		uint64_t completed;
 	} lanes[RECORD_LANES];
+	uint64_t phase; /* 0 or 1, written by the test: where the times of now are counted */
+	struct {
+		uint64_t call[RECORD_BUCKETS];   /* of tg_publish, ns */
+		uint64_t answer[RECORD_BUCKETS]; /* from it until tg_poll gave the completion, ns */
+	} times[2];
 };
 
 /* The subscriber's: one at the start of its file, then `count` arrivals. */
@@ -54,6 +60,14 @@ struct record_arrival {
 	uint8_t retained;
 	uint8_t reserved;
 };
+
+static inline unsigned
+record_bucket(uint64_t ns)
+{
+	unsigned power = ns < 16 ? 0 : 63u - (unsigned)__builtin_clzll(ns);
+
+	return power == 0 ? (unsigned)ns : (power - 3u) * 16u + (unsigned)(ns >> (power - 4u) & 15u);
+}
 
 static inline uint8_t
 record_filler(uint32_t producer, uint32_t lane, uint64_t sequence, size_t at)
