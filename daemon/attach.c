@@ -277,21 +277,39 @@ fail:
 
 /* ---- requests ---- */
 
+/* The ring of a client that leaves it to us: no larger than it may be. */
+static uint64_t
+default_ring(const struct config_limits *limits)
+{
+	struct lane_geometry geo = { .sq_bytes = LANE_SQ_DEFAULT };
+
+	while (geo.sq_bytes > LANE_SQ_MIN) {
+		geo.cq_entries = (uint32_t)(geo.sq_bytes / LANE_SQ_PER_CQ);
+		if (geo.sq_bytes <= limits->ring_bytes && lane_memfd_bytes(&geo) <= limits->memory_bytes)
+			break;
+		geo.sq_bytes /= 2;
+	}
+	return geo.sq_bytes;
+}
+
 int
 attach_open(struct client *client, const struct frame *request)
 {
 	struct shard *shard = client->shard;
 	struct pool *pool = shard_pool(shard, request->u.open.pool);
 	struct lane_header header = { .lane_id = shard->lane_ids + 1 };
+	uint64_t sq_bytes = request->u.open.sq_bytes;
 	struct lane_geometry geo;
 	int rc, taken = 0;
 
+	if (sq_bytes == 0)
+		sq_bytes = default_ring(&shard->config->limits);
 	memcpy(client->name, request->u.open.name, sizeof(client->name));
 	if (shard->stopping)
 		return client_refuse(client, request->serial, TG_ESTOPPING, "%s", error_text(TG_ESTOPPING));
 	if (pool == NULL)
 		return refuse_pool(client, request->serial, request->u.open.pool);
-	if (lane_geometry_make(&geo, request->u.open.sq_bytes, request->u.open.cq_entries) != 0)
+	if (lane_geometry_make(&geo, sq_bytes, request->u.open.cq_entries) != 0)
 		return client_refuse(client, request->serial, TG_EINVAL,
 		    "a lane of %llu bytes and %u completions: at most %llu and %u are possible",
 		    (unsigned long long)request->u.open.sq_bytes, request->u.open.cq_entries,

@@ -311,6 +311,11 @@ frame(struct lane *lane, struct slot *slot)
 	case LINK_SEND_OK:
 		break;
 	case LINK_SEND_REJECTED:
+		if (slot->maybe_sent) {
+			/* This link cannot carry it; another may have delivered it. */
+			lane_finish(lane, slot, TG_UNKNOWN, 0, rejection.code);
+			return FRAMED_NOT_THIS;
+		}
 		lane_reject(lane, slot, 0, rejection.code, rejection.text,
 		    rejection.text != NULL ? strlen(rejection.text) : 0);
 		return FRAMED_NOT_THIS;

@@ -147,6 +147,7 @@ struct link {
 
 	/* the driver's last words, acted on when it has returned */
 	int leaving;
+	int suspended; /* the broker has said in this input that it is blocked */
 	int fatal;
 	enum driver_fatal fatal_kind;
 	uint32_t fatal_code;

@@ -438,6 +438,13 @@ read_once(struct link *link)
 	link_update_writable(link);
 	if (out_unwritten(&link->out) > 0)
 		link_want_flush(link);
+	if (link->suspended) {
+		link->suspended = 0;
+		if (link->blocked)
+			link_event(link, LINK_EV_SUSPECT);
+		if (link->sock == NULL)
+			return 0;
+	}
 	/* Not before: without anything outstanding, draining ends with the session. */
 	if (link->leaving) {
 		link->leaving = 0;
@@ -612,7 +619,7 @@ on_blocked(struct link *link, const struct driver_event *event)
 	link->blocked = 1;
 	snprintf(link->why, sizeof(link->why), "the broker says it is blocked: %.*s", (int)event->text_len,
 	    event->text != NULL ? event->text : "");
-	link_event(link, LINK_EV_SUSPECT);
+	link->suspended = 1; /* acted on when the driver has returned: it may end the session */
 }
 
 void

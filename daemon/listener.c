@@ -78,12 +78,12 @@ on_readable(uv_poll_t *poll, int status, int events)
 	}
 }
 
-/* Whether somebody answers on the path already. */
+/* Whether somebody listens on the path already. It may hang, with all the connections it can have waiting: EAGAIN. */
 static int
 is_alive(const struct sockaddr_un *addr, int type)
 {
-	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
-	int alive = fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0;
+	int fd = socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	int alive = fd >= 0 && (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN);
 
 	if (fd >= 0)
 		close(fd);

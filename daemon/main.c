@@ -12,6 +12,7 @@
 #include "loop.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
@@ -105,6 +106,18 @@ parse_options(int argc, char **argv, struct options *options)
 		return EXIT_CONFIG;
 	}
 	return -1;
+}
+
+/* Who was started without them would have a socket take their place, and write its log into it. */
+static int
+have_standard_descriptors(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	return fd < 0 ? -1 : close(fd);
 }
 
 /* Each client costs two descriptors, each lane one. */
@@ -272,8 +285,10 @@ main(int argc, char **argv)
 {
 	struct options options = { .file = NULL, .takeover = -1 };
 	struct config *config = NULL;
-	int rc = parse_options(argc, argv, &options);
 
+	if (have_standard_descriptors() != 0)
+		return 1; /* and nowhere to say why */
+	int rc = parse_options(argc, argv, &options);
 	if (rc >= 0)
 		return rc;
 	struct config_report report = { .file = options.file };

@@ -218,6 +218,9 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 			break;
 		}
 	}
+	/* Their lanes were told that their fences are raised, and they are not any more: they come back and are told. */
+	while (!shard->expedited && !TAILQ_EMPTY(&shard->clients))
+		client_close(TAILQ_FIRST(&shard->clients));
 	log_event(LOG_LEVEL_INFO, "taken_over", "lanes=%u clients=%u", shard->lane_count, shard->client_count);
 	taken_free(taken);
 }

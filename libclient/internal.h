@@ -102,7 +102,7 @@ struct tg_lane {
 	int busy;  /* a reservation is open */
 	const uint32_t *closed_word;
 	struct wake_ringer doorbell_ringer;
-	int full_fence; /* pair C: nobody raises our fence for us */
+	int full_fence; /* pair C: nobody raises our fence for us; set by who mends */
 	uint32_t max_record;
 	struct sq_producer sq;
 	uint64_t published; /* records committed; counts like cq_tail does */
@@ -192,6 +192,9 @@ enum { WATCH_BELL, WATCH_CONTROL, WATCH_SELF, WATCH_RETRY };
 
 /* Frees this process's side: mapping, descriptors, memory. Tells the daemon nothing. */
 void lane_free(struct tg_lane *lane);
+
+/* Who raises its fence, as the daemon that has it says (enum lane_flags). */
+void lane_set_fence(struct tg_lane *lane, uint32_t flags);
 
 /* Why nothing may be done with this lane, or 0: fork, an earlier fault, a lane the daemon closed. */
 int lane_trouble(struct tg_lane *lane);

@@ -42,6 +42,12 @@ lane_broken(struct tg_lane *lane, const char *what)
 	return detail_fail(-TG_EBROKEN, "lane %" PRIu64 ": %s", lane->lane_id, what);
 }
 
+void
+lane_set_fence(struct tg_lane *lane, uint32_t flags)
+{
+	ck_pr_store_int(&lane->full_fence, !(lane->client->registered && (flags & LANE_F_EXPEDITED) != 0));
+}
+
 int
 lane_trouble(struct tg_lane *lane)
 {
@@ -134,7 +140,7 @@ lane_attach(struct tg_lane *lane, const struct frame *answer)
 		    lane_memfd_bytes(&geo), rc == -TG_ESYSTEM ? strerror(errno) : error_text(rc));
 	lane->nonce = header.nonce;
 	lane->max_record = header.max_record;
-	lane->full_fence = !(lane->client->registered && (header.flags & LANE_F_EXPEDITED) != 0);
+	lane_set_fence(lane, header.flags);
 	return cursors_init(lane);
 }
 

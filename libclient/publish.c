@@ -184,7 +184,7 @@ static inline void
 tail_show(struct tg_lane *lane)
 {
 	sq_publish(&lane->sq);
-	if (UNLIKELY(lane->full_fence))
+	if (UNLIKELY(ck_pr_load_int(&lane->full_fence)))
 		order_fence_full(ORDER_C);
 	else
 		order_fence_compiler();

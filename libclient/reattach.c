@@ -162,6 +162,8 @@ hand_back(struct tg_client *fresh, struct tg_lane *lane)
 		return 0;
 	}
 	ck_pr_store_64(&lane->lane_id, answer.u.lane.lane_id);
+	/* Not every daemon can raise our fences. Before the ring, which has this one look at what came without. */
+	lane_set_fence(lane, answer.u.lane.flags);
 	replace(&fds[FRAME_FD_RETURNED_DOORBELL], lane->doorbell);
 	/* The daemon may have gone to sleep since it answered, and its owner have rung the old one for it. */
 	bell_ring(lane->doorbell);

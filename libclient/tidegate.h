@@ -125,8 +125,8 @@ struct tg_client_options {
 
 /* Options of tg_lane_open. Zeroed: the defaults. */
 struct tg_lane_options {
-	uint64_t ring_bytes;  /* rounded up to a power of two; 0: 256 KiB; at least 16 KiB. A page costs
-	                       * 3 us at attach, so one-shot publishers ask for 16 KiB */
+	uint64_t ring_bytes;  /* rounded up to a power of two; 0: 256 KiB, or what the daemon allows; at least 16 KiB. A page
+	                       * costs 3 us at attach, so one-shot publishers ask for 16 KiB */
 	uint32_t completions; /* unread completions and unanswered messages it holds; 0: ring_bytes / 128 */
 	uint32_t spin_us;     /* how long tg_wait spins before it sleeps; 0: 20. UINT32_MAX: no spinning */
 };

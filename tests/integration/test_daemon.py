@@ -1,5 +1,6 @@
 """The daemon as an administrator meets it: configuration errors, start, stop, limits."""
 
+import contextlib
 import os
 import re
 import resource
@@ -9,7 +10,7 @@ import subprocess
 
 import pytest
 
-from harness import BUILD, Daemon, Sink, libconfig_file, merged, pool, program, wait_for
+from harness import BUILD, Daemon, Process, Sink, libconfig_file, merged, pool, program, wait_for
 from load import Producer, check_all_arrived
 
 GOOD = {"socket": "/tmp/x.sock", "admin": "/tmp/x.admin", "pools": [pool(["127.0.0.1:1883"])]}
@@ -105,6 +106,36 @@ def test_stale_socket_of_a_killed_daemon_is_taken_over(box, daemon):
     assert d.publish("-m", "again").returncode == 0
 
 
+def test_socket_of_a_daemon_that_hangs_is_left_alone(box):
+    """All the connections it can have wait for it: the new one must not wait with them."""
+    sink = Sink(box).start()
+    d = Daemon(box, [pool([sink])])
+    with contextlib.ExitStack() as held:
+        hung = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        hung.bind(str(d.socket))
+        hung.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                s = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                s.setblocking(False)
+                s.connect(str(d.socket))
+        result = box.run(program("tidegated"), "-c", d.config, deadline_s=20)
+        assert result.returncode not in (0, 2)
+        assert "in use" in result.stderr, result.stderr
+
+
+def test_daemon_without_standard_descriptors_writes_into_no_socket(box, daemon, sink):
+    d = daemon(pool([sink]))
+    d.stop()
+    d.process = Process(box, "tidegated-bare", ["sh", "-c", f"exec {program('tidegated')} -c {d.config} <&- >&- 2>&-"])
+    wait_for(d.answers, "it to answer")
+    for fd in range(3):
+        assert os.readlink(f"/proc/{d.process.pid}/fd/{fd}") == "/dev/null"
+    d.wait_ready()
+    assert d.publish("-m", "x").returncode == 0
+    assert d.stop() == 0
+
+
 def test_file_that_is_no_socket_is_left_alone(box):
     sink = Sink(box).start()
     d = Daemon(box, [pool([sink])])
@@ -138,6 +169,13 @@ def test_limit_of_ring_bytes_names_both_numbers(box, daemon, sink):
     assert result.returncode != 0
     assert "65536" in result.stderr.replace(",", "") and "1048576" in result.stderr.replace(",", ""), result.stderr
     assert d.publish("--ring", "16384", "-m", "x").returncode == 0
+    # Who leaves it to the daemon gets what there is.
+    assert Producer(box, d, number=1, count=10).finish() == {"delivered": 10}
+
+
+def test_ring_of_ones_own_choice_shrinks_to_the_memory_there_is(box, daemon, sink):
+    d = daemon(pool([sink]), limits={"memory_bytes": 100000})
+    assert Producer(box, d, number=1, count=10).finish() == {"delivered": 10}
 
 
 def test_descriptor_limit_refuses_the_newcomer_and_nobody_else(box, sink):

@@ -67,6 +67,8 @@ on_completion(struct producer *p, const struct completion *c)
 	case TG_REJECTED:
 		if (!e->nacked && !e->refused)
 			fail_entry(p, e, "rejected, and nobody has");
+		if (!e->nacked && e->given != 0)
+			fail_entry(p, e, "rejected by the driver, and a socket got it before");
 		break;
 	case TG_EXPIRED:
 		if (e->given != 0 || !late)
@@ -76,7 +78,7 @@ on_completion(struct producer *p, const struct completion *c)
 		/* Framed and past its deadline it may yet be written: it cannot be said to have expired. */
 		if (e->given == 0 && e->arrivals == 0 && (!late || (c->info & COMPLETION_ATTEMPTS) == 0))
 			fail_entry(p, e, "unknown, and no socket got it");
-		if (sim->pool_config.on_failure != ON_FAILURE_REPORT && !late)
+		if (sim->pool_config.on_failure != ON_FAILURE_REPORT && !late && !e->refused)
 			fail_entry(p, e, "unknown before its deadline");
 		break;
 	case TG_CANCELLED:

@@ -114,7 +114,7 @@ sim_publish(struct session *session, uint64_t seq, const struct message *message
 		sim_fail(sim, "sequence number %llu where %llu is next", (unsigned long long)seq,
 		    (unsigned long long)s->next);
 	check_publish(sim, link, producer->lane, message->position);
-	if (message->topic_len == 1 && message->topic[0] == '!') {
+	if ((message->topic_len == 1 && message->topic[0] == '!') || sim->brokers[link->broker->index].refuses) {
 		producer_entry(producer, message->position)->refused = 1;
 		rejection->code = REJECT_TOPIC;
 		rejection->text = "such a topic is not allowed";
@@ -192,16 +192,20 @@ answer(struct driver_session *s, const struct reply *reply)
 	}
 }
 
+int driver_sim_in_input;
+
 static ssize_t
 sim_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out)
 {
 	size_t used = 0;
 
+	driver_sim_in_input = 1;
 	for (; len - used >= sizeof(struct reply); used += sizeof(struct reply)) {
 		struct reply reply;
 		memcpy(&reply, bytes + used, sizeof(reply));
 		answer((struct driver_session *)session, &reply);
 	}
+	driver_sim_in_input = 0;
 	return (ssize_t)used;
 }
 

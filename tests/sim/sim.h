@@ -88,6 +88,8 @@ struct producer {
 
 enum ack_mode { ACK_UPTO, ACK_SINGLE, ACK_SHUFFLED, ACK_NONE };
 
+extern int driver_sim_in_input; /* the driver is being given bytes: its session must not go */
+
 struct sim_broker {
 	struct sim *sim;
 	struct host *host;
@@ -102,6 +104,7 @@ struct sim_broker {
 	int leaves_at_once; /* its first word to a client is to go */
 	uint64_t slow_ns;  /* reads one message in so long; 0: all it gets */
 	uint32_t window;   /* tells it to clients; 0: does not */
+	int refuses;       /* its protocol's rules allow nothing */
 	TAILQ_HEAD(app_list, app) apps;
 	struct app_list ending; /* over, and referred to by events */
 	uint64_t stored;   /* messages that arrived */

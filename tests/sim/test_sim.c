@@ -590,6 +590,69 @@ blocked_does_not_hold_up_other_keys(void **state)
 	blocked_for_a_minute(ORDER_BY_KEY);
 }
 
+/* Memory runs out, of all times, when the bytes of a broker that has just said so are to be kept. */
+static int memory_has_run_out;
+int __real_out_own(struct out *out);
+int __wrap_out_own(struct out *out);
+
+int
+__wrap_out_own(struct out *out)
+{
+	if (!memory_has_run_out)
+		return __real_out_own(out);
+	/* What follows ends the session, in which nobody may be at work. */
+	assert_false(driver_sim_in_input);
+	return -TG_ENOMEM;
+}
+
+static void
+no_memory_for_what_a_blocked_broker_leaves_ends_the_link(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 31, 1);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 4, SIM_MS(10), 4);
+	sim_run_for(&sim, SIM_S(1));
+	memory_has_run_out = 1;
+	sim_broker_block(&sim.brokers[0], 1);
+	sim_run_for(&sim, SIM_MS(50));
+	memory_has_run_out = 0;
+	assert_true(sim.failed > 0);
+	sim_broker_block(&sim.brokers[0], 0);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(10)));
+	end_all_delivered(&sim, SIM_S(5));
+}
+
+/* One broker may have it, and the other's rules forbid it: nobody knows what became of it. */
+static void
+what_may_have_been_sent_is_not_called_rejected(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 32, 2);
+	sim.brokers[1].refuses = 1;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	sim_broker_block(&sim.brokers[1], 1);
+	sim_run_for(&sim, SIM_MS(100));
+	sim_broker_mute(&sim.brokers[0], 1);
+	struct producer *p = sim_producer(&sim, 0);
+	assert_int_equal(producer_publish(p, 100, 0), 0);
+	sim_run_for(&sim, SIM_MS(500));
+	assert_int_equal(sim.brokers[0].stored, 1);
+	sim_broker_block(&sim.brokers[1], 0);
+	sim_run_for(&sim, SIM_MS(100));
+	sim_broker_crash(&sim.brokers[0]);
+	sim_run_for(&sim, SIM_S(2));
+	assert_int_equal(p->ledger[0].outcome, TG_UNKNOWN);
+	assert_int_equal(producer_publish(p, 100, 0), 0);
+	sim_run_for(&sim, SIM_S(2));
+	assert_int_equal(p->ledger[1].outcome, TG_REJECTED);
+	sim_fini(&sim);
+}
+
 /* Reads one message a second: with another broker there, nothing waits for it. */
 static void
 a_crawling_broker_loses_nothing(void **state)
@@ -864,6 +927,8 @@ main(void)
 		cmocka_unit_test(a_blocked_broker_that_vanishes_is_found),
 		cmocka_unit_test(blocked_is_not_dead_and_others_carry_the_load),
 		cmocka_unit_test(blocked_does_not_hold_up_other_keys),
+		cmocka_unit_test(no_memory_for_what_a_blocked_broker_leaves_ends_the_link),
+		cmocka_unit_test(what_may_have_been_sent_is_not_called_rejected),
 		cmocka_unit_test(a_crawling_broker_loses_nothing),
 		cmocka_unit_test(frozen_is_left_soon_and_given_up_after_the_stall_time),
 		cmocka_unit_test(loss_is_no_death),

@@ -233,6 +233,20 @@ answer_open(struct fake *fake, int conn, const struct frame *request)
 		close(fake_fd);
 }
 
+/* The lane opened last, whichever comes. */
+static void
+answer_return(struct fake *fake, int conn, const struct frame *request)
+{
+	struct fake_lane *lane = &fake->lanes[fake->lane_count - 1];
+	int fds[] = { fake->doorbell, lane->bell };
+	struct frame answer;
+
+	frame_init(&answer, FRAME_LANE_RETURNED, request->serial);
+	answer.u.lane.lane_id = lane->lane_id;
+	answer.u.lane.flags = fake->flags;
+	reply(fake, conn, &answer, fds, 2);
+}
+
 static void
 held_send(struct fake *fake, int conn)
 {
@@ -263,7 +277,12 @@ conn_serve(struct fake *fake, int conn)
 		frame_init(&answer, FRAME_LANE_CLOSED, request.serial);
 		answer.u.lane.lane_id = request.u.lane.lane_id;
 		reply(fake, conn, &answer, NULL, 0);
+	} else if (request.type == FRAME_LANE_RETURN && fake->takes_back) {
+		answer_return(fake, conn, &request);
 	}
+	for (unsigned i = 0; i < FRAME_FDS; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
 	return 0;
 }
 
@@ -492,6 +511,15 @@ fake_lane(struct fake *fake)
 	lane = &fake->lanes[fake->lane_count - 1];
 	pthread_mutex_unlock(&fake->lock);
 	return lane;
+}
+
+void
+fake_take_back(struct fake *fake, unsigned flags)
+{
+	pthread_mutex_lock(&fake->lock);
+	fake->takes_back = 1;
+	fake->flags = flags;
+	pthread_mutex_unlock(&fake->lock);
 }
 
 void

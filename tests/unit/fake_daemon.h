@@ -73,6 +73,7 @@ struct fake {
 	unsigned rings;  /* doorbells heard */
 	unsigned closes; /* LANE_CLOSE heard */
 	int hang_up;
+	int takes_back; /* LANE_RETURN is answered, with the flags of the moment */
 	struct frame held;
 	int held_fds[FRAME_FDS];
 	int is_held;
@@ -88,6 +89,7 @@ void fake_stop(struct fake *fake);
 void fake_set_lie(struct fake *fake, enum fake_lie lie);
 void fake_set_error(struct fake *fake, int error);
 void fake_set_flags(struct fake *fake, unsigned flags);
+void fake_take_back(struct fake *fake, unsigned flags);
 unsigned fake_rings(struct fake *fake);
 unsigned fake_closes(struct fake *fake);
 struct frame fake_last_open(struct fake *fake);

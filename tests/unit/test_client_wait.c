@@ -1,5 +1,6 @@
 /* libtidegate: who waits is woken, for everything it waits for and for nothing else. */
 #include "fake_daemon.h"
+#include "libclient/internal.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -728,6 +729,26 @@ lanes_of_one_client_run_in_threads(void **state)
 	}
 }
 
+/* One daemon raises the fences of its clients, and the next may not be able to. */
+static void
+lane_fences_as_the_daemon_that_has_it_needs(void **state)
+{
+	struct setup *s = *state;
+	static const unsigned flags[] = { 0, LANE_F_EXPEDITED, 0 };
+	int registered = s->lane->full_fence == 0;
+
+	for (unsigned i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
+		uint32_t generation = s->client->generation;
+		fake_take_back(&s->fake, flags[i]);
+		fake_hang_up(&s->fake);
+		for (unsigned ms = 0; s->client->generation == generation; ms++) {
+			assert_true(ms < FAKE_DEADLINE_MS);
+			(void)tg_wait(s->lane, 1);
+		}
+		assert_int_equal(s->lane->full_fence, !(registered && flags[i] != 0));
+	}
+}
+
 #define HOLD(f) cmocka_unit_test_setup_teardown(f, setup_hold, teardown)
 
 int
@@ -740,6 +761,7 @@ main(void)
 		HOLD(closed_lane_ends_the_wait_after_its_completions),
 		HOLD(dead_daemon_leaves_the_ring_and_its_completions),
 		HOLD(flush_waits_for_all_and_reads_none),
+		HOLD(lane_fences_as_the_daemon_that_has_it_needs),
 		HOLD(signal_ends_a_wait_and_not_a_flush),
 		HOLD(descriptor_fires_for_each_reason),
 		HOLD(descriptor_fires_for_a_closed_lane),
