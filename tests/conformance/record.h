@@ -3,11 +3,13 @@
  *
  * A fuzzer input, which tests/fuzz/fuzz_driver.c plays:
  *
- *   [driver: 1] [settings: 1] [window, +8 tls_wanted: 1] op*
+ *   [driver: 1] [settings: 1] [window, +8 tls_wanted, +16 * cut, +64 move: 1] op*
  *   op: [kind << 5 | arg: 1] …; see enum script_op
  *
  * driver counts in drivers.def, settings in the distinct ones of that driver's transcripts, in order
- * of file name; both modulo how many there are.
+ * of file name; both modulo how many there are. An input is played twice: as it stands, and with
+ * the bytes of each feed cut finer (enum script_cut), or, with move, in sessions that move to a
+ * successor whenever they could.
  */
 #ifndef TG_TESTS_CONFORMANCE_RECORD_H
 #define TG_TESTS_CONFORMANCE_RECORD_H
@@ -21,7 +23,15 @@ enum script_op {
 	SCRIPT_PROBE = 3,
 	SCRIPT_GOODBYE = 4,
 	SCRIPT_FLUSH = 5,
-	SCRIPT_BULK = 6, /* 1 + 64 * arg small messages */
+	SCRIPT_BULK = 6,  /* 1 + 64 * arg small messages */
+	SCRIPT_FLOOD = 7, /* one byte follows and is fed 2048 * (1 + arg) times */
+};
+
+enum script_cut {
+	CUT_BYTES = 0, /* one by one, at the end of long pieces */
+	CUT_FEW = 1,   /* into pieces of up to 8 */
+	CUT_MANY = 2,  /* … up to 64 */
+	CUT_ONCE = 3,
 };
 
 enum script_message {

@@ -9,6 +9,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <sanitizer/asan_interface.h>
+
+/* Whatever a broker sends, a driver answers with little more than it has heard. */
+#define REPLY_HANDSHAKE (16u << 10)
+#define REPLY_TIMES 8u
+/* … and a message grows by no more than this, twice its words (escapes) and a part of its body (frames). */
+#define FRAME_HEAD 2048u
+#define FRAME_BODY_PART 64u
+#define HELLO_MAX 4096u /* as the link's */
+
 __attribute__((format(printf, 2, 3))) static void
 broken(struct rig *rig, const char *format, ...)
 {
@@ -50,12 +60,41 @@ rig_bytes_fini(struct rig_bytes *bytes)
 }
 
 static void
-digest(uint64_t *sum, const void *bytes, size_t len)
+digest_word(struct rig_digest *digest, uint64_t word)
+{
+	digest->sum = (digest->sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+	digest->sum ^= digest->sum >> 29;
+}
+
+static void
+digest_add(struct rig_digest *digest, const void *bytes, size_t len)
 {
 	const uint8_t *at = bytes;
 
-	for (size_t i = 0; i < len; i++)
-		*sum = (*sum ^ at[i]) * UINT64_C(0x100000001b3);
+	for (; len > 0 && digest->have > 0; len--) {
+		digest->word |= (uint64_t)*at++ << 8 * digest->have;
+		digest->have = (digest->have + 1) % 8;
+		if (digest->have == 0)
+			digest_word(digest, digest->word);
+	}
+	for (; len >= 8; len -= 8, at += 8) {
+		memcpy(&digest->word, at, 8);
+		digest_word(digest, digest->word);
+	}
+	if (digest->have == 0)
+		digest->word = 0;
+	for (; len > 0; len--)
+		digest->word |= (uint64_t)*at++ << 8 * digest->have++;
+}
+
+uint64_t
+rig_digest_value(const struct rig_digest *digest)
+{
+	struct rig_digest end = *digest;
+
+	digest_word(&end, end.have > 0 ? end.word : 0);
+	digest_word(&end, end.have);
+	return end.sum;
 }
 
 __attribute__((format(printf, 2, 3))) static void
@@ -64,15 +103,14 @@ say(struct rig *rig, const char *format, ...)
 	char line[600];
 	va_list args;
 
+	if (rig->quiet)
+		return;
 	va_start(args, format);
 	int n = vsnprintf(line, sizeof(line) - 1, format, args);
 	va_end(args);
 	size_t len = (size_t)n < sizeof(line) - 2 ? (size_t)n : sizeof(line) - 2;
 	line[len++] = '\n';
-	if (rig->quiet)
-		digest(&rig->said, line, len);
-	else
-		rig_bytes_add(&rig->events, line, len);
+	rig_bytes_add(&rig->events, line, len);
 }
 
 /* One seq is answered. Returns 0 if none was due. */
@@ -104,7 +142,7 @@ acked(struct rig *rig, const struct driver_event *event)
 		any = 1;
 		uint64_t what[3] = { seq, event->outcome, event->type == EV_ACK ? event->reference : 0 };
 		if (rig->quiet)
-			digest(&rig->said, what, sizeof(what));
+			digest_add(&rig->said, what, sizeof(what));
 		else if (what[2] != 0)
 			say(rig, "ack %lu %s reference=%lu", seq, outcome_word(event->outcome),
 			    event->reference);
@@ -114,6 +152,18 @@ acked(struct rig *rig, const struct driver_event *event)
 	if (!any || event->seq >= rig->next)
 		broken(
 		    rig, "acknowledged seq %lu, which waits for nothing (next is %lu)", event->seq, rig->next);
+}
+
+/* For whoever only compares: all that an event says, as far as its type has it. */
+static void
+digest_event(struct rig *rig, const struct driver_event *event)
+{
+	uint64_t what[5] = { event->type, event->seq, event->code, event->fatal, event->text_len };
+
+	if (event->type == EV_UNSURE)
+		what[3] = event->reference;
+	digest_add(&rig->said, what, sizeof(what));
+	digest_add(&rig->said, event->text, event->text_len);
 }
 
 static void
@@ -135,7 +185,9 @@ on_event(void *owner, const struct driver_event *event)
 		broken(rig, "said event %d after the fatal one", event->type);
 	if (!rig->allowed_events)
 		broken(rig, "said event %d outside input()", event->type);
-	if (event->text_len > 0)
+	if (rig->quiet && event->type != EV_ACK && event->type != EV_ACK_UPTO)
+		digest_event(rig, event);
+	if (event->text_len > 0 && !rig->quiet)
 		snprintf(text, sizeof(text), " \"%.*s\"", n, event->text);
 	for (char *c = text; *c != '\0'; c++)
 		if ((unsigned char)*c < ' ')
@@ -148,6 +200,7 @@ on_event(void *owner, const struct driver_event *event)
 		say(rig, "up");
 		return;
 	case EV_ALIVE:
+		rig->probing = 0;
 		say(rig, "alive");
 		return;
 	case EV_ACK:
@@ -205,7 +258,8 @@ on_event(void *owner, const struct driver_event *event)
 		rig->dead = 1;
 		if (event->text_len == 0)
 			broken(rig, "the end has no text");
-		say(rig, "fatal %s 0x%02x%s", event->fatal <= FATAL_MESSAGE ? kinds[event->fatal] : "?", event->code, text);
+		say(rig, "fatal %s 0x%02x%s", event->fatal <= FATAL_MESSAGE ? kinds[event->fatal] : "?",
+		    event->code, text);
 		return;
 	}
 	broken(rig, "said an event of no known type, %d", event->type);
@@ -265,21 +319,36 @@ rig_settings_free(const struct driver *driver, void *settings)
 	free(settings);
 }
 
+static int
+session_open(struct rig *rig, void *settings)
+{
+	const struct driver *driver = rig->driver;
+
+	rig->session = must(calloc(1, driver->session_size));
+	*rig->session = (struct session){
+		.driver = driver, .settings = settings, .params = &rig->params, .events = { on_event, rig }
+	};
+	if (driver->open(rig->session) == 0)
+		return 0;
+	broken(rig, "open failed");
+	return -1;
+}
+
+static void
+session_close(struct rig *rig)
+{
+	if (rig->session != NULL)
+		rig->driver->close(rig->session);
+	free(rig->session);
+	rig->session = NULL;
+}
+
 int
 rig_open_with(struct rig *rig, const struct driver *driver, void *settings, const struct session_params *params)
 {
 	rig->driver = driver;
 	rig->params = *params;
-	rig->session = must(calloc(1, driver->session_size));
-	*rig->session = (struct session){
-		.driver = driver, .settings = settings, .params = &rig->params, .events = { on_event, rig }
-	};
-	out_init(&rig->out);
-	rig->said = rig->sent_digest = UINT64_C(0xcbf29ce484222325);
-	if (driver->open(rig->session) == 0)
-		return 0;
-	broken(rig, "open failed");
-	return -1;
+	return session_open(rig, settings);
 }
 
 int
@@ -296,15 +365,50 @@ rig_open(struct rig *rig, const struct driver *driver, const char *settings, con
 void
 rig_close(struct rig *rig)
 {
-	if (rig->session != NULL)
-		rig->driver->close(rig->session);
-	free(rig->session);
+	session_close(rig);
 	rig_settings_free(rig->driver, rig->settings);
 	out_fini(&rig->out);
 	free(rig->waits);
+	free(rig->input[0]);
+	free(rig->input[1]);
+	rig_bytes_fini(&rig->hello);
 	rig_bytes_fini(&rig->events);
 	rig_bytes_fini(&rig->sent);
-	rig_bytes_fini(&rig->pending);
+}
+
+void
+rig_renew(struct rig *rig)
+{
+	session_close(rig);
+	rig_settings_free(rig->driver, rig->settings);
+	out_reset(&rig->out);
+	rig_forget(rig);
+	rig->hello.len = 0;
+	*rig = (struct rig){
+		.quiet = rig->quiet,
+		.out = rig->out,
+		.waits = rig->waits,
+		.waits_capacity = rig->waits_capacity,
+		.input = { rig->input[0], rig->input[1] },
+		.input_capacity = { rig->input_capacity[0], rig->input_capacity[1] },
+		.hello = rig->hello,
+		.events = rig->events,
+		.sent = rig->sent,
+	};
+}
+
+/* A body by reference is known by where it lies; a copy is compared. */
+static void
+digest_output(struct rig *rig, const uint8_t *bytes, size_t len)
+{
+	uintptr_t at = (uintptr_t)bytes - (uintptr_t)rig->lent;
+
+	if (rig->lent == NULL || at >= rig->lent_len || len > rig->lent_len - at) {
+		digest_add(&rig->told, bytes, len);
+		return;
+	}
+	uint64_t what[2] = { at, len };
+	digest_add(&rig->told, what, sizeof(what));
 }
 
 /* The socket takes everything at once. */
@@ -318,7 +422,7 @@ take_output(struct rig *rig)
 		size_t len = 0;
 		for (int i = 0; i < n; i++) {
 			if (rig->quiet)
-				digest(&rig->sent_digest, iov[i].iov_base, iov[i].iov_len);
+				digest_output(rig, iov[i].iov_base, iov[i].iov_len);
 			else
 				rig_bytes_add(&rig->sent, iov[i].iov_base, iov[i].iov_len);
 			len += iov[i].iov_len;
@@ -351,8 +455,10 @@ rig_start(struct rig *rig)
 void
 rig_probe(struct rig *rig)
 {
-	if (rig->up)
-		action(rig, "probe", rig->driver->probe);
+	if (!rig->up)
+		return;
+	rig->probing = 1;
+	action(rig, "probe", rig->driver->probe);
 }
 
 void
@@ -369,21 +475,46 @@ rig_goodbye(struct rig *rig)
 		action(rig, "goodbye", rig->driver->goodbye);
 }
 
+/* What was left and len bytes more, in the other buffer and nothing behind them. Returns how many. */
+static size_t
+input_join(struct rig *rig, const uint8_t *bytes, size_t len)
+{
+	const uint8_t *left = rig->left > 0 ? rig->input[rig->turn] + rig->left_at : NULL;
+	unsigned other = rig->turn ^ 1;
+	size_t given = rig->left + len;
+
+	if (rig->input[other] == NULL || rig->input_capacity[other] < given) {
+		free(rig->input[other]);
+		rig->input_capacity[other] = given * 2 + 4096;
+		rig->input[other] = must(malloc(rig->input_capacity[other]));
+		ASAN_POISON_MEMORY_REGION(rig->input[other], rig->input_capacity[other]);
+	}
+	ASAN_UNPOISON_MEMORY_REGION(rig->input[other], given);
+	if (rig->left > 0) {
+		ASAN_UNPOISON_MEMORY_REGION(left, rig->left);
+		memcpy(rig->input[other], left, rig->left);
+		ASAN_POISON_MEMORY_REGION(left, rig->left);
+	}
+	if (len > 0)
+		memcpy(rig->input[other] + rig->left, bytes, len);
+	rig->turn = other;
+	return given;
+}
+
 void
 rig_feed(struct rig *rig, const uint8_t *bytes, size_t len)
 {
 	if (rig->dead)
 		return;
-	rig_bytes_add(&rig->pending, bytes, len);
-	/* In memory of exactly its size, so that a sanitizer sees a read past it. */
-	size_t given = rig->pending.len;
-	uint8_t *copy = must(malloc(given > 0 ? given : 1));
-	if (given > 0)
-		memcpy(copy, rig->pending.bytes, given);
+	size_t given = input_join(rig, bytes, len);
+	uint8_t *buffer = rig->input[rig->turn];
+	uint64_t end = out_end(&rig->out);
+	int greeting = !rig->up;
 	rig->allowed_events = 1;
-	ssize_t n = rig->driver->input(rig->session, copy, given, &rig->out);
+	ssize_t n = rig->driver->input(rig->session, buffer, given, &rig->out);
 	rig->allowed_events = 0;
-	free(copy);
+	rig->heard += len;
+	rig->replied += out_end(&rig->out) - end;
 	take_output(rig);
 	if (n < 0 && !rig->dead)
 		broken(rig, "input failed with %zd and said nothing", n);
@@ -391,13 +522,44 @@ rig_feed(struct rig *rig, const uint8_t *bytes, size_t len)
 		broken(rig, "input said that the session is over and did not fail");
 	else if (n > 0 && (size_t)n > given)
 		broken(rig, "input consumed %zd of %zu bytes", n, given);
+	if (rig->replied > REPLY_HANDSHAKE + REPLY_TIMES * rig->heard)
+		broken(rig, "input answered %lu bytes with %lu", rig->heard, rig->replied);
+	if (greeting && n > 0 && rig->broken[0] == '\0')
+		rig_bytes_add(&rig->hello, buffer, (size_t)n);
+	ASAN_POISON_MEMORY_REGION(buffer, given);
 	if (n < 0 || rig->broken[0] != '\0')
 		return;
-	rig->pending.len -= (size_t)n;
-	if (rig->pending.len > 0)
-		memmove(rig->pending.bytes, rig->pending.bytes + n, rig->pending.len);
-	if (rig->pending.len > DRIVER_INPUT_MAX)
-		broken(rig, "input leaves %zu bytes, more than %u", rig->pending.len, DRIVER_INPUT_MAX);
+	rig->left_at = (size_t)n;
+	rig->left = given - (size_t)n;
+	if (rig->left > DRIVER_INPUT_MAX)
+		broken(rig, "input leaves %zu bytes, more than %u", rig->left, DRIVER_INPUT_MAX);
+}
+
+int
+rig_move(struct rig *rig)
+{
+	void *settings = rig->session != NULL ? (void *)(uintptr_t)rig->session->settings : NULL;
+
+	if ((rig->driver->flags & DRIVER_F_REPLAYABLE) == 0 || !rig->up || rig->dead || rig->outstanding > 0 ||
+	    rig->left > 0 || rig->probing || rig->params.tls || rig->hello.len > HELLO_MAX ||
+	    rig->broken[0] != '\0')
+		return -1;
+	session_close(rig);
+	rig->up = 0;
+	rig->next = rig->oldest = 0;
+	if (session_open(rig, settings) != 0)
+		return 0;
+	action(rig, "start", rig->driver->start);
+	uint8_t *hello = must(malloc(rig->hello.len));
+	memcpy(hello, rig->hello.bytes, rig->hello.len);
+	rig->allowed_events = 1;
+	ssize_t n = rig->driver->input(rig->session, hello, rig->hello.len, &rig->out);
+	rig->allowed_events = 0;
+	free(hello);
+	take_output(rig);
+	if (n != (ssize_t)rig->hello.len || rig->dead || !rig->up)
+		broken(rig, "does not come up from the %zu bytes of its handshake (%zd)", rig->hello.len, n);
+	return 0;
 }
 
 int
@@ -422,15 +584,22 @@ rig_publish(struct rig *rig, const struct message *message, struct driver_reject
 			broken(rig, "publish returned %d", rc);
 		return rc;
 	}
-	if (out_end(&rig->out) == end)
+	uint64_t size = out_end(&rig->out) - end;
+	if (size == 0)
 		broken(rig, "publish appended nothing");
+	if (size > FRAME_HEAD + 2 * ((uint64_t)message->topic_len + message->key_len + message->headers_len) +
+		       message->body_len + message->body_len / FRAME_BODY_PART)
+		broken(rig, "publish made %lu bytes of a body of %u", size, message->body_len);
 	if (rig->next == rig->waits_capacity) {
 		rig->waits_capacity = rig->waits_capacity * 2 + 64;
 		rig->waits = must(realloc(rig->waits, rig->waits_capacity));
 	}
 	rig->waits[rig->next++] = rc == DRIVER_PUBLISHED;
 	rig->outstanding += rc == DRIVER_PUBLISHED;
+	rig->lent = message->body;
+	rig->lent_len = message->body_len;
 	take_output(rig);
+	rig->lent = NULL;
 	return rc;
 }
 

@@ -26,21 +26,38 @@ struct rig_bytes {
 void rig_bytes_add(struct rig_bytes *to, const void *bytes, size_t len);
 void rig_bytes_fini(struct rig_bytes *bytes);
 
+/* A sum of a stream of bytes, the same however the stream was cut. */
+struct rig_digest {
+	uint64_t sum, word;
+	unsigned have; /* bytes of word that are not in the sum yet */
+};
+
+uint64_t rig_digest_value(const struct rig_digest *digest);
+
 struct rig {
 	const struct driver *driver;
 	void *settings;
 	struct session *session;
 	struct session_params params;
 	struct out out;
-	struct rig_bytes events;  /* lines, since the last rig_forget() */
-	struct rig_bytes sent;    /* output, since the last rig_forget() */
-	struct rig_bytes pending; /* input the driver has left */
-	uint8_t *waits;           /* by seq: an answer is due */
+	struct rig_bytes events; /* lines, since the last rig_forget() */
+	struct rig_bytes sent;   /* output, since the last rig_forget() */
+	/* Input lies in one of two buffers in turn, and may be read during input() alone: ASan is told. */
+	uint8_t *input[2];
+	size_t input_capacity[2];
+	unsigned turn;
+	size_t left_at, left;   /* what the driver has left in input[turn] */
+	struct rig_bytes hello; /* input that came before the session was up, for rig_move() */
+	const uint8_t *lent;    /* the body that out may refer to */
+	size_t lent_len;
+	uint64_t heard, replied; /* bytes in, and bytes that input() answered with */
+	uint8_t *waits;          /* by seq: an answer is due */
 	size_t waits_capacity;
 	uint64_t next, oldest, outstanding;
-	int quiet; /* events and output are only digested, for the fuzzer's speed */
-	uint64_t said, sent_digest; /* of events, of output: how they interleave depends on the cuts */
+	int quiet;                    /* events and output are only digested, for the fuzzer's speed */
+	struct rig_digest said, told; /* of events, of output: how they interleave depends on the cuts */
 	int started, up, dead, allowed_events;
+	int probing;  /* a probe waits for its answer */
 	int securing; /* EV_TLS was said: rig_start() comes next */
 	char broken[300];
 };
@@ -52,6 +69,8 @@ struct rig {
 int rig_open(struct rig *rig, const struct driver *driver, const char *settings, const char *folder,
     const struct session_params *params);
 void rig_close(struct rig *rig);
+/* As rig_close(), but the memory stays with the rig for the next rig_open_with(); rig_close() follows. */
+void rig_renew(struct rig *rig);
 
 /* As rig_open in two steps, so that one set of settings serves many sessions. */
 void *rig_settings_new(
@@ -69,5 +88,10 @@ void rig_flush(struct rig *rig);
 void rig_probe(struct rig *rig);
 void rig_goodbye(struct rig *rig);
 void rig_forget(struct rig *rig);
+/*
+ * What an upgrade does: another session, brought to where this one is by replaying the handshake, goes
+ * on in its place, numbering messages from 0. Returns 0, or -1 if the session is not one that moves now.
+ */
+int rig_move(struct rig *rig);
 
 #endif

@@ -1,8 +1,8 @@
 /*
  * Fuzzes every protocol driver through the rig of the conformance tests, which watches that a driver
  * keeps to driver.h whatever a broker sends. Each input (tests/conformance/record.h says how one is
- * made up) is played twice, with the broker's bytes whole and one by one: events and output must be
- * the same.
+ * made up) is played twice: with the broker's bytes as they stand and cut finer, and then events and
+ * output must be the same; or in sessions that move to a successor whenever they could.
  *
  * With clang -fsanitize=fuzzer this is a libFuzzer target; with -DFUZZ_REPLAY a program that plays
  * the files and folders it is given. TG_FUZZ_DRIVER=name leaves out the other drivers.
@@ -14,8 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STEPS_MAX 200
-#define PUBLISHES_MAX 2500 /* a full window of most brokers; wraps of ids are a unit test */
+/* Bounds that keep an execution short: full windows need no more, and wraps of ids are a unit test. */
+#define STEPS_MAX 100
+#define PUBLISHES_MAX 160
+#define FLOODS_MAX 3
+#define BYTES_MAX 200 /* fed one by one at the end of a piece */
 
 static struct variants variants;
 static const struct driver *only;
@@ -58,35 +61,92 @@ tape_short(struct tape *tape, uint32_t *len)
 	return at;
 }
 
+/* One way to play an input. */
+struct run {
+	struct rig *rig;
+	struct tape tape;
+	int finer, move;
+	enum script_cut cut;
+	uint32_t random; /* where CUT_FEW and CUT_MANY cut */
+	unsigned publishes, floods;
+};
+
+static size_t
+cut_piece(struct run *run, size_t left)
+{
+	size_t n = left;
+
+	if (!run->finer)
+		return left;
+	run->random = run->random * 1664525u + 1013904223u;
+	switch (run->cut) {
+	case CUT_BYTES:
+		n = left > BYTES_MAX ? left - BYTES_MAX : 1;
+		break;
+	case CUT_FEW:
+		n = left > 8 * BYTES_MAX ? left - 8 * BYTES_MAX : 1 + (run->random >> 16) % 8;
+		break;
+	case CUT_MANY:
+		n = left > 64 * BYTES_MAX ? left - 64 * BYTES_MAX : 1 + (run->random >> 16) % 64;
+		break;
+	case CUT_ONCE:
+		n = 1 + (run->random >> 8) % left;
+		break;
+	}
+	return n < left ? n : left;
+}
+
 static void
-feed(struct rig *rig, struct tape *tape, size_t arg, int bytewise)
+feed(struct run *run, const uint8_t *bytes, size_t len)
+{
+	for (size_t n; len > 0; bytes += n, len -= n) {
+		n = cut_piece(run, len);
+		rig_feed(run->rig, bytes, n);
+		if (run->finer && run->cut == CUT_ONCE && n < len) {
+			rig_feed(run->rig, bytes + n, len - n);
+			return;
+		}
+	}
+}
+
+static void
+feed_tape(struct run *run, size_t arg)
 {
 	size_t len = arg;
 
 	if (arg == 0) {
-		len = tape_byte(tape);
-		len |= (size_t)tape_byte(tape) << 8;
+		len = tape_byte(&run->tape);
+		len |= (size_t)tape_byte(&run->tape) << 8;
 	}
-	const uint8_t *bytes = tape_bytes(tape, &len);
-	/* Byte by byte is quadratic in what a driver leaves: the end of a long piece is enough. */
-	if (bytewise && len > 512) {
-		rig_feed(rig, bytes, len - 512);
-		bytes += len - 512;
-		len = 512;
-	}
-	if (!bytewise && len > 0)
-		rig_feed(rig, bytes, len);
-	for (size_t i = 0; bytewise && i < len; i++)
-		rig_feed(rig, bytes + i, 1);
+	const uint8_t *bytes = tape_bytes(&run->tape, &len);
+	feed(run, bytes, len);
 }
 
 static void
-publish(struct rig *rig, const struct message *message)
+flood(struct run *run, size_t arg)
+{
+	static uint8_t bytes[32 * 2048];
+	size_t len = 2048 * (1 + arg);
+
+	memset(bytes, tape_byte(&run->tape), len);
+	if (run->floods++ >= FLOODS_MAX)
+		return;
+	/* Only its end is cut finer: what a driver leaves is copied for each piece. */
+	rig_feed(run->rig, bytes, len - 16);
+	feed(run, bytes, 16);
+}
+
+/* Returns 0 once the session takes no more. */
+static int
+publish(struct run *run, const struct message *message)
 {
 	struct driver_rejection rejection;
 
-	if (rig->next < PUBLISHES_MAX)
-		rig_publish(rig, message, &rejection);
+	if (run->publishes >= PUBLISHES_MAX)
+		return 0;
+	int rc = rig_publish(run->rig, message, &rejection);
+	run->publishes += rc != DRIVER_FULL;
+	return rc != DRIVER_FULL;
 }
 
 static const struct message plain = { .topic = (const uint8_t *)"t/1",
@@ -96,8 +156,9 @@ static const struct message plain = { .topic = (const uint8_t *)"t/1",
 	.attempt = 1 };
 
 static void
-publish_message(struct rig *rig, struct tape *tape)
+publish_message(struct run *run)
 {
+	struct tape *tape = &run->tape;
 	struct message message = plain;
 	uint8_t headers[4 + 2 * 255];
 	uint8_t bits = tape_byte(tape);
@@ -126,46 +187,54 @@ publish_message(struct rig *rig, struct tape *tape)
 		message.body = filler;
 		message.body_len = bits & MESSAGE_HUGE ? sizeof(filler) : 5000;
 	}
-	publish(rig, &message);
+	publish(run, &message);
 }
 
 static void
-play_op(struct rig *rig, struct tape *tape, int bytewise)
+play_op(struct run *run)
 {
-	uint8_t op = tape_byte(tape);
-	size_t arg = op & 31;
+	uint8_t op = tape_byte(&run->tape);
+	size_t arg = op & 31, count = 0;
 
-	if (rig->securing)
-		rig_start(rig);
+	if (run->rig->securing)
+		rig_start(run->rig);
 	switch (op >> 5) {
 	case SCRIPT_PUBLISH:
-		for (size_t i = 0; i < 1 + arg; i++)
-			publish(rig, &plain);
-		return;
+		count = 1 + arg;
+		break;
 	case SCRIPT_BULK:
-		for (size_t i = 0; i < 1 + arg * 64; i++)
-			publish(rig, &plain);
-		return;
+		count = 1 + arg * 64;
+		break;
 	case SCRIPT_MESSAGE:
-		publish_message(rig, tape);
-		return;
+		publish_message(run);
+		break;
 	case SCRIPT_PROBE:
-		rig_probe(rig);
-		return;
+		rig_probe(run->rig);
+		break;
 	case SCRIPT_GOODBYE:
-		rig_goodbye(rig);
-		return;
+		rig_goodbye(run->rig);
+		run->move = 0;
+		break;
 	case SCRIPT_FLUSH:
-		rig_flush(rig);
-		return;
+		rig_flush(run->rig);
+		break;
+	case SCRIPT_FLOOD:
+		flood(run, arg);
+		break;
 	default:
-		feed(rig, tape, arg, bytewise);
+		feed_tape(run, arg);
 	}
+	while (count > 0 && publish(run, &plain))
+		count--;
+	if (run->move)
+		rig_move(run->rig);
 }
 
+/* Plays an input that begins behind the byte how; twice, the second time finer. Returns what came of it. */
 static uint64_t
-play(const struct variant *variant, uint8_t how, struct tape tape, int bytewise)
+play(const struct variant *variant, uint8_t how, struct tape tape, int second)
 {
+	static struct rig rig = { .quiet = 1 };
 	struct session_params params = {
 		.client_id = "c1",
 		.host = "localhost",
@@ -173,18 +242,19 @@ play(const struct variant *variant, uint8_t how, struct tape tape, int bytewise)
 		.window = script_windows[how % SCRIPT_WINDOWS],
 		.tls_wanted = how / SCRIPT_WINDOWS & 1,
 	};
-	struct rig rig = { .quiet = 1 };
+	struct run run = { .rig = &rig, .tape = tape, .finer = second, .cut = how >> 4 & 3, .random = how };
 
+	run.move = second && (how >> 6 & 1) && (variant->driver->flags & DRIVER_F_REPLAYABLE) != 0;
 	if (rig_open_with(&rig, variant->driver, variant->settings, &params) == 0)
 		rig_start(&rig);
-	for (int step = 0; step < STEPS_MAX && tape.left > 0 && !rig.dead && rig.broken[0] == '\0'; step++)
-		play_op(&rig, &tape, bytewise);
+	for (int step = 0; step < STEPS_MAX && run.tape.left > 0 && !rig.dead && rig.broken[0] == '\0'; step++)
+		play_op(&run);
 	if (rig.broken[0] != '\0') {
 		fprintf(stderr, "the %s driver %s\n", variant->driver->name, rig.broken);
 		abort();
 	}
-	uint64_t digest = rig.said * 31 + rig.sent_digest;
-	rig_close(&rig);
+	uint64_t digest = rig_digest_value(&rig.said) * 31 + rig_digest_value(&rig.told);
+	rig_renew(&rig);
 	return digest;
 }
 
@@ -199,6 +269,9 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 	const char *name = getenv("TG_FUZZ_DRIVER");
 
 	if (variants_load(&variants, files, count) != 0)
+		exit(2);
+	/* Inputs that begin where the transcripts do. */
+	if (getenv("TG_FUZZ_SEEDS") != NULL && record_seeds(getenv("TG_FUZZ_SEEDS"), files, count) != 0)
 		exit(2);
 	for (size_t i = 0; i < count; i++)
 		free(files[i]);
@@ -225,7 +298,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (variant == NULL)
 		return 0;
 	struct tape tape = { data + 3, size - 3 };
-	if (play(variant, data[2], tape, 0) != play(variant, data[2], tape, 1)) {
+	uint64_t first = play(variant, data[2], tape, 0), second = play(variant, data[2], tape, 1);
+	int moved = (data[2] >> 6 & 1) && (driver->flags & DRIVER_F_REPLAYABLE) != 0;
+	if (!moved && first != second) {
 		fprintf(stderr, "the %s driver makes something else of the same bytes cut otherwise\n",
 		    driver->name);
 		abort();
