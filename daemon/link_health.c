@@ -85,13 +85,15 @@ has_passed_mark(const struct link *link)
 
 /*
  * Detector (d). A broker that answers one message a second is never silent; its link stays READY and
- * the lanes bound to it wait for it. Silence is left to (a) and (b).
+ * the lanes bound to it wait for it. Silence is left to (a) and (b), and so is a path on which nothing
+ * passes at the moment: what it lost comes again when it is back.
  */
 static int
 is_slow(struct link *link, const struct config_health *health)
 {
 	uint64_t now = link->shard->now_ns;
 	uint64_t elapsed = now - link->slow_ns;
+	struct sock_info info;
 
 	if (has_passed_mark(link)) {
 		link_health_mark(link);
@@ -105,7 +107,8 @@ is_slow(struct link *link, const struct config_health *health)
 		link_health_mark(link);
 		return 0;
 	}
-	if (!pool_has_room_beside(link->broker->pool, link->broker))
+	if (!pool_has_room_beside(link->broker->pool, link->broker) ||
+	    (link->shard->world->ops->info(link->sock, &info) == 0 && info.unacked > 0 && info.retransmits > 0))
 		return 0;
 	snprintf(link->why, sizeof(link->why), "slow: %llu messages answered in %llu ms, %u are waited for",
 	    (unsigned long long)answered, (unsigned long long)(elapsed / NS_PER_MS), link->outstanding);
@@ -117,14 +120,15 @@ is_slow(struct link *link, const struct config_health *health)
  *
  * A silence as long as all the probes is not one too long, and whoever was asked at its beginning and
  * comes back at its end needs a moment to say so: a quarter of a probe's time and a round trip. A path
- * that was cut comes back with our next retransmission and not before. One that went out after such a
- * silence, and was not answered in that moment, has settled it; so has one that is not due within half a
- * probe's time, which is the most that is waited. With nothing in flight nobody is hurt by a suspicion.
+ * that was cut comes back with our next retransmission and not before. One that went out half a probe's time
+ * after such a silence, and was not answered in that moment, has settled it; so has one that is not due
+ * within half a probe's time, which is the most that is waited. With nothing in flight nobody is hurt by a
+ * suspicion.
  */
 static uint64_t
 hope_ms(struct link *link, const struct config_health *health, uint64_t late_ms)
 {
-	uint64_t most = health->probe_timeout_ms / 2, reply = most / 2;
+	uint64_t half = health->probe_timeout_ms / 2, most = half, reply = half / 2;
 	uint64_t forgiven = (uint64_t)health->probe_misses * health->probe_timeout_ms;
 	uint64_t asked = link->outstanding > 0 ? (link->shard->now_ns - link->last_progress_ns) / NS_PER_MS : forgiven;
 	struct sock_info info;
@@ -138,7 +142,7 @@ hope_ms(struct link *link, const struct config_health *health, uint64_t late_ms)
 	reply += info.rtt_us / 1000;
 	if (info.unacked == 0 || info.retransmits == 0)
 		hope = asked < forgiven + reply ? forgiven + reply - asked : 0;
-	else if (link->outstanding == 0 || asked >= info.last_sent_ms + forgiven || info.rto_ms > info.last_sent_ms + most)
+	else if (link->outstanding == 0 || asked >= info.last_sent_ms + forgiven + half || info.rto_ms > info.last_sent_ms + most)
 		hope = info.last_sent_ms < reply ? reply - info.last_sent_ms : 0;
 	else
 		hope = most;
@@ -301,6 +305,9 @@ link_health_check(struct link *link)
 void
 link_health_read(struct link *link)
 {
+	/* A path that was cut is back: nobody could answer what was in flight until now (detector (d)). */
+	if (link->cut_off || link->shard->now_ns < link->grace_ns)
+		link_health_mark(link);
 	link->last_read_ns = link->shard->now_ns;
 	link->probe_misses = 0;
 	link->cut_off = 0;

@@ -23,7 +23,8 @@
 /*
  * The kernel doubles its pause with each retransmission, so that a path which was silent for 1.5 s is
  * tried again only after 3 s, when the link has been left. It is to stop growing at RTO_MAX_MS, the
- * least allowed, on kernels that can (TCP_RTO_MAX_MS, 6.15, which glibc does not know yet).
+ * least allowed, on kernels that can (TCP_RTO_MAX_MS, 6.15, which glibc does not know yet). On older ones
+ * at least a connection with up to three segments in flight is tried at the same pace for a while.
  */
 #ifndef TCP_RTO_MAX_MS
 #define TCP_RTO_MAX_MS 44
@@ -254,10 +255,10 @@ on_poll(uv_poll_t *poll, int status, int events)
 		s->sock.handlers->readable(s->sock.owner);
 }
 
-static void
+static int
 set_option(int fd, int level, int name, int value)
 {
-	setsockopt(fd, level, name, &value, sizeof(value));
+	return setsockopt(fd, level, name, &value, sizeof(value));
 }
 
 static struct sock *
@@ -278,7 +279,8 @@ sock_connect(struct world *world, const struct world_address *address, uint32_t 
 		/* Frames are gathered by us; a probe must not wait for an acknowledgement. */
 		set_option(s->fd, IPPROTO_TCP, TCP_NODELAY, 1);
 		set_option(s->fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, (int)low_water);
-		set_option(s->fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS);
+		if (set_option(s->fd, IPPROTO_TCP, TCP_RTO_MAX_MS, RTO_MAX_MS) != 0)
+			set_option(s->fd, IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, 1);
 	}
 	if (connect(s->fd, (const struct sockaddr *)&address->addr, address->len) != 0 && errno != EINPROGRESS)
 		goto fail_fd;

@@ -380,10 +380,12 @@ class Story:
         return self.daemon
 
     def load(self, kind):
-        """"idle": nothing; "trickle": four producers of one message a second; "saturated": two
-        processes with two lanes each, as fast as they may."""
+        """"idle": nothing; "trickle": four producers of one message a second; "busy": six of 200 a second;
+        "saturated": two processes with two lanes each, as fast as they may."""
         if kind == "trickle":
             self.produce(4, rate=1)
+        elif kind == "busy":
+            self.produce(6, rate=200)
         elif kind == "saturated":
             self.produce(2, lanes=2)
 

@@ -1,6 +1,12 @@
 """Story 4: a broker that is silent for 1.5 s and comes back, which is less than the detection time: no
-reconnect, nothing lost, nothing sent twice, although a second broker is there to flee to."""
+reconnect, nothing lost, nothing sent twice, although a second broker is there to flee to.
 
+A broker that was stopped answers as soon as it goes on. A path that was cut comes back with the next
+retransmission, which the kernel makes 0.2, 0.6, 1.4 and 3.0 s after what was lost unless it can be told
+not to wait longer than a second (TCP_RTO_MAX_MS, Linux 6.15): on older kernels what is forgiven on a busy
+link is a cut that ends before the third of them, and a longer one costs duplicates. The figures say which."""
+
+import socket
 import time
 
 import pytest
@@ -8,7 +14,23 @@ import pytest
 from harness import FULL, wait_for
 from story import lasts, peers
 
-SILENCE_S = 1.5
+TCP_RTO_MAX_MS = 44
+
+
+def can_limit_pauses():
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 1000)
+            return True
+        except OSError:
+            return False
+
+
+LIMITED = can_limit_pauses()
+
+
+def silence_s(how):
+    return 1.5 if how == "frozen" or LIMITED else 1.3
 
 
 def hush(story, broker, how):
@@ -17,7 +39,7 @@ def hush(story, broker, how):
     else:
         broker.freeze()
     watch = story.watch(time.time())
-    lasts(SILENCE_S, "the silence", watch.look)
+    lasts(silence_s(how), "the silence", watch.look)
     if how == "dropped":
         story.network.heal(broker.port)
     else:
@@ -25,7 +47,7 @@ def hush(story, broker, how):
     return watch
 
 
-@pytest.mark.parametrize("peer, load", peers(["idle", "trickle", "saturated"] if FULL else ["trickle", "saturated"],
+@pytest.mark.parametrize("peer, load", peers(["idle"] * FULL + ["trickle", "busy", "saturated"],
                                              [("sink-tls", "saturated")]))
 @pytest.mark.parametrize("how", ["dropped", "frozen"])
 def test_silence_of_a_second_and_a_half_is_forgiven(story, peer, how, load):
@@ -44,11 +66,11 @@ def test_silence_of_a_second_and_a_half_is_forgiven(story, peer, how, load):
             slowest = max(slowest, watch.wait_resolved() - silent, watch.wait_elsewhere() - silent)
             story.wait_delivered_by(victim, more=1)
         # Idle: until a probe has been answered after the silence.
-        wait_for(lambda: daemon.links(victim)[0]["last_read_ms"] < 900 and time.time() - began > SILENCE_S + 1.2,
+        wait_for(lambda: daemon.links(victim)[0]["last_read_ms"] < 900 and time.time() - began > 2.7,
                  "an answer after the silence", 10)
     outcomes = story.finish()
     story.note_waits()
-    story.note(silences=rounds, resumed_s=slowest)
+    story.note(silences=rounds, silence_s=silence_s(how), tcp_rto_max_ms=LIMITED, resumed_s=slowest)
     assert set(outcomes) <= {"delivered"}
     story.check_arrivals()
     false = story.note_health()
