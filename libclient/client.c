@@ -134,6 +134,7 @@ tg_client_open(struct tg_client **out, const struct tg_client_options *options)
 	if (client == NULL)
 		return detail_fail(-TG_ENOMEM, "no memory for a client (%zu bytes)", sizeof(*client));
 	client->fd = -1;
+	pthread_mutex_init(&client->control, NULL); /* never fails with these attributes */
 	if ((rc = options_apply(client, options != NULL ? options : &defaults)) != 0)
 		goto fail;
 	if ((rc = fork_mark_get(&client->mark)) != 0) {

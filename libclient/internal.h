@@ -28,6 +28,7 @@
 #include "shm/ring.h"
 #include "shm/wake.h"
 
+#include <pthread.h>
 #include <sys/un.h>
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)
@@ -79,7 +80,8 @@ struct tg_client {
 	uint32_t timeout_ms;
 	int registered; /* the daemon's membarrier reaches this process */
 	struct tg_lane *lanes;
-	uint32_t mending;       /* 1: somebody uses the control socket and the list of lanes */
+	pthread_mutex_t control; /* whose holder uses the control socket and the list of lanes. A forked child never
+	                          * takes it: every call there is refused before (fork.c) */
 	uint32_t lost;          /* 1: the daemon has hung up */
 	uint32_t generation;    /* counts reattachments */
 	uint64_t retry_ns;      /* not before this */

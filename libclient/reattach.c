@@ -9,7 +9,7 @@
  * Attempts are spread: 10 ms after the loss, then twice as long each time up to a second, each
  * times a random 0.5 to 1, so that the processes of a host do not meet a restarted daemon at once.
  *
- * Threads: one at a time connects and hands back (client->mending), and only it, or an open or close,
+ * Threads: one at a time connects and hands back (client->control), and only it, or an open or close,
  * walks the client's list or uses the control socket. It puts the new descriptors in the old ones' places (dup3), so
  * that no other thread's copy of a number goes stale.
  */
@@ -22,7 +22,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
@@ -38,15 +37,14 @@
 void
 client_lock(struct tg_client *client)
 {
-	while (!ck_pr_cas_32(&client->mending, 0, 1))
-		sched_yield();
+	/* Its holder may be waiting for the daemon's answer, for seconds. */
+	pthread_mutex_lock(&client->control);
 }
 
 void
 client_unlock(struct tg_client *client)
 {
-	ck_pr_fence_release();
-	ck_pr_store_32(&client->mending, 0);
+	pthread_mutex_unlock(&client->control);
 }
 
 /* ---- noticing ---- */
@@ -231,7 +229,7 @@ client_mend(struct tg_client *client)
 
 	if (!client_is_lost(client))
 		return 0;
-	if (clock_now_ns() < client_retry_ns(client) || !ck_pr_cas_32(&client->mending, 0, 1))
+	if (clock_now_ns() < client_retry_ns(client) || pthread_mutex_trylock(&client->control) != 0)
 		return -TG_EAGAIN;
 	if (!client_is_lost(client)) {
 		client_unlock(client);

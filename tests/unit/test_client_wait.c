@@ -749,6 +749,59 @@ lane_fences_as_the_daemon_that_has_it_needs(void **state)
 	}
 }
 
+struct opener {
+	pthread_t thread;
+	struct tg_client *client;
+	uint64_t wall_ns, cpu_ns;
+	int rc;
+};
+
+static uint64_t
+clock_ns(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+
+static void *
+open_run(void *arg)
+{
+	struct opener *o = arg;
+	struct tg_lane_options options = { .ring_bytes = LANE_SQ_MIN };
+	struct tg_lane *lane = NULL;
+	uint64_t wall = clock_ns(CLOCK_MONOTONIC), cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+
+	o->rc = tg_lane_open(o->client, &lane, "events", &options);
+	o->wall_ns = clock_ns(CLOCK_MONOTONIC) - wall;
+	o->cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
+	return NULL;
+}
+
+/* The daemon takes long to answer one thread: the others that want something of it sleep. A thread that
+ * span there could, with a real-time priority, keep the one it waits for from the processor. */
+static void
+threads_that_wait_for_the_control_socket_sleep(void **state)
+{
+	struct setup *s = *state;
+	struct opener openers[2] = { { .client = NULL } };
+
+	s->client->timeout_ms = 500;
+	fake_set_lie(&s->fake, LIE_LATE);
+	for (unsigned i = 0; i < 2; i++) {
+		openers[i].client = s->client;
+		assert_int_equal(pthread_create(&openers[i].thread, NULL, open_run, &openers[i]), 0);
+	}
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(pthread_join(openers[i].thread, NULL), 0);
+	/* Whoever was first had no answer in time; the other waited for him, and had one. */
+	unsigned second = openers[0].rc == 0 ? 0 : 1;
+	assert_int_equal(openers[second].rc, 0);
+	assert_int_equal(openers[1 - second].rc, -TG_ETIMEOUT);
+	assert_true(openers[second].cpu_ns < openers[second].wall_ns / 4);
+}
+
 #define HOLD(f) cmocka_unit_test_setup_teardown(f, setup_hold, teardown)
 
 int
@@ -761,6 +814,7 @@ main(void)
 		HOLD(closed_lane_ends_the_wait_after_its_completions),
 		HOLD(dead_daemon_leaves_the_ring_and_its_completions),
 		HOLD(flush_waits_for_all_and_reads_none),
+		HOLD(threads_that_wait_for_the_control_socket_sleep),
 		HOLD(lane_fences_as_the_daemon_that_has_it_needs),
 		HOLD(signal_ends_a_wait_and_not_a_flush),
 		HOLD(descriptor_fires_for_each_reason),
