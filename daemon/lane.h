@@ -105,6 +105,8 @@ struct lane {
 	TAILQ_ENTRY(lane) bound_entry;
 	uint64_t epoch;    /* order "key": the pool's when its routes were chosen */
 	int moving;        /* to be bound anew once nothing is in flight */
+	int again;         /* with an order: the broker had no room for slot `again_slot`: until it has, one goes at a time, */
+	uint64_t again_slot; /* so that it cannot refuse one and take the next */
 
 	enum lane_place place;
 	TAILQ_ENTRY(lane) place_entry; /* of a lane being made: in the shard's list of those */

@@ -204,6 +204,10 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 		lane->slot_next = number;
 	if (slot->deadline_ns < lane->earliest_ns)
 		lane->earliest_ns = slot->deadline_ns;
+	if (how == LANE_BACK_AGAIN && (!lane->again || number < lane->again_slot)) {
+		lane->again = 1;
+		lane->again_slot = number;
+	}
 	/* What the broker has just not taken it would not take at once either: the pool's tick tries again. */
 	enum lane_place place = how == LANE_BACK_AGAIN ? LANE_WAIT_POOL : LANE_ACTIVE;
 	if (lane->place != place)

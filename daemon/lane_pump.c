@@ -179,6 +179,15 @@ may_leave(const struct lane *lane)
 	return lane->inflight == 0 || lane->pool->config->on_failure == ON_FAILURE_RESEND;
 }
 
+/* Whether the oldest record that a broker had no room for still waits for some. */
+static int
+waits_for_room(struct lane *lane)
+{
+	if (lane->again)
+		lane->again = lane->again_slot >= lane->slot_head && lane_slot(lane, lane->again_slot)->state != SLOT_DONE;
+	return lane->again;
+}
+
 /*
  * The link for the slot at slot_next, or NULL after the lane has been put where it waits.
  * *rewound: slot_next has moved back; the caller looks again.
@@ -217,6 +226,10 @@ route_by_lane(struct lane *lane, int *rewound)
 		}
 		bind_to(lane, link);
 	}
+	if (lane->inflight > 0 && waits_for_room(lane)) {
+		lane_set_place(lane, LANE_WAIT_POOL);
+		return NULL;
+	}
 	if (!link_is_writable(link)) {
 		lane_set_place(lane, LANE_WAIT_LINK);
 		return NULL;
@@ -239,6 +252,8 @@ route_by_key(struct lane *lane, const struct message *message)
 		lane->epoch = pool->epoch;
 	}
 	struct link *link = pool_pick(pool, message->key, message->key_len);
+	if (lane->inflight > 0 && waits_for_room(lane))
+		link = NULL;
 	if (link == NULL || !link_is_writable(link)) {
 		lane_set_place(lane, LANE_WAIT_POOL);
 		return NULL;

@@ -184,6 +184,11 @@ on_publish(struct app *app, const struct wire *wire, const uint8_t *body)
 		    : chance_hit(&sim->chance, broker->again)     ? VERDICT_AGAIN
 								  : VERDICT_ACK,
 	};
+	if (app->answers[app->answer_count - 1].verdict != VERDICT_ACK)
+		return;
+	producer->overtaken += wire->position + 1 < producer->taken_upto;
+	if (wire->position + 1 > producer->taken_upto)
+		producer->taken_upto = wire->position + 1;
 }
 
 static void

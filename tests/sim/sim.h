@@ -82,6 +82,8 @@ struct producer {
 	struct {
 		uint64_t outcome[8];
 	} done;
+	uint64_t taken_upto; /* by a broker that acknowledges */
+	uint64_t overtaken;  /* taken after a younger one */
 };
 
 /* ---- brokers ---- */

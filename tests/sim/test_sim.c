@@ -653,6 +653,29 @@ what_may_have_been_sent_is_not_called_rejected(void **state)
 	sim_fini(&sim);
 }
 
+/* A broker without room for a while: it takes them in order when it has some again. */
+static void
+what_is_refused_for_now_is_not_overtaken(void **state)
+{
+	struct sim sim;
+
+	for (uint64_t seed = 0; seed < 20; seed++) {
+		sim_init(&sim, 40 + seed, 1);
+		sim.w.hosts[0].bytes_per_s = 1000000; /* so that it changes its mind between two records */
+		sim_start(&sim);
+		assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+		start_producers(&sim, 4, SIM_MS(5), 4);
+		sim_run_for(&sim, SIM_MS(300));
+		sim.brokers[0].again = 1.0;
+		sim_run_for(&sim, SIM_MS(500 + 7 * seed));
+		sim.brokers[0].again = 0;
+		sim_run_for(&sim, SIM_MS(500));
+		for (unsigned i = 0; i < sim.producer_count; i++)
+			assert_int_equal(sim.producers[i]->overtaken, 0);
+		end_all_delivered(&sim, SIM_S(5));
+	}
+}
+
 /* Reads one message a second: with another broker there, nothing waits for it. */
 static void
 a_crawling_broker_loses_nothing(void **state)
@@ -928,6 +951,7 @@ main(void)
 		cmocka_unit_test(blocked_is_not_dead_and_others_carry_the_load),
 		cmocka_unit_test(blocked_does_not_hold_up_other_keys),
 		cmocka_unit_test(no_memory_for_what_a_blocked_broker_leaves_ends_the_link),
+		cmocka_unit_test(what_is_refused_for_now_is_not_overtaken),
 		cmocka_unit_test(what_may_have_been_sent_is_not_called_rejected),
 		cmocka_unit_test(a_crawling_broker_loses_nothing),
 		cmocka_unit_test(frozen_is_left_soon_and_given_up_after_the_stall_time),
