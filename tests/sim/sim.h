@@ -63,6 +63,7 @@ struct producer {
 	uint64_t published; /* records, as in libclient */
 	struct entry *ledger;
 	uint32_t count, capacity;
+	uint32_t found; /* index of the entry last looked for */
 	uint32_t unfinished;
 	uint32_t scribbled_to; /* index of the first entry whose bytes are not released */
 	uint64_t audited;      /* completions looked at */
