@@ -150,6 +150,9 @@ close_session(struct session *session)
 {
 	struct nats_session *nats = nats_session(session);
 
+	for (uint32_t i = 0; i < NATS_SUBJECTS; i++)
+		free(nats->subjects[i].text);
+	memset(nats->subjects, 0, sizeof(nats->subjects));
 	free(nats->pending);
 	nats->pending = NULL;
 	nats->state = NATS_CLOSED;
@@ -225,7 +228,7 @@ probe(struct session *session, struct out *out)
 	if (nats->ping_count == 0)
 		nats->pings[(nats->ping_first + nats->ping_count++) % NATS_PINGS] = (struct nats_ping){ 0 };
 	nats->pings[(nats->ping_first + nats->ping_count - 1) % NATS_PINGS].probes++;
-	return 0;
+	return nats->asking > 0 ? nats_ask_again(nats, out) : 0;
 }
 
 const struct driver driver_nats = {

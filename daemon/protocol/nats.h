@@ -47,7 +47,7 @@ enum nats_state {
 /* Flags in the low bits of a pending word. */
 #define NATS_ANSWERED UINT64_C(1)
 #define NATS_DENIED UINT64_C(2)  /* a violation was counted against it */
-#define NATS_DOUBTED UINT64_C(4) /* no stream took it, and whether JetStream is there is to be asked */
+#define NATS_DOUBTED UINT64_C(4) /* no stream took it, and whether there is one is to be asked */
 #define NATS_ASKED UINT64_C(8)   /* ... and has been */
 #define NATS_FLAGS (NATS_ANSWERED | NATS_DENIED | NATS_DOUBTED | NATS_ASKED)
 
@@ -56,6 +56,19 @@ struct nats_ping {
 	uint64_t upto; /* the flush: it comes behind every seq below */
 	uint32_t flush;
 	uint32_t probes;
+};
+
+/*
+ * The subject that was last published to of those that share its place, for questions about it. While one
+ * is under way the place is kept. Messages of a subject that has lost its place are sent again, which gives
+ * it back.
+ */
+#define NATS_SUBJECTS 64u
+struct nats_subject {
+	uint64_t hash; /* 0: none */
+	uint8_t *text;
+	uint32_t len, room;
+	int asking; /* an answer is due */
 };
 
 struct nats_session {
@@ -80,7 +93,8 @@ struct nats_session {
 	uint64_t flushed; /* a PING comes behind every seq below */
 	int flush_waits;  /* for a place in pings */
 
-	int asking; /* whether JetStream is there: an answer is due */
+	struct nats_subject subjects[NATS_SUBJECTS]; /* JetStream: by nats_place() */
+	uint32_t asking;                             /* of them, those whose answer is due */
 	int may_not_ask;
 
 	char nonce[128]; /* the server's, to be signed */
@@ -95,6 +109,12 @@ nats_session(struct session *session)
 
 /* A subject's word in `pending`, flags clear. Seeded: nobody can make two subjects meet. */
 uint64_t nats_hash(const struct nats_session *nats, const uint8_t *subject, size_t len);
+
+static inline uint32_t
+nats_place(uint64_t hash)
+{
+	return (uint32_t)(hash / (NATS_FLAGS + 1)) % NATS_SUBJECTS;
+}
 
 /* Sends a PING behind what is not flushed yet. Returns 0 or -TG_ENOMEM. */
 int nats_flush_core(struct nats_session *nats, struct out *out);
@@ -117,6 +137,11 @@ int nats_answer(struct nats_session *nats, const struct nats_reply *reply, struc
 size_t nats_acks(struct nats_session *nats, const uint8_t *bytes, size_t len);
 /* The server refused a publish to a subject, quoted as Go's %q does. */
 void nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len);
+/* A message of the subject was framed: gives the subject its place, unless memory or another's question
+ * forbids. */
+void nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message *message);
+/* Repeats the questions that were not answered: who should have may be gone. Returns 0 or -TG_ENOMEM. */
+int nats_ask_again(struct nats_session *nats, struct out *out);
 /* Core: a PONG says that everything below upto was taken, or denied. */
 void nats_taken(struct nats_session *nats, uint64_t upto);
 

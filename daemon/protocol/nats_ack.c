@@ -5,9 +5,11 @@
  * it already, or with "error":{"code":503,"err_code":10077,"description":"..."}.
  *
  * That no stream takes a subject is said by the server itself, with a status in the header and no
- * body. But it says so of every subject while it shuts down: JetStream ends first, some milliseconds
- * before the connections. So the account's JetStream is asked for ($JS.API.INFO) before such a
- * message is rejected; without it this is no server to publish to, and everything goes elsewhere.
+ * body. But it says so of every subject while it shuts down, because JetStream ends first, some
+ * milliseconds before the connections; and of a stream's subjects while its copies in a cluster elect a
+ * leader, for seconds. So JetStream is asked which streams take the subject ($JS.API.STREAM.NAMES) before
+ * such a message is rejected. Without JetStream, or with a stream that has no leader, this is no server to
+ * publish to now, and everything is sent again, elsewhere or later.
  *
  * Others may listen on a subject too and answer to its reply subject: what is no acknowledgement, or
  * a second one, is dropped.
@@ -19,10 +21,11 @@
 
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-#define INFO_SUBJECT "$JS.API.INFO"
-#define INFO_TOKEN "info"
+#define NAMES_SUBJECT "$JS.API.STREAM.NAMES"
+#define NAMES_TOKEN 'q' /* and the subject's place in hexadecimal; no message's token begins so */
 
 static uint64_t *
 word_of(struct nats_session *nats, uint64_t seq)
@@ -235,78 +238,156 @@ nack_no_stream(struct nats_session *nats, uint64_t seq)
 	driver_nack(&nats->base, seq, NATS_NO_RESPONDERS, text, strlen(text));
 }
 
-/* Asks whether JetStream is there, on behalf of every message in doubt. */
-static int
-ask(struct nats_session *nats, struct out *out)
+void
+nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message *message)
 {
+	struct nats_subject *subject = &nats->subjects[nats_place(hash)];
+
+	if (subject->asking)
+		return;
+	if (message->topic_len > subject->room) {
+		uint8_t *text = realloc(subject->text, message->topic_len);
+		if (text == NULL)
+			return;
+		subject->text = text;
+		subject->room = message->topic_len;
+	}
+	memcpy(subject->text, message->topic, message->topic_len);
+	subject->len = message->topic_len;
+	subject->hash = hash;
+}
+
+/* {"subject":"..."}: subjects are UTF-8 without control characters. */
+static int
+send_question(const struct nats_session *nats, const struct nats_subject *subject, struct out *out)
+{
+	static const char before[] = "{\"subject\":\"", after[] = "\"}";
+	uint32_t escapes = 0;
+	char head[96];
+
+	for (uint32_t i = 0; i < subject->len; i++)
+		escapes += subject->text[i] == '"' || subject->text[i] == '\\';
+	int n = snprintf(head, sizeof(head), "PUB " NAMES_SUBJECT " %s%c%x %zu\r\n", nats->inbox, NAMES_TOKEN,
+	    (unsigned)(subject - nats->subjects), sizeof(before) + sizeof(after) - 2 + subject->len + escapes);
 	out_mark(out);
-	out_copy(out, "PUB " INFO_SUBJECT " ", sizeof("PUB " INFO_SUBJECT " ") - 1);
-	out_copy(out, nats->inbox, NATS_INBOX_LEN);
-	out_copy(out, INFO_TOKEN " 0\r\n\r\n", sizeof(INFO_TOKEN " 0\r\n\r\n") - 1);
-	int rc = out_commit(out);
+	out_copy(out, head, (size_t)n);
+	out_copy(out, before, sizeof(before) - 1);
+	for (uint32_t i = 0, from = 0; i <= subject->len; i++) {
+		if (i < subject->len && subject->text[i] != '"' && subject->text[i] != '\\')
+			continue;
+		out_copy(out, subject->text + from, i - from);
+		if (i < subject->len)
+			out_copy(out, "\\", 1);
+		from = i;
+	}
+	out_copy(out, after, sizeof(after) - 1);
+	out_copy(out, "\r\n", 2);
+	return out_commit(out);
+}
+
+/* Asks on behalf of every message of the subject that is in doubt. */
+static int
+ask(struct nats_session *nats, struct nats_subject *subject, struct out *out)
+{
+	int rc = send_question(nats, subject, out);
+
 	if (rc != 0)
 		return rc;
-	nats->asking = 1;
+	subject->asking = 1;
+	nats->asking++;
 	for (uint64_t seq = nats->oldest; seq != nats->next; seq++)
-		if ((*word_of(nats, seq) & NATS_DOUBTED) != 0)
+		if ((*word_of(nats, seq) & ~(NATS_DENIED | NATS_ASKED)) == (subject->hash | NATS_DOUBTED))
 			*word_of(nats, seq) |= NATS_ASKED;
 	return 0;
+}
+
+int
+nats_ask_again(struct nats_session *nats, struct out *out)
+{
+	int rc = 0;
+
+	for (uint32_t i = 0; i < NATS_SUBJECTS && rc == 0; i++)
+		if (nats->subjects[i].asking)
+			rc = send_question(nats, &nats->subjects[i], out);
+	return rc;
+}
+
+static void
+send_again(struct nats_session *nats, uint64_t seq)
+{
+	settle(nats, seq);
+	driver_emit(&nats->base, EV_AGAIN, seq);
 }
 
 static int
 no_stream(struct nats_session *nats, uint64_t seq, struct out *out)
 {
-	uint64_t word = *word_of(nats, seq);
+	uint64_t word = *word_of(nats, seq), hash = word & ~NATS_FLAGS;
+	struct nats_subject *subject = &nats->subjects[nats_place(hash)];
+	int kept = subject->hash == hash;
 
-	if (nats->no_streams || nats->may_not_ask) {
+	if (nats->may_not_ask)
 		nack_no_stream(nats, seq);
-		uncount(nats, word);
-		return 0;
-	}
-	*word_of(nats, seq) = (word & ~NATS_FLAGS) | NATS_DOUBTED;
+	else if (!kept && !subject->asking)
+		send_again(nats, seq);
+	else
+		*word_of(nats, seq) = hash | NATS_DOUBTED | (word & NATS_ASKED);
 	uncount(nats, word);
-	return nats->asking ? 0 : ask(nats, out);
+	return kept && !subject->asking && !nats->may_not_ask ? ask(nats, subject, out) : 0;
 }
 
-/* JetStream is there, or nobody may know: what no stream took when it was asked for is rejected. */
-static void
-asked(struct nats_session *nats)
+/* No stream takes the subject, or nobody may know: what was in doubt when that was asked is rejected. */
+static int
+asked(struct nats_session *nats, struct nats_subject *subject, struct out *out)
 {
 	uint64_t end = nats->next;
+	int more = 0;
 
-	nats->asking = 0;
-	for (uint64_t seq = nats->oldest; seq != end; seq++)
-		if ((*word_of(nats, seq) & (NATS_ASKED | NATS_ANSWERED)) == NATS_ASKED)
+	subject->asking = 0;
+	nats->asking--;
+	for (uint64_t seq = nats->oldest; seq != end; seq++) {
+		uint64_t word = *word_of(nats, seq), hash = word & ~NATS_FLAGS;
+		if ((word & (NATS_DOUBTED | NATS_ANSWERED)) != NATS_DOUBTED ||
+		    &nats->subjects[nats_place(hash)] != subject)
+			continue;
+		if (hash != subject->hash)
+			send_again(nats, seq); /* it had no place to ask from */
+		else if ((word & NATS_ASKED) != 0)
 			nack_no_stream(nats, seq);
+		else
+			more = 1;
+	}
+	return more ? ask(nats, subject, out) : 0;
 }
 
 /* The answer to ask(). */
 static int
-info_came(struct nats_session *nats, const struct nats_reply *reply, struct out *out)
+names_came(struct nats_session *nats, struct nats_subject *subject, const struct nats_reply *reply, struct out *out)
 {
 	json_error_t where;
 	char said[100];
+	int rc;
 
-	if (!nats->asking)
+	if (!subject->asking)
 		return 0;
 	if (is_no_responders(reply->headers, reply->headers_len))
-		return driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "JetStream has ended on this server");
-	json_t *info = json_loadb((const char *)reply->body, reply->body_len, 0, &where);
-	const json_t *error = json_object_get(info, "error");
-	if (json_is_object(error)) {
-		const json_t *words = json_object_get(error, "description");
-		const char *text = json_string_value(words);
-		utf8_clean(
-		    said, sizeof(said), (const uint8_t *)(text != NULL ? text : ""), json_string_length(words));
-		json_decref(info);
-		return driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "JetStream is not there: %s", said);
-	}
-	json_decref(info);
-	asked(nats);
-	for (uint64_t seq = nats->oldest; seq != nats->next; seq++)
-		if ((*word_of(nats, seq) & NATS_DOUBTED) != 0 && (*word_of(nats, seq) & NATS_ANSWERED) == 0)
-			return ask(nats, out);
-	return 0;
+		return nats->no_streams ? asked(nats, subject, out)
+					: driver_fatal(&nats->base, FATAL_UNUSABLE, 0,
+					      "JetStream has ended on this server, or its cluster has no leader");
+	json_t *answer = json_loadb((const char *)reply->body, reply->body_len, 0, &where);
+	const json_t *error = json_object_get(answer, "error");
+	const json_t *words = json_is_object(error) ? json_object_get(error, "description")
+						    : json_array_get(json_object_get(answer, "streams"), 0);
+	const char *text = json_string_value(words);
+	utf8_clean(said, sizeof(said), (const uint8_t *)(text != NULL ? text : ""), json_string_length(words));
+	if (json_is_object(error))
+		rc = driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "JetStream is not there: %s", said);
+	else if (text != NULL)
+		rc = driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "stream \"%s\" has no leader", said);
+	else
+		rc = asked(nats, subject, out);
+	json_decref(answer);
+	return rc;
 }
 
 void
@@ -318,16 +399,19 @@ nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len)
 		return; /* longer than any we sent */
 	subject[0] = 0;
 	len = unquote(subject, quoted, len);
-	if (count_denied(nats, nats_hash(nats, subject, len)) || !nats->asking)
+	if (count_denied(nats, nats_hash(nats, subject, len)) || nats->asking == 0)
 		return;
-	if (len != sizeof(INFO_SUBJECT) - 1 || memcmp(subject, INFO_SUBJECT, len) != 0)
+	if (len != sizeof(NAMES_SUBJECT) - 1 || memcmp(subject, NAMES_SUBJECT, len) != 0)
 		return;
 	/* It is ours, and not for this user to ask. */
 	nats->may_not_ask = 1;
-	for (uint64_t seq = nats->oldest; seq != nats->next; seq++)
-		if ((*word_of(nats, seq) & NATS_DOUBTED) != 0)
-			*word_of(nats, seq) |= NATS_ASKED;
-	asked(nats);
+	nats->asking = 0;
+	for (uint32_t i = 0; i < NATS_SUBJECTS; i++)
+		nats->subjects[i].asking = 0;
+	uint64_t end = nats->next;
+	for (uint64_t seq = nats->oldest; seq != end; seq++)
+		if ((*word_of(nats, seq) & (NATS_DOUBTED | NATS_ANSWERED)) == NATS_DOUBTED)
+			nack_no_stream(nats, seq);
 }
 
 static int
@@ -356,9 +440,10 @@ nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct ou
 	json_error_t where;
 	uint64_t seq;
 
-	if (reply->token_len == sizeof(INFO_TOKEN) - 1 &&
-	    memcmp(reply->token, INFO_TOKEN, reply->token_len) == 0)
-		return info_came(nats, reply, out);
+	if (reply->token_len > 1 && reply->token[0] == NAMES_TOKEN)
+		return read_token(reply->token + 1, reply->token_len - 1, &seq) && seq < NATS_SUBJECTS
+			   ? names_came(nats, &nats->subjects[seq], reply, out)
+			   : 0;
 	if (!read_token(reply->token, reply->token_len, &seq) || !waits(nats, seq))
 		return 0;
 	if (is_no_responders(reply->headers, reply->headers_len))

@@ -300,7 +300,10 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	int rc = append(nats, message, &frame, out);
 	if (rc != 0)
 		return rc;
-	nats->pending[seq & nats->mask] = nats_hash(nats, message->topic, message->topic_len);
+	uint64_t hash = nats_hash(nats, message->topic, message->topic_len);
+	if (nats->jetstream && nats->subjects[nats_place(hash)].hash != hash)
+		nats_keep_subject(nats, hash, message);
+	nats->pending[seq & nats->mask] = hash;
 	nats->next = seq + 1;
 	nats->outstanding++;
 	return DRIVER_PUBLISHED;

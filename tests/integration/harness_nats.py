@@ -92,6 +92,45 @@ class NatsServer(Broker):
         return self
 
 
+class NatsCluster:
+    """Three nats-servers that know of each other, and a stream of which each has a copy."""
+
+    def __init__(self, box):
+        ports = [box.port() for _ in range(3)]
+        routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
+        self.servers = [NatsServer(box, f"n{number}", lines=[
+            f"server_name: n{number}", f'cluster {{ name: tide, listen: "127.0.0.1:{port}", routes: [ {routes} ] }}'])
+            for number, port in enumerate(ports)]
+        for server in self.servers:
+            server.start()
+
+    def api(self, subject, body=None, but=None):
+        """What JetStream's API answers through any server but one, or None: it has no leader just now."""
+        server = next(server for server in self.servers if server is not but)
+        connection = server.connect()
+        connection.socket.settimeout(2)
+        try:
+            answer = connection.request(f"$JS.API.{subject}", body)
+        except (OSError, ValueError):  # nobody answered: a leader does
+            return None
+        finally:
+            connection.close()
+        return None if "error" in answer else answer
+
+    def stream(self, name="LOAD", subjects=("load.>",)):
+        """Elections among servers that have just started take seconds."""
+        config = {"name": name, "subjects": list(subjects), "storage": "file", "num_replicas": 3}
+        wait_for(lambda: self.api(f"STREAM.CREATE.{name}", config), f"stream {name} to be made", 60, 0.2)
+
+    def leader(self, stream="LOAD", but=None):
+        """The server that leads it, once there is one."""
+        def look():
+            info = self.api(f"STREAM.INFO.{stream}", but=but)
+            return info and info.get("cluster", {}).get("leader")
+        name = wait_for(look, f"a leader of {stream}", 60, 0.2)
+        return next(server for server in self.servers if server.name == name)
+
+
 def arrival(body):
     """A load program's body (record.h), checked byte by byte; None: a stranger's."""
     try:

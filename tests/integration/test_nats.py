@@ -5,7 +5,7 @@ import os
 import pytest
 
 from harness import FULL, Sink, have, pool, wait_for
-from harness_nats import NatsServer, StreamReader, Subscriber
+from harness_nats import NatsCluster, NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, wait_all_arrived
 from tls import Authority
 
@@ -206,6 +206,34 @@ def test_leaving_server_is_left_before_it_goes(box, daemon):
     wait_for(lambda: "ready" not in d.link_states(servers[0]), "the leaving server's link to leave")
     assert d.publish("-m", "x").returncode == 0
     assert d.link_states(servers[1]) == ["ready"]
+
+
+@pytest.mark.long
+def test_killed_leader_of_a_cluster_costs_nothing(box, daemon):
+    """A stream of three copies elects another leader, which takes seconds. Until then servers say of its subjects
+    what they say of those that no stream takes; nothing is rejected for that, nothing lost, nothing stored twice."""
+    if not have("nats-server"):
+        pytest.skip("needs nats-server")
+    cluster = NatsCluster(box)
+    cluster.stream()
+    leader = cluster.leader()
+    d = daemon(*(nats_pool(cluster.servers, **FAST, message_timeout_ms=300000, name=name) for name in ("events", "slow")))
+    # Slow ones find the time between: links with room, and servers that have noticed and not elected.
+    counts = [COUNT, COUNT, 600, 600]
+    producers = [Producer(box, d, number, count=count, rate=rate, low=10, high=2000, batch=8, ring=1 << 20,
+                          deadline_s=300, topic=f"load.{number}", pool=pool)
+                 for number, (count, rate, pool) in enumerate(zip(counts, [0 if FULL else 1000] * 2 + [100] * 2,
+                                                                  ["events"] * 2 + ["slow"] * 2), 1)]
+    wait_for(lambda: sum(p.file.completed() for p in producers[:2]) > COUNT / 2, "a quarter completed", 60, 0.002)
+    leader.kill()
+    for producer in producers:
+        assert producer.finish(300) == {"delivered": producer.count}
+    # What no stream takes is still told from it.
+    rejected(d.publish("--timeout", "60000", "-m", "x", topic="nobody.home"), 503, "no stream takes this subject")
+    survivor = cluster.leader(but=leader)
+    assert survivor is not leader
+    leader.start()
+    assert check_all_arrived(producers, StreamReader(survivor)) == 0
 
 
 @pytest.mark.sanitizers

@@ -21,7 +21,7 @@
 #define INBOX_MAX 128u
 #define TOKEN_MAX sizeof(uint64_t) /* a reply token travels in struct answer's id, byte by byte */
 #define NO_RESPONDERS 503u
-#define INFO_SUBJECT "$JS.API.INFO"
+#define NAMES_SUBJECT "$JS.API.STREAM.NAMES"
 
 enum { ANSWER_NONE, ANSWER_ACK, ANSWER_API };
 
@@ -110,7 +110,8 @@ nats_answer(struct conn *conn, const struct answer *answer)
 	}
 	put_head(nats, head, sizeof(head), "MSG", answer->id);
 	if (answer->kind == ANSWER_API) {
-		snprintf(body, sizeof(body), "{\"type\":\"io.nats.jetstream.api.v1.account_info_response\"}");
+		snprintf(body, sizeof(body), 
+		    "{\"type\":\"io.nats.jetstream.api.v1.stream_names_response\",\"total\":0,\"streams\":null}");
 	} else if (answer->code) {
 		plain(text, sizeof(text), behaviour->reason ? behaviour->reason : "rejected as told");
 		snprintf(body, sizeof(body),
@@ -275,7 +276,7 @@ publish(struct conn *conn, const struct words *words, size_t head_words, struct 
 	if (words->count > head_words && reply_to(conn, words->word[1], &answer) < 0)
 		return -1;
 	message.qos = answer.kind != ANSWER_NONE;
-	if (same(message.topic, INFO_SUBJECT)) {
+	if (same(message.topic, NAMES_SUBJECT)) {
 		if (answer.kind != ANSWER_NONE) {
 			answer.kind = ANSWER_API;
 			conn_answer(conn, &answer);
