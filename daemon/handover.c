@@ -272,8 +272,11 @@ on_readable(uv_poll_t *poll, int status, int events)
 	int fds[HANDOVER_FDS];
 
 	loop_refresh_clock(shard);
-	if (status < 0 || handover_recv(handover->fd, &frame, fds) != 0 || frame.type != HANDOVER_READY) {
-		give_up(handover, "the new daemon did not become ready; its own log lines say why");
+	int rc = status < 0 ? -TG_ECLOSED : handover_recv(handover->fd, &frame, fds);
+	if (rc != 0 || frame.type != HANDOVER_READY) {
+		give_up(handover, rc == -TG_EVERSION
+		        ? "the new daemon speaks another version of the lanes or of the hand-over: restart instead"
+		        : "the new daemon did not become ready; its own log lines say why");
 		return;
 	}
 	handover->waiting_ready = 0;

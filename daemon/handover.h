@@ -85,7 +85,8 @@ void handover_adopt(struct handover_taken *taken, struct loop *loop);
 /* The frames of both sides ------------------------------------------------------------------ */
 
 #define HANDOVER_MAGIC UINT32_C(0x74646831)
-#define HANDOVER_VERSION 1u
+/* With that of the lanes: who cannot read them must not take them over. */
+#define HANDOVER_VERSION (1u << 16 | LANE_ABI)
 #define HANDOVER_FDS PACKET_FDS
 #define HANDOVER_HELLO 4096u /* longest handshake that is replayed */
 
