@@ -4,12 +4,12 @@
  * made up) is played twice: with the broker's bytes as they stand and cut finer, and then events and
  * output must be the same; or in sessions that move to a successor whenever they could.
  *
- * With clang -fsanitize=fuzzer this is a libFuzzer target; with -DFUZZ_REPLAY a program that plays
- * the files and folders it is given. TG_FUZZ_DRIVER=name leaves out the other drivers.
+ * TG_FUZZ_DRIVER=name says which driver; without it an input of a driver's folder is played to that
+ * one, and any other says itself.
  */
+#include "fuzz.h"
 #include "tests/conformance/record.h"
 
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +23,7 @@
 static struct variants variants;
 static const struct driver *only;
 static uint8_t filler[70000];
+static struct rig rig = { .quiet = 1 }; /* its memory serves every session */
 
 /* What is left of an input. */
 struct tape {
@@ -234,7 +235,6 @@ play_op(struct run *run)
 static uint64_t
 play(const struct variant *variant, uint8_t how, struct tape tape, int second)
 {
-	static struct rig rig = { .quiet = 1 };
 	struct session_params params = {
 		.client_id = "c1",
 		.host = "localhost",
@@ -257,9 +257,6 @@ play(const struct variant *variant, uint8_t how, struct tape tape, int second)
 	rig_renew(&rig);
 	return digest;
 }
-
-int LLVMFuzzerInitialize(int *argc, char ***argv);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int
 LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -285,6 +282,23 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 }
 
 int
+fuzz_folder(const char *name)
+{
+	if (strcmp(name, "frame") == 0 || strcmp(name, "config") == 0)
+		return 0;
+	if (getenv("TG_FUZZ_DRIVER") == NULL)
+		only = driver_find(name);
+	return 1;
+}
+
+void
+fuzz_fini(void)
+{
+	rig_close(&rig);
+	variants_fini(&variants);
+}
+
+int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	size_t drivers = 0;
@@ -307,70 +321,3 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	return 0;
 }
-
-#ifdef FUZZ_REPLAY
-static unsigned replayed;
-
-static int
-replay_file(const char *path)
-{
-	FILE *file = fopen(path, "re");
-	static uint8_t data[1 << 20];
-
-	if (file == NULL) {
-		fprintf(stderr, "%s: %m\n", path);
-		return 1;
-	}
-	size_t size = fread(data, 1, sizeof(data), file);
-	fclose(file);
-	/* In memory of its exact size, for the sanitizers. */
-	uint8_t *copy = malloc(size + (size == 0));
-	if (copy == NULL)
-		abort();
-	memcpy(copy, data, size);
-	LLVMFuzzerTestOneInput(copy, size);
-	free(copy);
-	replayed++;
-	return 0;
-}
-
-static int
-replay(const char *path)
-{
-	DIR *dir = opendir(path);
-	struct dirent *entry;
-	char inside[4096];
-	int rc = 0;
-
-	if (dir == NULL)
-		return replay_file(path);
-	while ((entry = readdir(dir)) != NULL) {
-		if (entry->d_name[0] == '.')
-			continue;
-		snprintf(inside, sizeof(inside), "%s/%s", path, entry->d_name);
-		rc |= replay(inside);
-	}
-	closedir(dir);
-	return rc;
-}
-
-int
-main(int argc, char **argv)
-{
-	char *corpus[] = { argv[0], (char[]){ CORPUS } };
-	int rc = 0;
-
-	LLVMFuzzerInitialize(&argc, &argv);
-	if (argc < 2) {
-		argv = corpus;
-		argc = 2;
-	}
-	for (int i = 1; i < argc; i++)
-		rc |= replay(argv[i]);
-	variants_fini(&variants);
-	if (replayed == 0)
-		rc = 1;
-	printf("%s %u inputs replayed\n", rc == 0 ? "ok" : "not ok", replayed);
-	return rc;
-}
-#endif
