@@ -189,6 +189,50 @@ def test_a_silent_port_times_out(box, daemon, authority, identity):
     d.wait_ready(sink)
 
 
+def test_handshakes_do_not_block_the_loop(box, daemon, authority, identity):
+    """While brokers are silent in the middle of theirs, everybody else is served."""
+    silent = [TlsSink(box, identity, f"silent{number}").start() for number in range(3)]
+    sink = TlsSink(box, identity).start()
+    for broker in silent:
+        broker.freeze()
+    d = daemon(tls_pool(silent, authority, name="silent", health={"connect_timeout_ms": 60000}),
+               tls_pool([sink], authority), ready=False)
+    d.wait_ready(sink)
+    wait_for(lambda: all(d.link_states(broker) == ["tls"] for broker in silent), lambda: f"handshakes: {d.links()}")
+    producer = Producer(box, d, 1, count=2000, low=16, high=4000)
+    assert producer.finish() == {"delivered": 2000}
+    assert [d.link_states(broker) for broker in silent] == [["tls"]] * 3
+    for broker in silent:
+        broker.thaw()
+    d.wait_ready()
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["clear", "tls"])
+def test_watermarks_bound_what_is_unsent(box, daemon, authority, identity, encrypted):
+    """A broker that reads nothing: the link stops at the high mark, ciphertext that waits included, and the
+    producer's own ring fills. What waited arrives once, in order."""
+    high, size = 65536, 3000
+    sink = (TlsSink(box, identity) if encrypted else Sink(box)).start()
+    d = daemon(pool([sink], **({"tls": {"ca_file": authority.cert}} if encrypted else {}),
+                    watermarks={"high": high, "low": 16384}, window={"messages": 60000},
+                    health={"stall_timeout_ms": 120000, "ack_timeout_ms": 60000, "idle_ms": 60000}))
+    sink.freeze()
+    producer = Producer(box, d, 1, count=5000, low=size, ring=1 << 20, batch=8)
+    unsent = []
+
+    def blocked():
+        link = d.links()[0]
+        unsent.append(link["unsent_bytes"])
+        return not link["writable"] and link["unsent_bytes"] > 0 and producer.file.again > 1
+    wait_for(blocked, lambda: f"the link to be unwritable: {d.links()}", 30)
+    # It is the mark that stops it and not the window; a record more than the mark, and in TLS what frames it.
+    assert d.links()[0]["outstanding"] < 60000 and max(unsent) <= high + 2 * size, max(unsent)
+    assert producer.file.completed() == 0
+    sink.thaw()
+    assert producer.finish() == {"delivered": 5000}
+    assert check_all_arrived([producer], sink) == 0
+
+
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("tls", ["1.2", "1.3"])
 def test_sessions_are_resumed(box, daemon, authority, identity, tls):
