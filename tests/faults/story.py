@@ -11,14 +11,13 @@ import pathlib
 import re
 import shlex
 import signal
-import struct
 import threading
 import time
 import types
 
 from harness import FULL, PATIENCE, Daemon, Mosquitto, Sink, Subscriber, listens, merged, pool, wait_for
 from harness_amqp import Rabbit
-from load import LANES, Arrivals, Producer
+from load import Arrivals, Producer
 from tls import Authority
 
 LATE_STEPS = 4  # a silence is three probes and a decision: each may be woken late
@@ -185,7 +184,7 @@ class Load(Producer):
     def outcomes_of(self, lane):
         """A byte for each message the lane has had accepted: 0, or its outcome."""
         accepted = self.file.accepted(lane)
-        base = struct.calcsize(self.file.HEAD) + LANES * 16 + lane * self.file.each
+        base = self.file.answers_at(lane)
         return self.file.map[base:base + accepted]
 
     def unanswered(self):

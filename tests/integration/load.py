@@ -82,19 +82,19 @@ class ProducerFile(MappedFile):
 
     def answer(self, lane, sequence):
         """The byte of a message: 0, or its outcome, with RESENT."""
-        return self.read(self._answers(lane) + sequence, "<B")[0]
+        return self.read(self.answers_at(lane) + sequence, "<B")[0]
 
     def answers(self, lane):
         """The bytes of a lane's accepted messages."""
-        start = self._answers(lane)
+        start = self.answers_at(lane)
         return self.map[start:start + self.accepted(lane)]
 
     def first_unanswered(self, lane, start=0):
         """The first message from `start` on that has no completion yet."""
-        base = self._answers(lane)
+        base = self.answers_at(lane)
         return self.map.find(b"\0", base + start) - base
 
-    def _answers(self, lane):
+    def answers_at(self, lane):
         return self.TIMES + 8 + 4 * BUCKETS * 8 + lane * self.each
 
     def phase(self, number):
