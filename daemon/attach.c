@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 /* A lane on its way. */
@@ -22,6 +23,7 @@ struct attach {
 	struct lane *lane;
 	struct lane_header header;
 	uint64_t now_ns;
+	uint64_t bytes;
 	uint32_t serial;
 	int returned; /* LANE_RETURN */
 	int bell;     /* the client's end */
@@ -74,11 +76,19 @@ within_limits(struct client *client, const struct frame *request, const struct l
 }
 
 static int
-refuse_lane(struct client *client, uint32_t serial, const char *pool, int rc)
+refuse_lane(struct client *client, uint32_t serial, const char *pool, uint64_t bytes, int rc)
 {
-	return client_refuse(client, serial, -rc, "lane for pool \"%s\": %s%s%s", pool,
-	    rc == -TG_ELIMIT ? "no file descriptors left (LimitNOFILE)" : error_text(rc),
-	    rc == -TG_ESYSTEM ? ": " : "", rc == -TG_ESYSTEM ? strerror(errno) : "");
+	int error = errno;
+	struct rlimit limit = { .rlim_cur = 0 };
+
+	if (rc == -TG_ELIMIT) {
+		getrlimit(RLIMIT_NOFILE, &limit);
+		return client_refuse(client, serial, TG_ELIMIT,
+		    "lane for pool \"%s\": the daemon has no file descriptors left: its limit (LimitNOFILE=) is %llu", pool,
+		    (unsigned long long)limit.rlim_cur);
+	}
+	return client_refuse(client, serial, -rc, "lane of %llu bytes for pool \"%s\": %s%s%s", (unsigned long long)bytes,
+	    pool, error_text(rc), rc == -TG_ESYSTEM ? ": " : "", rc == -TG_ESYSTEM ? strerror(error) : "");
 }
 
 /* ---- a lane on its way ---- */
@@ -171,7 +181,7 @@ fail(struct attach *attach)
 		stray_close(lane->memfd);
 	lane_unmake(lane);
 	errno = attach->error;
-	return client != NULL ? refuse_lane(client, attach->serial, pool, attach->rc) : 0;
+	return client != NULL ? refuse_lane(client, attach->serial, pool, attach->bytes, attach->rc) : 0;
 }
 
 /* Puts the lane to work and answers. Returns as attach_open. */
@@ -243,7 +253,7 @@ begin(struct client *client, uint32_t serial, const struct lane_header *header, 
 	int rc = -TG_ENOMEM;
 
 	if (attach == NULL)
-		return refuse_lane(client, serial, pool->config->name, rc);
+		return refuse_lane(client, serial, pool->config->name, lane_memfd_bytes(geo), rc);
 	if ((rc = make_bell(bell)) != 0)
 		goto fail;
 	if ((rc = lane_make(&lane, header, pool, client, memfd, geo, bell[1])) != 0)
@@ -255,6 +265,7 @@ begin(struct client *client, uint32_t serial, const struct lane_header *header, 
 		.lane = lane,
 		.header = *header,
 		.now_ns = shard->now_ns,
+		.bytes = lane_memfd_bytes(geo),
 		.serial = serial,
 		.returned = memfd >= 0,
 		.bell = bell[0] };
@@ -272,7 +283,7 @@ fail_bell:
 	close_bell(bell);
 fail:
 	free(attach);
-	return refuse_lane(client, serial, pool->config->name, rc);
+	return refuse_lane(client, serial, pool->config->name, lane_memfd_bytes(geo), rc);
 }
 
 /* ---- requests ---- */
@@ -330,7 +341,7 @@ reclaim_lane(struct client *client, const struct frame *request, struct lane *la
 	int bell[2], rc;
 
 	if ((rc = make_bell(bell)) != 0)
-		return refuse_lane(client, request->serial, lane->pool->config->name, rc);
+		return refuse_lane(client, request->serial, lane->pool->config->name, lane_memfd_bytes(&lane->map.geo), rc);
 	lane_reclaim(lane, client, bell[1]);
 	client_add_lane(client, lane);
 	return answer_returned(client, request->serial, lane, bell[0]);

@@ -67,7 +67,7 @@ frame_post(struct tg_client *client, const struct frame *request, int fd, uint64
 	return rc < 0 ? transport_fail(client, rc, NULL) : 0;
 }
 
-/* A lane whose opener has given up: hand it back. Its answer will be a late one, too. */
+/* A lane whose opener has given up, or cannot have it: hand it back. Its answer will be a late one, too. */
 static void
 late_answer(struct tg_client *client, const struct frame *answer)
 {
@@ -92,6 +92,8 @@ frame_take(
 		rc = frame_recv(client->fd, answer, fds);
 		if (rc == -TG_EAGAIN)
 			continue;
+		if (rc == -TG_ELIMIT && answer->magic == FRAME_MAGIC && answer->abi == LANE_ABI)
+			late_answer(client, answer); /* its descriptors found no room here */
 		if (rc < 0)
 			return transport_fail(client, rc, answer);
 		if (answer->serial == serial)

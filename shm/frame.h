@@ -90,7 +90,7 @@ int frame_send(int fd, const struct frame *frame, const int *fds, unsigned nfds)
  * the caller's to close, or -1: after any error all are -1, and whatever came is closed. Returns 0;
  * -TG_ECLOSED at end of file, or for a packet of no bytes; -TG_EAGAIN; -TG_EPROTOCOL for a packet
  * that is no frame; -TG_EVERSION for a frame of another ABI (frame->serial is good); -TG_ELIMIT when
- * this process has no descriptors left for those sent; -TG_ESYSTEM with errno set. Strings in the
+ * this process has no descriptors left for those sent (the frame is there, unchecked); -TG_ESYSTEM with errno set. Strings in the
  * frame are terminated. How many descriptors its type needs is the caller's to check.
  */
 int frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS]);
