@@ -141,6 +141,7 @@ struct link {
 	uint64_t slow_mark;        /* `next` at slow_ns: what was in flight then is to be answered in good time */
 	uint64_t slow_base;        /* `base` at slow_ns */
 	uint64_t slow_ns;
+	int excused;       /* a silence has moved the mark, and what was in flight then is not answered yet */
 	int cut_off;       /* in this silence its TCP has gone without acknowledgements */
 	uint64_t grace_ns; /* until then it is not suspected: its TCP has just come back */
 	uint64_t ready_ns;         /* when it was last proven; 0: never on this connection */

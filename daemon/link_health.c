@@ -76,6 +76,13 @@ link_health_mark(struct link *link)
 	link->slow_ns = link->shard->now_ns;
 }
 
+/* A silence so long is not slowness. */
+static uint64_t
+silence_ns(const struct link *link, const struct config_health *health)
+{
+	return link->idle_ns + health->probe_timeout_ms * NS_PER_MS / 2;
+}
+
 /* Everything that was in flight at the mark has been answered. */
 static int
 has_passed_mark(const struct link *link)
@@ -97,14 +104,15 @@ is_slow(struct link *link, const struct config_health *health)
 
 	if (has_passed_mark(link)) {
 		link_health_mark(link);
+		link->excused = 0;
 		return 0;
 	}
-	if (elapsed < slow_after_ns(health) ||
-	    now - link->last_progress_ns >= link->idle_ns + health->probe_timeout_ms * NS_PER_MS / 2)
+	if (elapsed < slow_after_ns(health) || now - link->last_progress_ns >= silence_ns(link, health))
 		return 0;
 	uint64_t answered = link->base - link->slow_base;
 	if (elapsed / NS_PER_MS * link->outstanding <= answered * health->stall_timeout_ms) {
 		link_health_mark(link);
+		link->excused = 0;
 		return 0;
 	}
 	if (!pool_has_room_beside(link->broker->pool, link->broker) ||
@@ -266,6 +274,7 @@ void
 link_health_begin(struct link *link)
 {
 	link_health_mark(link);
+	link->excused = 0;
 	link->cut_off = 0;
 	link->grace_ns = 0;
 }
@@ -305,10 +314,17 @@ link_health_check(struct link *link)
 void
 link_health_read(struct link *link)
 {
-	/* A path that was cut is back: nobody could answer what was in flight until now (detector (d)). */
-	if (link->cut_off || link->shard->now_ns < link->grace_ns)
+	const struct config_health *health = &link->broker->pool->config->health;
+	uint64_t now = link->shard->now_ns;
+
+	/* Detector (d): nobody could answer in a silence that is over. Once: who falls silent again before what
+	 * was in flight is answered is slow. */
+	if (!link->excused && link->state == LINK_READY &&
+	    (link->cut_off || now < link->grace_ns || now - link->last_read_ns >= silence_ns(link, health))) {
 		link_health_mark(link);
-	link->last_read_ns = link->shard->now_ns;
+		link->excused = 1;
+	}
+	link->last_read_ns = now;
 	link->probe_misses = 0;
 	link->cut_off = 0;
 }

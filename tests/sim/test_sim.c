@@ -479,6 +479,33 @@ vanished_is_left_in_three_seconds(void **state)
 		assert_between(1500, worst[i], 2550);
 }
 
+/* … also when it has just gone on and the first answers are there as it is looked at. */
+static void
+a_busy_broker_is_not_slow_for_a_short_pause(void **state)
+{
+	for (uint64_t seed = 1; seed <= 40; seed++) {
+		struct sim sim;
+		sim_init(&sim, seed, 2);
+		sim.brokers[0].ack_ns = sim.brokers[1].ack_ns = SIM_MS(30);
+		sim_start(&sim);
+		start_producers(&sim, 6, SIM_MS(5), 1);
+		sim_run_for(&sim, SIM_S(3) + SIM_MS(seed * 53 % 1000));
+		for (unsigned i = 0; i < 5; i++) {
+			sim_broker_freeze(&sim.brokers[0], 1);
+			sim_run_for(&sim, SIM_MS(1470));
+			/* Only a few answers at first, as they come through. */
+			sim_broker_slow(&sim.brokers[0], SIM_MS(10));
+			sim_broker_freeze(&sim.brokers[0], 0);
+			sim_run_for(&sim, SIM_MS(100));
+			sim_broker_slow(&sim.brokers[0], 0);
+			sim_run_for(&sim, SIM_MS(1000));
+		}
+		assert_int_equal(sim.suspects, 0);
+		assert_int_equal(duplicates(&sim), 0);
+		end_all_delivered(&sim, SIM_S(5));
+	}
+}
+
 /* The application stops for 1.5 s: nothing happens at all. */
 static void
 a_short_pause_changes_nothing(void **state)
@@ -946,6 +973,7 @@ main(void)
 		cmocka_unit_test(never_accepted_connections_carry_nothing),
 		cmocka_unit_test(a_broker_may_leave_before_it_is_ready),
 		cmocka_unit_test(vanished_is_left_in_three_seconds),
+		cmocka_unit_test(a_busy_broker_is_not_slow_for_a_short_pause),
 		cmocka_unit_test(a_short_pause_changes_nothing),
 		cmocka_unit_test(a_short_cut_ends_no_connection),
 		cmocka_unit_test(a_blocked_broker_that_vanishes_is_found),
