@@ -190,6 +190,17 @@ out_space(struct out *out, size_t len)
 }
 
 void
+out_trim(struct out *out, size_t n)
+{
+	struct out_piece *last = piece_at(out, out->count - 1);
+
+	assert(last->block == out->open && last->len > n);
+	last->len -= n;
+	last->block->used -= n;
+	out->end -= n;
+}
+
+void
 out_copy(struct out *out, const void *bytes, size_t len)
 {
 	const uint8_t *at = bytes;

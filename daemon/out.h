@@ -17,6 +17,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -61,6 +62,9 @@ void out_body(struct out *out, const void *bytes, size_t len);
 /* len contiguous bytes to write into now (len <= OUT_BLOCK); NULL without memory (remembered). */
 uint8_t *out_space(struct out *out, size_t len);
 
+/* Takes back the last n bytes of what out_space() gave last, with nothing appended since; not all of them. */
+void out_trim(struct out *out, size_t n);
+
 /* out_mark .. out_commit: a frame is whole or not there. Commit returns 0, or -TG_ENOMEM after roll-back. */
 void out_mark(struct out *out);
 int out_commit(struct out *out);
@@ -77,6 +81,20 @@ void out_secret(struct out *out);
 
 /* The socket took n bytes (n <= out_unwritten(); never between out_mark and out_commit). */
 void out_consume(struct out *out, size_t n);
+
+/*
+ * Copies len bytes; returns what is behind them. Knowing a bound of len, gcc copies with `rep movs`, whose
+ * start alone costs more than all of memcpy() does for a topic or a small body: here it knows none.
+ */
+static inline uint8_t *
+out_put(uint8_t *at, const void *bytes, size_t len)
+{
+	if (!__builtin_constant_p(len))
+		__asm__("" : "+r"(len));
+	if (len > 0)
+		memcpy(at, bytes, len);
+	return at + len;
+}
 
 static inline uint64_t
 out_unwritten(const struct out *out)

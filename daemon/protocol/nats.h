@@ -59,8 +59,8 @@ struct nats_ping {
 };
 
 /*
- * The subject that was last published to of those that share its place, for questions about it. While one
- * is under way the place is kept. Messages of a subject that has lost its place are sent again, which gives
+ * The subject that was last published to of those that share its place: it is known to be in order, and in
+ * JetStream questions may be asked about it. While one is under way the place is kept. Messages of a subject that has lost its place are sent again, which gives
  * it back.
  */
 #define NATS_SUBJECTS 64u
@@ -93,7 +93,7 @@ struct nats_session {
 	uint64_t flushed; /* a PING comes behind every seq below */
 	int flush_waits;  /* for a place in pings */
 
-	struct nats_subject subjects[NATS_SUBJECTS]; /* JetStream: by nats_place() */
+	struct nats_subject subjects[NATS_SUBJECTS]; /* by nats_place() */
 	uint32_t asking;                             /* of them, those whose answer is due */
 	int may_not_ask;
 

@@ -50,13 +50,7 @@ put_decimal(uint8_t *at, uint64_t value)
 	return at + len;
 }
 
-static uint8_t *
-put(uint8_t *at, const void *bytes, size_t len)
-{
-	if (len > 0)
-		memcpy(at, bytes, len);
-	return at + len;
-}
+#define put out_put
 
 /* ---- what is refused ---- */
 
@@ -277,7 +271,12 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	if (nats->state != NATS_UP || nats->outstanding >= nats->window ||
 	    nats->next - nats->oldest > nats->mask)
 		return DRIVER_FULL;
-	if (reject_topic(message, rejection) != 0)
+	/* What was framed before is in order. */
+	uint64_t hash = nats_hash(nats, message->topic, message->topic_len);
+	const struct nats_subject *subject = &nats->subjects[nats_place(hash)];
+	int known = subject->hash == hash && subject->len == message->topic_len && message->topic_len > 0 &&
+		    memcmp(subject->text, message->topic, message->topic_len) == 0;
+	if (!known && reject_topic(message, rejection) != 0)
 		return DRIVER_REJECTED;
 	if (((message->key_len | message->headers_len) != 0 || nats->msg_id) &&
 	    measure_headers(nats, message, &frame, rejection) != 0)
@@ -300,8 +299,7 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	int rc = append(nats, message, &frame, out);
 	if (rc != 0)
 		return rc;
-	uint64_t hash = nats_hash(nats, message->topic, message->topic_len);
-	if (nats->jetstream && nats->subjects[nats_place(hash)].hash != hash)
+	if (!known)
 		nats_keep_subject(nats, hash, message);
 	nats->pending[seq & nats->mask] = hash;
 	nats->next = seq + 1;

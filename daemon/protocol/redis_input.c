@@ -60,7 +60,7 @@ keep(const redisReadTask *task, int type, const char *text, size_t len)
 	reply->len = len;
 	size_t kept = len < sizeof(reply->text) ? len : sizeof(reply->text);
 	if (kept > 0)
-		memcpy(reply->text, text, kept);
+		out_put((uint8_t *)reply->text, text, kept);
 	return redis;
 }
 

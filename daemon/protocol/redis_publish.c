@@ -13,6 +13,10 @@ redis_put_count(char *at, char sign, uint64_t count)
 	char digits[20];
 	size_t n = 0;
 
+	if (count < 10) {
+		memcpy(at, (const char[4]){ sign, (char)('0' + count), '\r', '\n' }, 4);
+		return at + 4;
+	}
 	do
 		digits[n++] = (char)('0' + count % 10);
 	while ((count /= 10) > 0);
@@ -112,24 +116,28 @@ static int
 frame_append(const struct redis_settings *settings, const struct message *message, uint32_t fields, size_t size,
     struct out *out)
 {
-	char frame[OUT_REF_MIN + 1024], *large = NULL, *at = frame;
-	size_t body = message->body_len < OUT_REF_MIN ? message->body_len : 0;
+	size_t body = message->body_len < OUT_REF_MIN ? message->body_len : 0, room = size + body + 2;
+	char *large = NULL, *at;
 
-	if (size + body + 2 > sizeof(frame)) {
-		large = at = malloc(size + body + 2);
-		if (large == NULL)
-			return -TG_ENOMEM;
+	out_mark(out);
+	if (room <= OUT_BLOCK)
+		at = (char *)out_space(out, room);
+	else
+		at = large = malloc(room); /* headers beyond a block: rare enough for a copy */
+	if (at == NULL) {
+		out_rollback(out);
+		return -TG_ENOMEM;
 	}
 	char *end = frame_head(at, settings, message, fields);
-	if (body > 0)
-		memcpy(end, message->body, body);
-	end += body;
+	end = (char *)out_put((uint8_t *)end, message->body, body);
 	if (body == message->body_len) {
 		*end++ = '\r';
 		*end++ = '\n';
 	}
-	out_mark(out);
-	out_copy(out, at, (size_t)(end - at));
+	if (large != NULL)
+		out_copy(out, large, (size_t)(end - large));
+	else
+		out_trim(out, room - (size_t)(end - at));
 	if (body < message->body_len) {
 		out_ref(out, message->body, message->body_len);
 		out_copy(out, "\r\n", 2);

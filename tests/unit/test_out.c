@@ -110,9 +110,14 @@ append(struct out *out, struct model *model)
 		break;
 	default:
 		len = len > OUT_BLOCK ? OUT_BLOCK : len;
-		uint8_t *space = out_space(out, len);
-		if (space != NULL)
-			memcpy(space, bytes, len);
+		/* More than is needed in the end, as framing asks for. */
+		uint32_t more = len > 0 && len < OUT_BLOCK ? roll(OUT_BLOCK - len) : 0;
+		uint8_t *space = out_space(out, len + more);
+		if (space == NULL)
+			break;
+		assert_ptr_equal(out_put(space, bytes, len), space + len);
+		if (more > 0)
+			out_trim(out, more);
 		break;
 	}
 	model_append(model, bytes, len);
