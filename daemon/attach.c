@@ -24,6 +24,7 @@ struct attach {
 	struct lane_header header;
 	uint64_t now_ns;
 	uint64_t bytes;
+	uint64_t took_ns;
 	uint32_t serial;
 	int returned; /* LANE_RETURN */
 	int bell;     /* the client's end */
@@ -160,11 +161,14 @@ static void
 run(struct world_job *job)
 {
 	struct attach *attach = attach_of(job);
+	struct world *world = attach->lane->shard->world; /* whose clock anybody may read */
+	uint64_t began = world_now(world);
 
 	attach->rc = lane_map_in(attach->lane, &attach->header);
 	if (attach->rc == 0 && attach->returned)
 		attach->rc = lane_rebuild(attach->lane, attach->now_ns);
 	attach->error = errno;
+	attach->took_ns = world_now(world) - began;
 }
 
 /* It did not come to be. */
@@ -216,6 +220,7 @@ on_done(struct world_job *job)
 	struct client *client = attach->client;
 	uint64_t began = 0;
 
+	control_charge(&attach->lane->shard->control, attach->took_ns);
 	if (client != NULL) {
 		client->attach = NULL;
 		began = control_begin(&client->shard->control);

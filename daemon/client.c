@@ -124,12 +124,14 @@ on_closed(uv_handle_t *handle)
 
 	if (--client->open_handles > 0)
 		return;
+	uint64_t began = control_begin(&client->shard->control);
 	/* What it has sent and nobody has read goes with its socket, and may take long: stray.h. */
 	if (ioctl(client->fd, FIONREAD, &unread) == 0 && unread > 0)
 		stray_close(client->fd);
 	else
 		close(client->fd);
 	close(client->doorbell);
+	control_end(&client->shard->control, began);
 	free(client);
 }
 

@@ -4,13 +4,22 @@
 #include "listener.h"
 #include "shard.h"
 
-#define CONTROL_SHARE 4u /* one part in so many of the time */
+#define CONTROL_SHARE 8u /* one part in so many of the time */
 #define CONTROL_BURST_NS (4 * NS_PER_MS)
+
+/* Nobody's messages are kept waiting. */
+static int
+is_idle(const struct shard *shard)
+{
+	return shard->active_count == 0 && shard->outstanding == 0;
+}
 
 int
 control_may(const struct control *control)
 {
-	return !control->shard->paused && control->free_ns <= world_now(control->shard->world);
+	const struct shard *shard = control->shard;
+
+	return !shard->paused && (is_idle(shard) || control->free_ns <= world_now(shard->world));
 }
 
 uint64_t
@@ -19,14 +28,24 @@ control_begin(const struct control *control)
 	return world_now(control->shard->world);
 }
 
+static void
+charge(struct control *control, uint64_t began_ns, uint64_t ns)
+{
+	if (control->free_ns + CONTROL_BURST_NS < began_ns)
+		control->free_ns = began_ns - CONTROL_BURST_NS;
+	control->free_ns += ns;
+}
+
 void
 control_end(struct control *control, uint64_t began_ns)
 {
-	uint64_t now = world_now(control->shard->world);
+	charge(control, began_ns, (world_now(control->shard->world) - began_ns) * CONTROL_SHARE);
+}
 
-	if (control->free_ns + CONTROL_BURST_NS < began_ns)
-		control->free_ns = began_ns - CONTROL_BURST_NS;
-	control->free_ns += (now - began_ns) * CONTROL_SHARE;
+void
+control_charge(struct control *control, uint64_t took_ns)
+{
+	charge(control, world_now(control->shard->world) - took_ns, took_ns);
 }
 
 static void
@@ -36,7 +55,8 @@ wait_for_time(struct control *control)
 
 	if (shard->paused || (TAILQ_EMPTY(&control->held) && !control->listener_held))
 		return;
-	timer_set(&shard->timers, &control->timer, control->free_ns > shard->now_ns ? control->free_ns : shard->now_ns);
+	uint64_t at_ns = is_idle(shard) || control->free_ns < shard->now_ns ? shard->now_ns : control->free_ns;
+	timer_set(&shard->timers, &control->timer, at_ns);
 }
 
 /* One piece of work a turn: whoever sends messages has his turn in between. */

@@ -3,9 +3,9 @@
  *
  * Connecting, opening and closing a lane cost the loop tens of microseconds each, and cost who asks for them
  * next to nothing: one client could keep the loop from everybody's messages. So the time such work takes is
- * measured, and it gets a quarter of all time, and a burst when it has had nothing for a while. What is too
- * much waits: whoever asked is held (his socket is not read), and those who are held take turns. The large part, memory,
- * is not done on the loop at all: see attach.h.
+ * measured, and while there are messages it gets an eighth of all time, and a burst when it has had nothing
+ * for a while. What is too much waits: whoever asked is held (his socket is not read), and those who are held
+ * take turns. The large part, memory, is not done on the loop at all: see attach.h.
  *
  * While the shard is paused (an upgrade) everything is held; what is unread then is the successor's to answer.
  *
@@ -45,6 +45,9 @@ int control_may(const struct control *control);
 /* Around each piece of work: control_end(control, control_begin(control)). */
 uint64_t control_begin(const struct control *control);
 void control_end(struct control *control, uint64_t began_ns);
+
+/* What was done for a client beside the loop costs his like, too, as long as it took: it takes a processor. */
+void control_charge(struct control *control, uint64_t took_ns);
 
 /* A client whose socket is not to be read for now; control_gone: it ends. */
 void control_hold(struct control *control, struct client *client);

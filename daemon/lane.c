@@ -475,13 +475,20 @@ lane_free(struct lane *lane)
 static void
 run_unmap(struct world_job *job)
 {
-	unmap((struct lane *)(void *)((char *)job - offsetof(struct lane, job)));
+	struct lane *lane = (struct lane *)(void *)((char *)job - offsetof(struct lane, job));
+	uint64_t began = world_now(lane->shard->world);
+
+	unmap(lane);
+	lane->unmap_ns = world_now(lane->shard->world) - began;
 }
 
 static void
 on_unmapped(struct world_job *job)
 {
-	forget((struct lane *)(void *)((char *)job - offsetof(struct lane, job)));
+	struct lane *lane = (struct lane *)(void *)((char *)job - offsetof(struct lane, job));
+
+	control_charge(&lane->shard->control, lane->unmap_ns);
+	forget(lane);
 }
 
 void

@@ -128,6 +128,7 @@ struct lane {
 	struct lane_counts count;
 	struct lane_counts before; /* what it was when its client went */
 	struct world_job job; /* the freeing of its memory */
+	uint64_t unmap_ns;    /* which took so long */
 };
 
 /* What the loop does by itself: a lane so small costs less than the way to another thread and back. */

@@ -14,7 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define ACCEPTS_A_TURN 32
+#define ACCEPTS_A_TURN 8
 
 static void
 complain(const struct listener *listener, const char *what)

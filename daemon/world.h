@@ -64,7 +64,7 @@ struct world_job {
 STAILQ_HEAD(world_jobs, world_job);
 
 struct world_ops {
-	uint64_t (*now_ns)(struct world *world); /* monotonic */
+	uint64_t (*now_ns)(struct world *world); /* monotonic; any thread */
 	uint64_t (*wall_ms)(struct world *world); /* Unix time; may jump */
 	uint64_t (*random)(struct world *world);
 
