@@ -197,7 +197,7 @@ client_add_lane(struct client *client, struct lane *lane)
 	client->lane_count++;
 	if (lane->kept)
 		return; /* under the name it has */
-	lane->owner = (struct lane_owner){ .uid = client->uid, .pid = client->pid };
+	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid });
 	keeper_keep(client->shard->keeper, lane);
 }
 

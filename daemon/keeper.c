@@ -314,7 +314,7 @@ restore(struct keeper *keeper, const struct back *back)
 	header.lane_id = shard_lane_id(shard, header.lane_id);
 	if ((rc = lane_return(&lane, &header, pool, NULL, back->fd, &geo, -1)) != 0)
 		return rc;
-	lane->owner = back->owner;
+	lane_own(lane, &back->owner);
 	keeper_keep_on(keeper, lane);
 	lane_await(lane);
 	return 0;

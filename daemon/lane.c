@@ -8,6 +8,7 @@
 #include "shard.h"
 
 #include <stddef.h>
+#include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -52,7 +53,7 @@ lane_make(struct lane **out, const struct lane_header *header, struct pool *pool
 	lane->pool = pool;
 	lane->client = client;
 	lane->id = header->lane_id;
-	lane->nonce = header->nonce;
+	lane->nonce = lane->identity = header->nonce;
 	lane->map.geo = *geo;
 	lane->memfd = memfd;
 	lane->handed_back = memfd >= 0;
@@ -287,6 +288,18 @@ int
 lane_is_empty(const struct lane *lane)
 {
 	return lane->unfinished == 0 && lane->sq.cursor == lane->sq.tail_seen;
+}
+
+void
+lane_own(struct lane *lane, const struct lane_owner *owner)
+{
+	uint8_t digest[EVP_MAX_MD_SIZE];
+	uint64_t from[2] = { lane->nonce, owner->uid };
+
+	lane->owner = *owner;
+	/* Without a digest nothing would work that has to do with TLS either; the nonce alone is then the best there is. */
+	if (EVP_Digest(from, sizeof(from), digest, NULL, EVP_sha256(), NULL) == 1)
+		memcpy(&lane->identity, digest, sizeof(lane->identity));
 }
 
 int

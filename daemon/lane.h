@@ -82,6 +82,7 @@ struct lane {
 	struct client *client; /* NULL: an orphan */
 	uint64_t id;
 	uint64_t nonce; /* the header's: the same over restarts of the daemon */
+	uint64_t identity; /* of it and its owner's user, for the ids of messages (lane_own) */
 	struct lane_owner owner;
 	struct lane_map map;
 	int memfd; /* kept for a successor; owned; -1: to be made */
@@ -224,6 +225,14 @@ void lane_orphan(struct lane *lane);
  */
 void lane_await(struct lane *lane);
 void lane_forsake(struct lane *lane);
+
+/*
+ * Whose lane it is. Ids of messages, by which brokers know what they have had already, are made of
+ * the lane's identity: a nonce can be read off a message and written into a lane that is handed back, and
+ * whoever did that could have another's messages taken for repetitions. So it is mixed with the user,
+ * in a way that cannot be turned round; among the processes of one user there is nothing to protect.
+ */
+void lane_own(struct lane *lane, const struct lane_owner *owner);
 
 /* Whether the descriptor is of its memory. */
 int lane_is_memory(const struct lane *lane, int memfd);

@@ -159,7 +159,7 @@ adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 		return;
 	}
 	item->fds[0] = item->fds[1] = -1;
-	lane->owner = (struct lane_owner){ .uid = item->frame.u.lane.uid, .pid = item->frame.u.lane.pid };
+	lane_own(lane, &(struct lane_owner){ .uid = item->frame.u.lane.uid, .pid = item->frame.u.lane.pid });
 	if (item->frame.u.lane.kept)
 		keeper_keep_on(shard->keeper, lane);
 	if (header.lane_id > shard->lane_ids)

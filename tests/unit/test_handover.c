@@ -1,5 +1,6 @@
 /* The new daemon's side of an upgrade: it takes nothing before the old one has said its last word. */
 #include "daemon/handover.h"
+#include "daemon/lane.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
@@ -50,11 +51,29 @@ only_go_sets_it_to_work(void **state)
 	assert_int_equal(receive(wrong, 3), -TG_EPROTOCOL);
 }
 
+/* What a lane's messages are known by at the broker: the same for ever, and nobody else's. */
+static void
+copied_nonce_is_not_a_copied_identity(void **state)
+{
+	struct lane mine = { .nonce = 0x0123456789abcdef }, again = mine, other = mine, back;
+
+	lane_own(&mine, &(struct lane_owner){ .uid = 1000, .pid = 7 });
+	lane_own(&again, &(struct lane_owner){ .uid = 1000, .pid = 8 });
+	lane_own(&other, &(struct lane_owner){ .uid = 1001, .pid = 7 });
+	assert_true(mine.identity == again.identity);
+	assert_true(mine.identity != other.identity);
+	/* Nor is what is seen in a message good for a lane. */
+	back = (struct lane){ .nonce = mine.identity };
+	lane_own(&back, &(struct lane_owner){ .uid = 1000, .pid = 7 });
+	assert_true(back.identity != mine.identity);
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(only_go_sets_it_to_work),
+		cmocka_unit_test(copied_nonce_is_not_a_copied_identity),
 	};
 
 	return cmocka_run_group_tests_name("handover", tests, NULL, NULL);
