@@ -239,7 +239,9 @@ judge(struct link *link, const struct config_health *health)
 	uint64_t since_ms = (link->shard->now_ns - since_ns) / NS_PER_MS;
 	struct sock_info info;
 
-	if (world->ops->info(link->sock, &info) == 0 &&
+	/* Whoever has just said something is there, however badly ours gets through. */
+	if (link->shard->now_ns - link->last_read_ns >= GONE_UNANSWERED_MS * NS_PER_MS &&
+	    world->ops->info(link->sock, &info) == 0 &&
 	    ((info.unacked > 0 && info.retransmits >= GONE_RETRANSMITS &&
 	         info.last_ack_ms >= info.last_sent_ms + GONE_UNANSWERED_MS) ||
 	        info.probes >= GONE_PROBES))

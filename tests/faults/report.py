@@ -1,16 +1,21 @@
 #!/usr/bin/python3
 """Tables of what the fault suite measured.
 
-    report.py [--json] [FIGURES]
+    report.py [--json] [--into FILE] [FIGURES...]
 
-FIGURES is the file of JSON lines that the suite leaves (default: build/faults.jsonl beside the sources,
-or $TG_FAULTS_FIGURES). Prints Markdown: one table of the stories, and one of detection times beside the
-kernel's own. With --json, the same as one JSON document."""
+FIGURES are the files of JSON lines that the suite leaves (default: build/faults.jsonl beside the sources,
+or $TG_FAULTS_FIGURES); of a story that is in several the last counts. Prints Markdown: one table of the
+stories, and one of detection times beside the kernel's own. With --json, the same as one JSON document.
+With --into, the tables replace those of a document, between its two marks."""
 
+import argparse
 import json
 import os
 import pathlib
+import platform
+import subprocess
 import sys
+import time
 
 COLUMNS = (
     ("left_s", "broker left after", "s"),
@@ -23,7 +28,9 @@ COLUMNS = (
     ("false_deaths", "false deaths", ""),
     ("connects", "connects", ""),
     ("daemon_peak_kib", "daemon's peak memory", "MiB"),
+    ("load", "load average", ""),
 )
+BEGIN, END = "<!-- figures: tests/faults/report.py --into writes what follows -->\n", "<!-- end of the figures -->\n"
 KERNEL = "kernel"
 
 
@@ -82,25 +89,49 @@ def kernel_table(records):
     return lines
 
 
-def main():
-    arguments = [word for word in sys.argv[1:] if word != "--json"]
-    root = pathlib.Path(__file__).resolve().parent.parent.parent
-    default = os.environ.get("TG_FAULTS_FIGURES", root / "build" / "faults.jsonl")
-    path = pathlib.Path(arguments[0] if arguments else default)
-    if not path.exists():
-        sys.exit(f"report.py: {path} is not there: run the fault suite first")
-    records = [parse(line) for line in path.read_text().splitlines()]
+def conditions():
+    """What the figures depend on, of the machine this runs on."""
+    said = subprocess.run(["mosquitto", "-h"], capture_output=True, text=True).stdout.split("\n")[0]
+    return f"Linux {platform.release()}, {os.cpu_count()} processors, {said or 'no mosquitto'}"
+
+
+def tables(records):
     stories = [record for record in records if KERNEL not in record]
     kernel = [record for record in records if KERNEL in record]
-    if "--json" in sys.argv:
-        print(json.dumps({"stories": stories, "kernel": kernel}, indent=2))
-        return
-    length = "full" if records and records[0].get("full") else "shortened"
-    print(f"Faults made ({length} form):\n")
-    print("\n".join(stories_table(stories)))
+    short = sum(not record.get("full") for record in records)
+    length = "full form" if not short else "short form" if short == len(records) else f"full form, {short} of them short"
+    lines = [f"{len(records)} stories, {length}, {time.strftime('%Y-%m-%d')}: {conditions()}.", ""]
+    lines += stories_table(stories)
     if kernel:
-        print("\nThe same faults, left to the kernel and left to tidegate:\n")
-        print("\n".join(kernel_table(kernel)))
+        lines += ["", "The same faults, left to the kernel and left to tidegate:", "", *kernel_table(kernel)]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(usage="report.py [--json] [--into FILE] [FIGURES...]")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--into", type=pathlib.Path)
+    parser.add_argument("figures", nargs="*", type=pathlib.Path)
+    options = parser.parse_args()
+    root = pathlib.Path(__file__).resolve().parent.parent.parent
+    default = pathlib.Path(os.environ.get("TG_FAULTS_FIGURES", root / "build" / "faults.jsonl"))
+    records = {}
+    for path in options.figures or [default]:
+        if not path.exists():
+            sys.exit(f"report.py: {path} is not there: run the fault suite first")
+        records.update((record["test"], record) for record in map(parse, path.read_text().splitlines()))
+    records = sorted(records.values(), key=lambda record: record["test"])
+    if options.json:
+        print(json.dumps({"stories": [record for record in records if KERNEL not in record],
+                          "kernel": [record for record in records if KERNEL in record]}, indent=2))
+    elif options.into:
+        before, _, rest = options.into.read_text().partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not end:
+            sys.exit(f"report.py: {options.into} has no place for the tables: {BEGIN.strip()} … {END.strip()}")
+        options.into.write_text(f"{before}{BEGIN}\n{tables(records)}\n{END}{after}")
+    else:
+        print(tables(records), end="")
 
 
 if __name__ == "__main__":

@@ -519,7 +519,7 @@ class Story:
 
     def file_figures(self, path, went):
         from report import in_words
-        record = {"test": self.name, "full": FULL, "passed": went, **self.figures}
+        record = {"test": self.name, "full": FULL, "passed": went, **self.figures, "load": round(os.getloadavg()[0], 1)}
         line = json.dumps(record)
         print("FIGURES " + line)
         print(in_words(record))
