@@ -179,7 +179,8 @@ nats_hash(const struct nats_session *nats, const uint8_t *subject, size_t len)
 		hash ^= hash >> 32;
 	}
 	word = 0;
-	memcpy(&word, subject, len);
+	if (len > 0) /* an empty subject may have no address, which memcpy() must not be given */
+		memcpy(&word, subject, len);
 	hash = (hash ^ word) * odd;
 	hash ^= hash >> 32;
 	return hash * odd & ~NATS_FLAGS;

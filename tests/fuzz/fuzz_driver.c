@@ -59,7 +59,7 @@ tape_short(struct tape *tape, uint32_t *len)
 	const uint8_t *at = tape_bytes(tape, &n);
 
 	*len = (uint32_t)n;
-	return at;
+	return n > 0 ? at : NULL;
 }
 
 /* One way to play an input. */
@@ -177,8 +177,10 @@ publish_message(struct run *run)
 		const uint8_t *value = tape_short(tape, &value_len);
 		uint16_t lens[2] = { (uint16_t)name_len, (uint16_t)value_len };
 		memcpy(headers, lens, sizeof(lens));
-		memcpy(headers + 4, name, name_len);
-		memcpy(headers + 4 + name_len, value, value_len);
+		if (name_len > 0)
+			memcpy(headers + 4, name, name_len);
+		if (value_len > 0)
+			memcpy(headers + 4 + name_len, value, value_len);
 		message.headers = headers;
 		message.headers_len = 4 + name_len + value_len;
 	}
