@@ -120,6 +120,7 @@ EOF
 	LD_LIBRARY_PATH=$to/lib "$scratch/installed-c"
 	LD_LIBRARY_PATH=$to/lib "$scratch/installed-cc"
 	"$to/sbin/tidegated" --version
+	grep -qxF "ExecStart=$to/sbin/tidegated -c $to/etc/tidegate/tidegated.conf" "$to/lib/systemd/system/tidegated.service"
 }
 
 # The tarball builds, passes, installs and uninstalls by itself.
