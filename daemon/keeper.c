@@ -234,6 +234,7 @@ keeper_forget(struct keeper *keeper, struct lane *lane)
 
 /* ---- what comes back ---- */
 
+#ifdef HAVE_SYSTEMD
 /* Whether it is one of ours, and whose. */
 static int
 name_read(const char *name, struct back *back)
@@ -248,6 +249,7 @@ name_read(const char *name, struct back *back)
 	name_make(again, back->nonce, &back->owner);
 	return strcmp(again, name) == 0;
 }
+#endif
 
 int
 keeper_inherit(struct keeper *keeper)
@@ -368,11 +370,15 @@ address_make(struct keeper *keeper, const char *text)
 int
 keeper_new(struct keeper **out, struct shard *shard)
 {
-	*out = NULL;
 #ifdef HAVE_SYSTEMD
-	const char *text = getenv("NOTIFY_SOCKET"), *room = getenv("FDSTORE");
+	const char *text = getenv("NOTIFY_SOCKET");
+#else
+	const char *text = NULL; /* what it kept could not be had back */
+#endif
+	const char *room = getenv("FDSTORE");
 	struct keeper *keeper;
 
+	*out = NULL;
 	if (text == NULL || text[0] == '\0')
 		return 0;
 	keeper = calloc(1, sizeof(*keeper));
@@ -398,7 +404,6 @@ keeper_new(struct keeper **out, struct shard *shard)
 		return -TG_ENOMEM;
 	}
 	*out = keeper;
-#endif
 	return 0;
 }
 

@@ -14,9 +14,12 @@ import threading
 
 import pytest
 
-from harness import Process, Sink, pool, program, wait_for
+from harness import BUILD, Process, Sink, pool, program, wait_for
 from load import Producer, check_all_arrived
 from test_upgrade import Upgraded
+
+pytestmark = pytest.mark.skipif("define HAVE_SYSTEMD 1" not in (BUILD / "build_config.h").read_text(),
+                                reason="built without libsystemd")
 
 HIGH = 200  # descriptors that are kept are numbered from here on, those that are passed from 3 on
 LAUNCH = """
