@@ -9,7 +9,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __has_feature
+#define HAS_FEATURE(name) __has_feature(name)
+#else
+#define HAS_FEATURE(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || HAS_FEATURE(address_sanitizer)
 #include <sanitizer/asan_interface.h>
+#else /* a compiler without sanitizers has no header of theirs */
+#define ASAN_POISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
+#endif
 
 /* Whatever a broker sends, a driver answers with little more than it has heard. */
 #define REPLY_HANDSHAKE (16u << 10)

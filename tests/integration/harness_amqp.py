@@ -69,7 +69,9 @@ class Rabbit(Broker):
         self.environment = {
             **os.environ,
             "HOME": str(self.folder),
-            "RABBITMQ_NODENAME": f"{name}{self.port}@localhost",
+            # By address: a bare machine may have no name for itself.
+            "RABBITMQ_NODENAME": f"{name}{self.port}@127.0.0.1",
+            "RABBITMQ_USE_LONGNAME": "true",
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_DIST_PORT": str(box.port()),

@@ -109,7 +109,7 @@ class ThroughMosquitto:
         wait_for(lambda: self.subscriber.count() >= accepted, "all of it at the subscriber", 60)
         # What was sent twice may still be coming: its last word is the last one sent.
         last = self.subscriber.process
-        subprocess.run(["mosquitto_pub", "-p", str(self.broker.port), "-q", "1", "-t", "end", "-m", "end"], check=True)
+        subprocess.run(["mosquitto_pub", "-h", "127.0.0.1", "-p", str(self.broker.port), "-q", "1", "-t", "end", "-m", "end"], check=True)
         wait_for(lambda: self.subscriber.file.strangers() > 0 or not last.alive(), "the end at the subscriber", 60)
         file = self.subscriber.file
         head, size = 32, file.ARRIVAL.size

@@ -234,9 +234,9 @@ def test_what_the_manager_passes_is_not_believed(box, managed, closed_sink):
         managed.put(name, fd)
         os.close(fd)
     managed.start()
+    wait_for(lambda: "lanes_restored" in d.process.text(), "the lanes to be looked at")
     text = d.process.text()
     assert text.count("lane_not_restored") >= 6 and text.count("descriptor_not_known") == 3, text
-    assert "lanes_restored" in text
     # A pool may be configured again, another binary be installed: those stay; the strangers are not ours to drop.
     wait_for(lambda: set(managed.store) == {"lane-0000000000000004-0-1", "lane-0000000000000005-0-1", "lane-7-0-1",
                                             "lane-0000000000000008-0-1x", "stranger"}, lambda: managed.store, 20)

@@ -253,7 +253,7 @@ def test_mosquitto_resumes(box, daemon, authority, identity):
     broker = TlsMosquitto(box, authority, identity).start()
     d = daemon(tls_pool([broker], authority, **FAST))
     # mosquitto's tickets die with it: it must drop the link and live.
-    took_over = box.run("mosquitto_pub", "-p", broker.port, "-i", client_id(broker), "-t", "t", "-n")
+    took_over = box.run("mosquitto_pub", "-h", "127.0.0.1", "-p", broker.port, "-i", client_id(broker), "-t", "t", "-n")
     assert took_over.returncode == 0, took_over.stderr
     wait_for(lambda: d.links()[0]["connects"] == 2, "another connection")
     d.wait_ready(broker)

@@ -124,11 +124,12 @@ stage_start_rabbitmq(struct stage *stage, const struct bench_options *options)
 	char text[9][PATH_MAX + 64];
 	/*
 	 * As a service it replaces its script, so that the process is the node itself. Its schedulers do not
-	 * spin while they wait: on a machine shared with what is measured that would be in every figure.
+	 * spin while they wait: on a machine shared with what is measured that would be in every figure. Its
+	 * name is an address: a bare machine may have no name for itself.
 	 */
 	char *environment[] = { text[0], text[1], text[2], text[3], text[4], text[5], text[6], text[7], text[8],
 		(char *)"ERL_EPMD_ADDRESS=127.0.0.1", (char *)"RABBITMQ_CONF_ENV_FILE=/dev/null",
-		(char *)"RUNNING_UNDER_SYSTEMD=true",
+		(char *)"RABBITMQ_USE_LONGNAME=true", (char *)"RUNNING_UNDER_SYSTEMD=true",
 		(char *)"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=+sbwt none +sbwtdcpu none +sbwtdio none", NULL };
 	uint16_t epmd_port = stage_free_port(), dist_port = stage_free_port();
 
@@ -143,7 +144,7 @@ stage_start_rabbitmq(struct stage *stage, const struct bench_options *options)
 		strcmp(options->protocol->name, "stomp") == 0 ? "[rabbitmq_stomp].\n" : "[].\n") != 0)
 		return -1;
 	snprintf(text[0], sizeof(text[0]), "HOME=%s", stage->folder);
-	snprintf(text[1], sizeof(text[1]), "RABBITMQ_NODENAME=bench%u@localhost", stage->port);
+	snprintf(text[1], sizeof(text[1]), "RABBITMQ_NODENAME=bench%u@127.0.0.1", stage->port);
 	snprintf(text[2], sizeof(text[2]), "ERL_EPMD_PORT=%u", epmd_port);
 	snprintf(text[3], sizeof(text[3]), "RABBITMQ_DIST_PORT=%u", dist_port);
 	snprintf(text[4], sizeof(text[4]), "RABBITMQ_MNESIA_BASE=%s", folders[0]);
