@@ -427,6 +427,7 @@ stats(struct admin_query *query)
 	answer_count(&all, "lanes_opened", shard->count.lanes_opened);
 	answer_count(&all, "lanes_closed", shard->count.lanes_closed);
 	answer_count(&all, "lanes_orphaned", shard->count.lanes_orphaned);
+	answer_count(&all, "lanes_overslept", shard->count.overslept);
 	answer_count(&all, "lanes_returned", shard->count.lanes_returned);
 	answer_count(&all, "lanes_quarantined", shard->count.lanes_quarantined);
 	answer_count(&all, "doorbells", shard->count.doorbells);

@@ -117,6 +117,7 @@ struct lane {
 	TAILQ_ENTRY(lane) dozed_entry;
 	struct lane_list *dozing; /* the shard's list it is on by dozed_entry, or NULL */
 	uint64_t dozed_ns;        /* on shard->doubted: when it fell asleep */
+	uint32_t seen_asleep;     /* doze.count when it was last seen asleep with work */
 	int dirty;     /* has completions to commit */
 	int kept;      /* the service manager has a descriptor of its memory */
 	int awaited;   /* without a client, which may come back: it does not go */

@@ -34,6 +34,35 @@ look_again(struct timer *timer)
 	}
 }
 
+/*
+ * Nothing waits for ever, whatever a kernel or a program does to a ring: now and then the sleepers are
+ * looked at. One that had work the last time too, and has not been awake since, has overslept.
+ */
+static void
+look_around(struct timer *timer)
+{
+	struct shard *shard = (struct shard *)(void *)((char *)timer - offsetof(struct shard, round));
+	struct lane *lane, *next;
+
+	for (uint32_t p = 0; p < shard->pool_count; p++)
+		for (lane = TAILQ_FIRST(&shard->pools[p].lanes); lane != NULL; lane = next) {
+			next = TAILQ_NEXT(lane, pool_entry);
+			if (lane->place != LANE_ASLEEP || lane->dozing != NULL || sq_consumer_refresh(&lane->sq) == 0)
+				continue;
+			if (lane->seen_asleep != lane->doze.count) {
+				lane->seen_asleep = lane->doze.count;
+				continue;
+			}
+			shard->count.overslept++;
+			log_limited(&shard->overslept_limit, LOG_LEVEL_WARN, "lane_overslept",
+			    "lane=%llu pool=%s pid=%d bytes=%llu", (unsigned long long)lane->id,
+			    lane->pool->config->name, client_pid(lane->client),
+			    (unsigned long long)(lane->sq.tail_seen - lane->sq.cursor));
+			lane_look(lane);
+		}
+	timer_set(&shard->timers, timer, shard->now_ns + SHARD_ROUND_NS);
+}
+
 int
 shard_init(struct shard *shard, struct world *world, const struct config *config)
 {
@@ -49,6 +78,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	TAILQ_INIT(&shard->dozed);
 	TAILQ_INIT(&shard->doubted);
 	shard->second_look.fire = look_again;
+	shard->round.fire = look_around;
 	TAILQ_INIT(&shard->graveyard);
 	TAILQ_INIT(&shard->making);
 	TAILQ_INIT(&shard->flush);
@@ -60,7 +90,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	shard->copy_buffer = malloc(3 * (size_t)UINT16_MAX);
 	shard->pools = calloc(config->pool_count, sizeof(*shard->pools));
 	if (shard->read_buffer == NULL || shard->copy_buffer == NULL || shard->pools == NULL ||
-	    timers_reserve(&shard->timers) != 0)
+	    timers_reserve(&shard->timers) != 0 || timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
 	int rc = control_init(&shard->control, shard);
 	if (rc != 0)
@@ -106,6 +136,8 @@ shard_fini(struct shard *shard)
 void
 shard_start(struct shard *shard)
 {
+	if (shard->expedited)
+		timer_set(&shard->timers, &shard->round, shard->now_ns + SHARD_ROUND_NS);
 	for (uint32_t i = 0; i < shard->pool_count; i++)
 		pool_start(&shard->pools[i]);
 }

@@ -23,6 +23,7 @@
 #define SHARD_READ_BYTES (256u << 10)
 #define SHARD_SECOND_LOOK_NS (WAKE_SECOND_LOOK_MS * NS_PER_MS)
 #define SHARD_IDS_APART 1000000u /* a handed-back lane's number is not believed farther than this */
+#define SHARD_ROUND_NS (1000 * NS_PER_MS) /* one cache line a sleeping lane */
 #define SHARD_QUANTUM (64 << 10) /* bytes a lane may frame a turn; one record may exceed it */
 
 TAILQ_HEAD(link_list, link);
@@ -50,6 +51,7 @@ struct shard {
 	struct lane_list dozed;      /* fell asleep in this turn, by dozed_entry */
 	struct lane_list doubted;    /* fell asleep lately, to be looked at again, by dozed_entry */
 	struct timer second_look;
+	struct timer round;          /* of the sleepers */
 	struct lane_list graveyard;  /* gone lanes no link refers to, freed at the end of the turn */
 	struct lane_list making;     /* lanes that are being made or rebuilt, by place_entry */
 	struct link_list flush;      /* by flush_entry */
@@ -64,6 +66,7 @@ struct shard {
 	struct log_limit gone_limit; /* … or connect and talk nonsense */
 	struct keeper *keeper; /* keeps lanes for the next daemon; NULL: nobody does */
 	struct log_limit orphan_limit; /* a host's processes may all die at once */
+	struct log_limit overslept_limit;
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
 	int paused; /* nothing new is framed: a successor is about to take over */
@@ -76,7 +79,7 @@ struct shard {
 	uint8_t *copy_buffer; /* topic, key and headers of the record being framed */
 
 	struct {
-		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, doorbells, bells,
+		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, overslept, doorbells, bells,
 		    clients, refused;
 	} count;
 };

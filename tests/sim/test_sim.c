@@ -952,11 +952,35 @@ a_publish_that_the_barrier_missed_waits_a_moment(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
+/* Whatever becomes of a ring, what it was for is found in the end, and told of. */
+static void
+a_ring_that_is_lost_costs_time_and_nothing_else(void **state)
+{
+	struct sim sim;
+
+	(void)state;
+	sim_init(&sim, 1, 1);
+	sim_start(&sim);
+	sim.shard.expedited = 1;
+	timer_set(&sim.shard.timers, &sim.shard.round, sim.shard.now_ns + SHARD_ROUND_NS);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(1)));
+	struct producer *p = sim_producer(&sim, 0);
+	assert_int_equal(producer_publish(p, 100, 0), 0);
+	sim_run_for(&sim, SIM_MS(500));
+	p->unheard = 1;
+	assert_int_equal(producer_publish(p, 100, 0), 0);
+	p->unheard = 0;
+	sim_settle(&sim, 2 * SHARD_ROUND_NS + SIM_MS(10));
+	assert_int_equal(sim.shard.count.overslept, 1);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_publish_that_the_barrier_missed_waits_a_moment),
+		cmocka_unit_test(a_ring_that_is_lost_costs_time_and_nothing_else),
 		cmocka_unit_test(everything_is_delivered),
 		cmocka_unit_test(nothing_to_do_costs_no_turns),
 		cmocka_unit_test(weighted_is_within_a_percent_by_record),
