@@ -351,7 +351,7 @@ client_look(struct client *client)
 			TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
 			return;
 		}
-		if (lane_look(lane) == 0 && lane->place == LANE_ASLEEP) {
+		if (lane_hear(lane) == 0 && lane->place == LANE_ASLEEP) {
 			TAILQ_REMOVE(&client->asleep, lane, place_entry);
 			TAILQ_INSERT_TAIL(&client->asleep, lane, place_entry);
 		}

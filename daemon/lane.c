@@ -258,6 +258,20 @@ lane_look(struct lane *lane)
 	return rc;
 }
 
+int
+lane_hear(struct lane *lane)
+{
+	int rc = lane_look(lane);
+
+	/* Rung late, for what it has had already: that was the one ring of this sleep, so another begins (wake.h). */
+	if (rc == 0 && lane->place == LANE_ASLEEP) {
+		wake_rise(&lane->doze);
+		wake_doze(&lane->doze);
+		lane_doze(lane, &lane->shard->dozed);
+	}
+	return rc;
+}
+
 void
 lane_doze(struct lane *lane, struct lane_list *list)
 {

@@ -174,6 +174,9 @@ void lane_rest(struct lane *lane);
 /* Says that it sleeps and leaves the polling; the caller fences and then lane_look()s once more. */
 void lane_sleep(struct lane *lane);
 
+/* As lane_look, for one that sleeps and whose doorbell has been read: what stays asleep can be rung anew. */
+int lane_hear(struct lane *lane);
+
 /* Moves it onto one of the shard's lists of those that fell asleep lately, or off them with NULL. */
 void lane_doze(struct lane *lane, struct lane_list *list);
 

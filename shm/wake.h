@@ -25,7 +25,9 @@
  *
  * The eventfd is read empty between the sleep and wake_rise, never between wake_doze and the sleep:
  * there it would eat the one ring that this sleep gets. One doorbell serves many words; who read it
- * looks for work at each word that dozes.
+ * looks for work at each word that dozes, and begins a new sleep where it finds none: a publisher that was
+ * held up between its store and its look at the word rings for work that is done, in a sleep that has
+ * just begun, and would not ring for that value again.
  *
  * What a ringer remembers dies with it. One that takes over from another (a new daemon that is
  * handed a lane) starts with rung = 0 and rings once without asking, because the one before may

@@ -102,12 +102,12 @@ on_doorbell(void *arg, uint64_t n)
 	sim->doorbell_posted = 0;
 	for (lane = TAILQ_FIRST(&sim->client.asleep); lane != NULL; lane = next) {
 		next = TAILQ_NEXT(lane, place_entry);
-		lane_look(lane);
+		lane_hear(lane);
 	}
 }
 
-static void
-ring_doorbell(struct producer *p)
+void
+producer_ring(struct producer *p)
 {
 	struct sim *sim = p->sim;
 
@@ -197,7 +197,7 @@ publish(struct producer *p, const char *topic, uint32_t body_len, uint32_t timeo
 	p->published++;
 	sq_commit(&p->sq, size);
 	sq_publish(&p->sq);
-	ring_doorbell(p);
+	producer_ring(p);
 	return 0;
 }
 

@@ -194,6 +194,8 @@ void producer_free(struct producer *producer);
 void producer_go(struct producer *producer, uint64_t every_ns, uint32_t burst);
 /* Publishes one. Returns 0 or -TG_EAGAIN. timeout_ms: 0: the pool's. */
 int producer_publish(struct producer *producer, uint32_t body_len, uint32_t timeout_ms);
+/* Its publish is over: rings if the daemon sleeps. */
+void producer_ring(struct producer *producer);
 void producer_close(struct producer *producer);
 void producer_read(struct producer *producer); /* consumes its completions */
 void producers_on_bells(struct sim *sim);

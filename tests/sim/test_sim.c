@@ -975,12 +975,36 @@ a_ring_that_is_lost_costs_time_and_nothing_else(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
+/* The publisher is held up until its record is done and the lane asleep again; then it rings. */
+static void
+a_late_ring_does_not_use_up_the_next(void **state)
+{
+	struct sim sim;
+
+	(void)state;
+	sim_init(&sim, 1, 1);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(1)));
+	struct producer *p = sim_producer(&sim, 0);
+	p->unheard = 1;
+	assert_int_equal(producer_publish(p, 100, 0), 0); /* the lane is new, and awake */
+	sim_run_for(&sim, SIM_MS(100));
+	assert_int_equal(p->lane->place, LANE_ASLEEP);
+	p->unheard = 0;
+	producer_ring(p);
+	sim_run_for(&sim, SIM_MS(100));
+	assert_int_equal(producer_publish(p, 100, 0), 0);
+	sim_settle(&sim, SIM_MS(100));
+	end_all_delivered(&sim, SIM_S(1));
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_publish_that_the_barrier_missed_waits_a_moment),
 		cmocka_unit_test(a_ring_that_is_lost_costs_time_and_nothing_else),
+		cmocka_unit_test(a_late_ring_does_not_use_up_the_next),
 		cmocka_unit_test(everything_is_delivered),
 		cmocka_unit_test(nothing_to_do_costs_no_turns),
 		cmocka_unit_test(weighted_is_within_a_percent_by_record),
