@@ -4,8 +4,9 @@
  *   IDLE → RESOLVING → CONNECTING → TLS → HANDSHAKE → PROBING → READY ⇄ SUSPECT
  *                        any ↘ FAILED → BACKOFF → RESOLVING …   READY → DRAINING → CLOSED
  *
- * link.c has the table and the connection; link_io.c moves bytes and answers; link_health.c
- * decides whether it lives, link_blame.c finds the message that a broker closes over.
+ * link.c has the table and the connection; link_io.c moves bytes; link_flight.c holds what is in
+ * flight until its broker answers; link_health.c decides whether it lives, link_blame.c finds the
+ * message that a broker closes over.
  *
  * Owner: its broker, for the daemon's life. One thread: its shard's.
  *
@@ -240,9 +241,6 @@ int link_secure(struct link *link);
 void link_on_readable(void *owner);
 void link_on_writable(void *owner);
 
-/* The driver speaks. */
-void link_on_driver_event(void *owner, const struct driver_event *event);
-
 /* Recomputes `writable` from the marks; wakes those who waited when it turns on. */
 void link_update_writable(struct link *link);
 
@@ -252,11 +250,25 @@ void link_serve(struct link *link);
 /* Sends a probe. */
 void link_probe(struct link *link);
 
-/* Completes what is in flight and past its deadline; its entries go on counting against the window. */
-void link_expire(struct link *link);
-
 /* Adds to what the broker said in the handshake. Returns 0, or -TG_ENOMEM: too much, or no memory. */
 int link_keep_hello(struct link *link, const uint8_t *bytes, size_t len);
+
+/* link_flight.c --------------------------------------------------------------------------- */
+
+static inline struct inflight *
+link_entry(struct link *link, uint64_t seq)
+{
+	return &link->ring[seq & link->ring_mask];
+}
+
+/* The driver speaks. */
+void link_on_driver_event(void *owner, const struct driver_event *event);
+
+/* Messages nobody acknowledges are SENT when the kernel has their last byte. */
+void link_answer_written(struct link *link);
+
+/* Completes what is in flight and past its deadline; its entries go on counting against the window. */
+void link_expire(struct link *link);
 
 /* A suspect keeps what it holds; its lanes need not wait for it, and send the same elsewhere. */
 void link_let_go(struct link *link);

@@ -1,0 +1,365 @@
+/* What is in flight on a link, and what its broker says of it. */
+#include "link.h"
+
+#include "broker.h"
+#include "lane.h"
+#include "log.h"
+#include "pool.h"
+#include "shard.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* The number of an entry between base and next. */
+static uint64_t
+seq_of(const struct link *link, const struct inflight *entry)
+{
+	return link->base + (((uint64_t)(entry - link->ring) - link->base) & link->ring_mask);
+}
+
+/* An entry is resolved: it leaves the window. Returns its lane. */
+static struct lane *
+take(struct link *link, struct inflight *entry)
+{
+	struct lane *lane = entry->lane;
+
+	entry->lane = NULL;
+	link->outstanding--;
+	link->outstanding_bytes -= entry->bytes;
+	link->shard->outstanding--;
+	link->shard->work++;
+	return lane;
+}
+
+/* One entry is answered: its lane is told, the window moves. */
+static void
+answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t reference, uint32_t code,
+    const char *text, size_t text_len)
+{
+	struct lane *lane = take(link, entry);
+	uint64_t seq = seq_of(link, entry);
+
+	switch (outcome) {
+	case TG_DELIVERED:
+		link->count.delivered++;
+		link->broker->count.delivered++;
+		break;
+	case TG_SENT:
+		link->count.sent++;
+		link->broker->count.sent++;
+		break;
+	case TG_UNKNOWN:
+		break; /* its lane and pool count it */
+	default:
+		link->count.rejected++;
+		link->broker->count.rejected++;
+		break;
+	}
+	lane_answer(lane, entry->slot, link, seq, outcome, reference, code, text, text_len);
+}
+
+static void
+advance_base(struct link *link)
+{
+	while (link->base != link->next && link_entry(link, link->base)->lane == NULL)
+		link->base++;
+}
+
+static void
+progress(struct link *link)
+{
+	link->last_progress_ns = link->shard->now_ns;
+	link->full = 0;
+	advance_base(link);
+	if (link->careful > 0)
+		link_answered_carefully(link);
+	if (link->state == LINK_DRAINING && link->outstanding == 0)
+		link_want_flush(link); /* the flush sees that it has drained */
+}
+
+void
+link_answer_written(struct link *link)
+{
+	uint64_t before = link->base;
+
+	while (link->base != link->next) {
+		struct inflight *entry = link_entry(link, link->base);
+		if (entry->lane != NULL) {
+			if (!entry->no_ack || entry->end > out_written(&link->out))
+				break;
+			answer(link, entry, TG_SENT, 0, 0, NULL, 0);
+		}
+		link->base++;
+	}
+	if (link->base != before)
+		progress(link);
+}
+
+/* ---- the driver's events ---- */
+
+static void
+fatal(struct link *link, enum driver_fatal kind, uint32_t code, const char *text, size_t len)
+{
+	if (link->fatal)
+		return;
+	if (len >= sizeof(link->fatal_why))
+		len = sizeof(link->fatal_why) - 1;
+	/* Acted on when the driver has returned: failing frees the session it is running in. */
+	link->fatal = 1;
+	link->fatal_kind = kind;
+	link->fatal_code = code;
+	memcpy(link->fatal_why, text, len);
+	link->fatal_why[len] = '\0';
+}
+
+static void
+fatal_text(struct link *link, const char *text)
+{
+	fatal(link, FATAL_PROTOCOL, 0, text, strlen(text));
+}
+
+/* Nothing will be different soon. */
+static void
+refuse(struct link *link, const char *text)
+{
+	fatal(link, FATAL_REFUSED, 0, text, strlen(text));
+}
+
+/* The entry an answer is for, or NULL: not outstanding, or (L5) answered before it was sent: whole, or with
+ * `begun` its first bytes. */
+static struct inflight *
+find_outstanding(struct link *link, uint64_t seq, int begun)
+{
+	uint64_t written = out_written(&link->out);
+
+	if (seq - link->base >= link->next - link->base) {
+		fatal_text(link, "an answer to a message that is not outstanding");
+		return NULL;
+	}
+	struct inflight *entry = link_entry(link, seq);
+	if (entry->lane == NULL) {
+		fatal_text(link, "a second answer to one message");
+		return NULL;
+	}
+	if (entry->end > written && (!begun || entry->start >= written)) {
+		fatal_text(link, "an answer to a message that is not sent yet");
+		return NULL;
+	}
+	return entry;
+}
+
+static struct inflight *
+outstanding(struct link *link, uint64_t seq)
+{
+	return find_outstanding(link, seq, 0);
+}
+
+static void
+on_ack(struct link *link, const struct driver_event *event)
+{
+	struct inflight *entry = outstanding(link, event->seq);
+
+	if (entry == NULL)
+		return;
+	answer(link, entry, event->outcome, event->reference, 0, NULL, 0);
+	progress(link);
+}
+
+static void
+on_ack_upto(struct link *link, const struct driver_event *event)
+{
+	if (event->seq - link->base >= link->next - link->base) {
+		fatal_text(link, "an answer to a message that is not outstanding");
+		return;
+	}
+	if (link_entry(link, event->seq)->lane != NULL && outstanding(link, event->seq) == NULL)
+		return;
+	for (uint64_t seq = link->base; seq != event->seq + 1; seq++) {
+		struct inflight *entry = link_entry(link, seq);
+		if (entry->lane != NULL)
+			answer(link, entry, event->outcome, event->reference, 0, NULL, 0);
+	}
+	progress(link);
+}
+
+static void
+on_nack(struct link *link, const struct driver_event *event)
+{
+	struct inflight *entry = find_outstanding(link, event->seq, 1);
+
+	if (entry == NULL)
+		return;
+	/* A length it does not like is refused before the body is there. What is left of it goes all the same. */
+	if (entry->end > out_written(&link->out) && out_own(&link->out) != 0) {
+		fatal_text(link, "out of memory for the rest of a message that the broker refused early");
+		return;
+	}
+	answer(link, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
+	progress(link);
+}
+
+/* As far as the broker goes it is done with; what becomes of it nobody knows. */
+static void
+on_unsure(struct link *link, const struct driver_event *event)
+{
+	struct inflight *entry = outstanding(link, event->seq);
+
+	if (entry == NULL)
+		return;
+	answer(link, entry, TG_UNKNOWN, event->reference, event->code, NULL, 0);
+	progress(link);
+}
+
+static void
+on_again(struct link *link, const struct driver_event *event, enum lane_taken_back how)
+{
+	struct inflight *entry = outstanding(link, event->seq);
+
+	if (entry == NULL)
+		return;
+	struct lane *lane = take(link, entry);
+	lane_take_back(lane, entry->slot, link, event->seq, how);
+	progress(link);
+}
+
+static void
+on_alive(struct link *link)
+{
+	if (link->probe_ns != 0)
+		link->probe_rtt_ns = link->shard->now_ns - link->probe_ns;
+	link->probe_ns = 0;
+	link->probe_misses = 0;
+	link_event(link, LINK_EV_PROVEN);
+}
+
+static void
+on_blocked(struct link *link, const struct driver_event *event)
+{
+	link->blocked = 1;
+	snprintf(link->why, sizeof(link->why), "the broker says it is blocked: %.*s", (int)event->text_len,
+	    event->text != NULL ? event->text : "");
+	link->suspended = 1; /* acted on when the driver has returned: it may end the session */
+}
+
+void
+link_on_driver_event(void *owner, const struct driver_event *event)
+{
+	struct link *link = owner;
+
+	if (link->fatal)
+		return;
+	switch (event->type) {
+	case EV_UP:
+		if (link->broker->pool->config->tls.enabled && link->tls == NULL)
+			refuse(link, "the broker offers no TLS, and the pool has a tls group");
+		else
+			link_event(link, LINK_EV_UP);
+		break;
+	case EV_ALIVE:
+		on_alive(link);
+		break;
+	case EV_ACK:
+		on_ack(link, event);
+		break;
+	case EV_ACK_UPTO:
+		on_ack_upto(link, event);
+		break;
+	case EV_NACK:
+		on_nack(link, event);
+		break;
+	case EV_AGAIN:
+		on_again(link, event, LANE_BACK_AGAIN);
+		break;
+	case EV_LOST:
+		on_again(link, event, LANE_BACK_FAILED);
+		break;
+	case EV_UNSURE:
+		on_unsure(link, event);
+		break;
+	case EV_BLOCKED:
+		on_blocked(link, event);
+		break;
+	case EV_UNBLOCKED:
+		link->blocked = 0;
+		break;
+	case EV_WINDOW:
+		link_set_window(link, event->seq);
+		break;
+	case EV_MAX_BODY:
+		link->max_body = event->seq;
+		break;
+	case EV_KEEPALIVE:
+		/* Silence is broken by a probe: twice in the time the broker allows. */
+		if (event->seq * 1000 * NS_PER_MS / 2 < link->idle_ns)
+			link->idle_ns = event->seq * 1000 * NS_PER_MS / 2;
+		break;
+	case EV_ENDPOINT:
+		log_event(LOG_LEVEL_DEBUG, "endpoint_learned", "pool=%s broker=%s endpoint=%s",
+		    link->broker->pool->config->name, link->broker->config->address.text,
+		    log_quote((char[160]){ 0 }, 160, event->text, event->text_len));
+		break;
+	case EV_LEAVING:
+		link->leaving = 1;
+		break;
+	case EV_TLS:
+		if (!link->broker->pool->config->tls.enabled)
+			refuse(link, "the broker demands TLS, and the pool has no tls group");
+		else if (link->tls != NULL)
+			fatal_text(link, "the broker wants TLS inside of TLS");
+		else
+			link->wants_tls = 1;
+		break;
+	case EV_FATAL:
+		fatal(link, event->fatal, event->code, event->text != NULL ? event->text : "", event->text_len);
+		break;
+	}
+}
+
+void
+link_expire(struct link *link)
+{
+	uint64_t written = out_written(&link->out);
+
+	for (uint64_t seq = link->base; seq != link->next; seq++) {
+		struct inflight *entry = link_entry(link, seq);
+		/* L5: a suspect owns what it has not written. */
+		if (entry->lane != NULL && (entry->end <= written || link->state == LINK_SUSPECT))
+			lane_overdue(entry->lane, entry->slot, link, seq);
+	}
+}
+
+void
+link_let_go(struct link *link)
+{
+	for (uint64_t seq = link->base; seq != link->next; seq++) {
+		struct inflight *entry = link_entry(link, seq);
+		if (entry->lane != NULL)
+			lane_reroute(entry->lane, entry->slot, link, seq);
+	}
+	while (!TAILQ_EMPTY(&link->bound))
+		lane_unbind(TAILQ_FIRST(&link->bound), 0);
+}
+
+void
+link_abandon(struct link *link)
+{
+	uint64_t written = out_written(&link->out);
+	uint32_t code;
+	struct inflight *guilty =
+	    link->state == LINK_FAILED && link->failed_kind == FATAL_MESSAGE ? link_blame(link, &code) : NULL;
+
+	if (guilty != NULL)
+		answer(link, guilty, TG_REJECTED, 0, code, link->fatal_why, strlen(link->fatal_why));
+
+	for (; link->base != link->next; link->base++) {
+		struct inflight *entry = link_entry(link, link->base);
+		if (entry->lane == NULL)
+			continue;
+		struct lane *lane = take(link, entry);
+		lane_take_back(lane, entry->slot, link, link->base,
+		    entry->start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
+	}
+	link->base = link->next = 0;
+	while (!TAILQ_EMPTY(&link->bound))
+		lane_unbind(TAILQ_FIRST(&link->bound), 0);
+}
