@@ -362,9 +362,7 @@ config_node_check_private(const struct config_node *node, const char *key, const
 {
 	if ((mode & S_IRWXO) == 0)
 		return 0;
-	return config_node_error(node, key,
-	    "%s has mode %04o, which lets every user at it: no rights for others are allowed (chmod o= %s)",
-	    path, (unsigned)mode & 07777u, path);
+	return config_node_error(node, key, CONFIG_NOT_PRIVATE, path, (unsigned)mode & 07777u, path);
 }
 
 int

@@ -74,6 +74,10 @@ int config_node_group(struct config_node *node, const char *key, struct config_n
 int config_node_list(struct config_node *node, const char *key, struct config_node *list);
 void config_node_element(const struct config_node *list, unsigned index, struct config_node *element);
 
+/* What is wrong with a secret's file, of its name, its mode and its name. */
+#define CONFIG_NOT_PRIVATE \
+	"%s has mode %04o, which lets every user at it: no rights for others are allowed (chmod o= %s)"
+
 /* Reports a file whose mode lets others than owner and group at it. Returns 0 or -TG_EINVAL. */
 int config_node_check_private(const struct config_node *node, const char *key, const char *path, mode_t mode);
 

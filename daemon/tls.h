@@ -56,9 +56,10 @@ int tls_context_new(
 void tls_context_free(struct tls_context *context);
 
 /*
- * Reads the files again if one of them has changed since it was last tried. Connections that exist
- * keep what they have. Returns 1 when what was read is in force, 0 when nothing has changed, or
- * -TG_EINVAL or -TG_ENOMEM with *error filled in and everything as it was.
+ * Reads the files again if one of them has changed since they were last tried, or if they could not be
+ * used then. Connections that exist keep what they have. Returns 1 when what was read is in force, 0 when
+ * nothing has changed, a failure that was reported included, or -TG_EINVAL with *error filled in and
+ * everything as it was.
  */
 int tls_context_reload(struct tls_context *context, struct tls_error *error);
 

@@ -1,6 +1,7 @@
 /* A pool's certificates and rules. */
 #include "tls_internal.h"
 
+#include "config_node.h"
 #include "shm/error.h"
 
 #include <errno.h>
@@ -51,6 +52,25 @@ no_password(char *buffer, int size, int writing, void *owner)
 
 /* ---- reading the files ---- */
 
+/* As the configuration demands of them: one that was renewed must not stop the loop, or the next start. */
+static int
+suits(const char *key, const char *path, int is_private, struct tls_error *error)
+{
+	struct stat about;
+
+	if (stat(path, &about) != 0)
+		return 0; /* who opens it says why */
+	error->key = key;
+	if (!S_ISREG(about.st_mode))
+		snprintf(error->why, sizeof(error->why), "%s is not a regular file", path);
+	else if (is_private && (about.st_mode & S_IRWXO) != 0)
+		snprintf(error->why, sizeof(error->why), CONFIG_NOT_PRIVATE, path,
+		    (unsigned)about.st_mode & 07777u, path);
+	else
+		return 0;
+	return -TG_EINVAL;
+}
+
 static int
 load_trust(SSL_CTX *ctx, const struct config_tls *config, struct tls_error *error)
 {
@@ -61,6 +81,9 @@ load_trust(SSL_CTX *ctx, const struct config_tls *config, struct tls_error *erro
 			return complain(error, "ca_file", "missing, and the system's certificates cannot be used", NULL);
 		return 0;
 	}
+	int rc = suits("ca_file", config->ca_file, 0, error);
+	if (rc != 0)
+		return rc;
 	if (SSL_CTX_load_verify_file(ctx, config->ca_file) != 1)
 		return complain(error, "ca_file", "is no list of certificates", config->ca_file);
 	/* What is listed is trusted, whether or not its own issuer is listed too. */
@@ -73,6 +96,11 @@ load_identity(SSL_CTX *ctx, const struct config_tls *config, struct tls_error *e
 {
 	if (config->cert_file == NULL || config->key_file == NULL)
 		return 0;
+	int rc = suits("cert_file", config->cert_file, 0, error);
+	if (rc == 0)
+		rc = suits("key_file", config->key_file, 1, error);
+	if (rc != 0)
+		return rc;
 	if (SSL_CTX_use_certificate_chain_file(ctx, config->cert_file) != 1)
 		return complain(error, "cert_file", "is no certificate chain", config->cert_file);
 	if (SSL_CTX_use_PrivateKey_file(ctx, config->key_file, SSL_FILETYPE_PEM) == 1)
@@ -155,12 +183,17 @@ tls_context_reload(struct tls_context *context, struct tls_error *error)
 	SSL_CTX *ctx;
 
 	stamp(context->config, now);
-	if (memcmp(now, context->tried, sizeof(now)) == 0)
+	int changed = memcmp(now, context->tried, sizeof(now)) != 0;
+	if (!changed && context->failed[0] == '\0')
 		return 0;
 	memcpy(context->tried, now, sizeof(now));
 	int rc = build(context, &ctx, error);
-	if (rc != 0)
-		return rc;
+	if (rc != 0) {
+		int said = !changed && strcmp(context->failed, error->why) == 0;
+		memcpy(context->failed, error->why, sizeof(context->failed));
+		return said ? 0 : rc;
+	}
+	context->failed[0] = '\0';
 	SSL_CTX_free(context->ctx);
 	context->ctx = ctx;
 	context->generation++;

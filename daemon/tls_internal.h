@@ -22,6 +22,8 @@ struct tls_context {
 		off_t size;
 		struct timespec mtime;
 	} tried[TLS_FILES]; /* the files as they were when they were last read */
+	/* Why they could not be used then, so that they are tried again; empty: they could. */
+	char failed[sizeof(((struct tls_error *)0)->why)];
 	unsigned char alpn[256]; /* as it goes over the wire */
 	unsigned alpn_len;
 	uint8_t record[TLS_RECORD]; /* plaintext about to be encrypted; wiped after each use */

@@ -76,6 +76,21 @@ def secured_rabbit(secured_rabbits):
     return secured_rabbits
 
 
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls") / "ca")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls") / "stranger", "Another CA")
+
+
+@pytest.fixture(scope="module")
+def identity(authority):
+    return authority.issue()
+
+
 @pytest.fixture
 def daemon(box):
     """daemon(pool, …, setting=…): a started tidegated."""

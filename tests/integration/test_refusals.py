@@ -30,17 +30,12 @@ from harness import Mosquitto, have, merged, pool, program, wait_for
 from harness_nats import NatsServer
 from harness_redis import Connection, Redis, StreamArrivals
 from load import Producer, check_all_arrived
-from tls import Authority, TlsMosquitto, openssl
+from tls import TlsMosquitto, openssl
 
 RETRY_MAX_MS = 600
 BACKOFF = {"breaker": {"retry_ms": 20, "retry_max_ms": RETRY_MAX_MS}}
 PASSWORD = "tide and gate"
 OUTCOMES = ("accepted", "delivered", "sent", "rejected", "expired", "unknown")
-
-
-@pytest.fixture(scope="session")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("refusals") / "ca")
 
 
 def said(result):

@@ -11,22 +11,7 @@ from harness_nats import NatsServer
 from load import Producer, check_all_arrived, wait_all_arrived
 from test_failover import FAST, kept_up, settle, wait_share
 from test_nats import nats_pool
-from tls import Authority, TlsMosquitto, TlsSink, newest_tls, openssl
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("tls") / "ca")
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("tls") / "stranger", "Another CA")
-
-
-@pytest.fixture(scope="module")
-def identity(authority):
-    return authority.issue()
+from tls import TlsMosquitto, TlsSink, newest_tls, openssl
 
 
 def tls_pool(brokers, authority, **changes):
@@ -264,35 +249,6 @@ def client_id(broker):
     """What the daemon calls itself, from mosquitto's log."""
     wait_for(lambda: " as tidegate-" in broker.process.text(), "the client in the log")
     return "tidegate-" + broker.process.text().rpartition(" as tidegate-")[2].split()[0]
-
-
-@pytest.mark.sanitizers
-def test_renewed_certificate_is_picked_up(box, daemon, authority, stranger, identity):
-    """The client's certificate was by a CA the broker does not know; it is renewed on disk."""
-    sink = TlsSink(box, identity, clients=authority).start()
-    cert, key = box.path / "client.pem", box.path / "client.key"
-
-    def install(which):
-        for source, target in ((which.key, key), (which.cert, cert)):
-            fresh = target.with_suffix(".new")
-            fresh.write_bytes(source.read_bytes())
-            fresh.chmod(0o600)
-            fresh.rename(target)
-
-    install(stranger.issue("client", names=None))
-    d = daemon(tls_pool([sink], authority, tls={"cert_file": cert, "key_file": key}, breaker={"retry_max_ms": 500}),
-               ready=False)
-    wait_why(d, "alert 48")
-    good = authority.issue("client", names=None)
-    # First half of it: the certificate without its key leaves the old pair in force.
-    cert.write_bytes(good.cert.read_bytes())
-    wait_for(lambda: "tls_renewal_failed" in d.process.text(), "the mismatch to be logged")
-    assert f"{key} is not the key of the certificate in {cert}" in d.process.text()
-    assert d.process.text().count("tls_renewal_failed") == 1
-    install(good)
-    d.wait_ready(sink)
-    assert "tls_renewed" in d.process.text()
-    assert d.publish("-m", "x").returncode == 0
 
 
 @pytest.mark.sanitizers

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -628,6 +629,48 @@ a_renewal_that_fails_changes_nothing(void **state)
 	stop();
 }
 
+/* What could not be read is not what has changed: it is tried again until it can be. */
+static void
+a_renewal_that_could_not_be_read_is_tried_again(void **state)
+{
+	struct rlimit limit;
+	struct tls_error error;
+
+	start("1.3");
+	certificate_write("server.pem", "server.key", NAME, 30);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	struct rlimit none = { .rlim_cur = 0, .rlim_max = limit.rlim_max };
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	int first = tls_context_reload(rig.context, &error);
+	int second = tls_context_reload(rig.context, &error);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	assert_int_equal(first, -TG_EINVAL);
+	assert_string_equal(error.why, "server.pem is no list of certificates: Too many open files");
+	assert_int_equal(second, 0); /* said once */
+	assert_int_equal(tls_context_reload(rig.context, &error), 1);
+	assert_int_equal(tls_context_reload(rig.context, &error), 0);
+	stop();
+}
+
+static void
+a_renewed_key_is_as_private_as_the_first(void **state)
+{
+	struct tls_error error;
+
+	start("1.3");
+	certificate_write("client.pem", "client.key", "client", 30);
+	rig.config.cert_file = (char *)(uintptr_t)"client.pem";
+	rig.config.key_file = (char *)(uintptr_t)"client.key";
+	assert_int_equal(chmod("client.key", 0604), 0);
+	assert_int_equal(tls_context_reload(rig.context, &error), -TG_EINVAL);
+	assert_string_equal(error.key, "key_file");
+	assert_string_equal(error.why, "client.key has mode 0604, which lets every user at it: no rights for others are "
+				       "allowed (chmod o= client.key)");
+	assert_int_equal(chmod("client.key", 0600), 0);
+	assert_int_equal(tls_context_reload(rig.context, &error), 1);
+	stop();
+}
+
 static unsigned char offered[32];
 
 static int
@@ -693,6 +736,8 @@ main(void)
 		cmocka_unit_test(sessions_are_resumed_until_the_certificates_change),
 		cmocka_unit_test(a_broker_that_cannot_resume_is_not_asked_again),
 		cmocka_unit_test(a_renewal_that_fails_changes_nothing),
+		cmocka_unit_test(a_renewal_that_could_not_be_read_is_tried_again),
+		cmocka_unit_test(a_renewed_key_is_as_private_as_the_first),
 		cmocka_unit_test(the_protocol_and_the_name_are_asked_for),
 	};
 
