@@ -11,7 +11,6 @@
 
 #include "shm/error.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -39,19 +38,6 @@ struct frame {
 	char expiry[EXPIRY_MAX_LEN + 1];
 };
 
-__attribute__((format(printf, 3, 4))) static int
-reject(struct driver_rejection *rejection, enum driver_reject code, const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(rejection->buffer, sizeof(rejection->buffer), format, args);
-	va_end(args);
-	rejection->code = code;
-	rejection->text = rejection->buffer;
-	return DRIVER_REJECTED;
-}
-
 static int
 read_topic(const struct amqp_settings *settings, const struct message *message, struct target *target,
     struct driver_rejection *rejection)
@@ -71,17 +57,18 @@ read_topic(const struct amqp_settings *settings, const struct message *message, 
 		target->key_len = message->topic_len - target->exchange_len - 1;
 	}
 	if (target->exchange_len > AMQP_SHORT_MAX)
-		return reject(rejection, REJECT_TOPIC,
+		return driver_reject(rejection, REJECT_TOPIC,
 		    "the topic's exchange (up to the first '/') has %u bytes, AMQP allows %u",
 		    target->exchange_len, AMQP_SHORT_MAX);
 	if (target->key_len > AMQP_SHORT_MAX)
-		return reject(rejection, REJECT_TOPIC, "the topic's routing key has %u bytes, AMQP allows %u",
-		    target->key_len, AMQP_SHORT_MAX);
+		return driver_reject(rejection, REJECT_TOPIC,
+		    "the topic's routing key has %u bytes, AMQP allows %u", target->key_len, AMQP_SHORT_MAX);
 	if (target->exchange_len == 0 && target->key_len == 0)
-		return reject(rejection, REJECT_TOPIC, "the topic names neither an exchange nor a queue");
+		return driver_reject(
+		    rejection, REJECT_TOPIC, "the topic names neither an exchange nor a queue");
 	enum utf8_fault fault = utf8_check(message->topic, message->topic_len, "\0", &offset);
 	if (fault != UTF8_PLAIN)
-		return reject(
+		return driver_reject(
 		    rejection, REJECT_TOPIC, "the topic %s at byte %zu", utf8_fault_text(fault), offset);
 	return 0;
 }
@@ -106,14 +93,14 @@ measure_headers(const struct message *message, size_t *size, struct driver_rejec
 		*size += 1 + sizeof(KEY_NAME) - 1 + 1 + 4 + message->key_len;
 	while (message_header_next(message, &at, &header)) {
 		if (header.name_len > AMQP_SHORT_MAX)
-			return reject(rejection, REJECT_HEADER, "a header's name has %u bytes, AMQP allows %u",
-			    header.name_len, AMQP_SHORT_MAX);
+			return driver_reject(rejection, REJECT_HEADER,
+			    "a header's name has %u bytes, AMQP allows %u", header.name_len, AMQP_SHORT_MAX);
 		enum utf8_fault fault = utf8_check(header.name, header.name_len, "\0", &offset);
 		if (fault != UTF8_PLAIN)
-			return reject(rejection, REJECT_HEADER, "a header's name %s at byte %zu",
+			return driver_reject(rejection, REJECT_HEADER, "a header's name %s at byte %zu",
 			    utf8_fault_text(fault), offset);
 		if (is_reserved(&header))
-			return reject(rejection, REJECT_HEADER,
+			return driver_reject(rejection, REJECT_HEADER,
 			    "a header is named %.*s, which RabbitMQ keeps for lists of routing keys",
 			    header.name_len, (const char *)header.name);
 		*size += 1 + (size_t)header.name_len + 1 + 4 + header.value_len;
@@ -131,7 +118,7 @@ measure(const struct amqp_session *amqp, const struct message *message, struct f
 	if (read_topic(settings, message, &frame->target, rejection) != 0)
 		return DRIVER_REJECTED;
 	if (message->body_len > amqp->max_body)
-		return reject(rejection, REJECT_BODY, "the body has %u bytes, the broker allows %llu",
+		return driver_reject(rejection, REJECT_BODY, "the body has %u bytes, the broker allows %llu",
 		    message->body_len, (unsigned long long)amqp->max_body);
 	frame->flags = PROPERTY_DELIVERY_MODE | PROPERTY_MESSAGE_ID;
 	frame->properties = 1 + 1 + AMQP_ID_LEN;
@@ -153,7 +140,7 @@ measure(const struct amqp_session *amqp, const struct message *message, struct f
 	}
 	size_t header = 14 + frame->properties;
 	if (header > amqp->frame_max - AMQP_FRAME_EXTRA)
-		return reject(rejection, REJECT_HEADER,
+		return driver_reject(rejection, REJECT_HEADER,
 		    "headers and key make a frame of %zu bytes, the broker allows %u",
 		    header + AMQP_FRAME_EXTRA, amqp->frame_max);
 	frame->head = AMQP_FRAME_EXTRA + 4 + 2 + 1 + frame->target.exchange_len + 1 + frame->target.key_len +

@@ -85,6 +85,19 @@ driver_fatal(struct session *session, enum driver_fatal kind, uint32_t code, con
 }
 
 int
+driver_reject(struct driver_rejection *rejection, uint32_t code, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(rejection->buffer, sizeof(rejection->buffer), format, args);
+	va_end(args);
+	rejection->code = code;
+	rejection->text = rejection->buffer;
+	return DRIVER_REJECTED;
+}
+
+int
 driver_read_text(struct config_node *group, const char *key, char **copy, size_t min, size_t max)
 {
 	const char *text = NULL;

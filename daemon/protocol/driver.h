@@ -233,6 +233,10 @@ void driver_unsure(struct session *session, uint64_t seq, uint32_t code, uint64_
 int driver_fatal(struct session *session, enum driver_fatal kind, uint32_t code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* For publish(): DRIVER_REJECTED with the code and a printf text, for `return driver_reject(...)`. */
+int driver_reject(struct driver_rejection *rejection, uint32_t code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
 /* For configure(): a text of min to max bytes, plain UTF-8, copied; *copy is the caller's to free. Returns as
  * config_node_string() does, or -TG_ENOMEM. */
 int driver_read_text(struct config_node *group, const char *key, char **copy, size_t min, size_t max);

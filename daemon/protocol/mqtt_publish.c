@@ -10,41 +10,23 @@
 #define MQTT_KEY_NAME "tidegate-key"
 
 static int
-reject_text(struct driver_rejection *rejection, enum driver_reject code, const char *what,
-    enum utf8_fault fault, size_t offset)
-{
-	snprintf(rejection->buffer, sizeof(rejection->buffer), "%s %s at byte %zu", what,
-	    utf8_fault_text(fault), offset);
-	rejection->text = rejection->buffer;
-	rejection->code = code;
-	return DRIVER_REJECTED;
-}
-
-static int
 reject_topic(const struct message *message, struct driver_rejection *rejection)
 {
 	size_t offset = 0;
 
-	rejection->code = REJECT_TOPIC;
-	rejection->text = rejection->buffer;
-	if (message->topic_len == 0) {
-		rejection->text = "the topic is empty";
-		return DRIVER_REJECTED;
-	}
-	if (message->topic_len > MQTT_STRING_MAX) {
-		snprintf(rejection->buffer, sizeof(rejection->buffer), "the topic has %u bytes, MQTT allows %u",
+	if (message->topic_len == 0)
+		return driver_reject(rejection, REJECT_TOPIC, "the topic is empty");
+	if (message->topic_len > MQTT_STRING_MAX)
+		return driver_reject(rejection, REJECT_TOPIC, "the topic has %u bytes, MQTT allows %u",
 		    message->topic_len, MQTT_STRING_MAX);
-		return DRIVER_REJECTED;
-	}
 	enum utf8_fault fault = utf8_check(message->topic, message->topic_len, "#+", &offset);
-	if (fault == UTF8_FORBIDDEN) {
-		snprintf(rejection->buffer, sizeof(rejection->buffer),
+	if (fault == UTF8_FORBIDDEN)
+		return driver_reject(rejection, REJECT_TOPIC,
 		    "the topic has a wildcard '%c' at byte %zu; MQTT publishes to plain topics only",
 		    message->topic[offset], offset);
-		return DRIVER_REJECTED;
-	}
 	if (fault != UTF8_PLAIN)
-		return reject_text(rejection, REJECT_TOPIC, "the topic", fault, offset);
+		return driver_reject(
+		    rejection, REJECT_TOPIC, "the topic %s at byte %zu", utf8_fault_text(fault), offset);
 	return 0;
 }
 
@@ -61,27 +43,25 @@ measure_users(const struct mqtt_session *mqtt, const struct message *message, si
 	if (mqtt->version == 4) {
 		if (message->headers_len == 0)
 			return 0;
-		rejection->code = REJECT_HEADER;
-		rejection->text = "MQTT 3.1.1 has no headers; set version = 5 in the pool's mqtt group";
-		return DRIVER_REJECTED;
+		return driver_reject(rejection, REJECT_HEADER,
+		    "MQTT 3.1.1 has no headers; set version = 5 in the pool's mqtt group");
 	}
 	if (message->key_len > 0) {
-		if (message->key_len > MQTT_STRING_MAX) {
-			snprintf(rejection->buffer, sizeof(rejection->buffer),
-			    "the key has %u bytes, MQTT allows %u", message->key_len, MQTT_STRING_MAX);
-			rejection->code = REJECT_KEY;
-			rejection->text = rejection->buffer;
-			return DRIVER_REJECTED;
-		}
+		if (message->key_len > MQTT_STRING_MAX)
+			return driver_reject(rejection, REJECT_KEY, "the key has %u bytes, MQTT allows %u",
+			    message->key_len, MQTT_STRING_MAX);
 		if ((fault = utf8_check(message->key, message->key_len, "\0", &offset)) != UTF8_PLAIN)
-			return reject_text(rejection, REJECT_KEY, "the key", fault, offset);
+			return driver_reject(
+			    rejection, REJECT_KEY, "the key %s at byte %zu", utf8_fault_text(fault), offset);
 		*size += 1 + 2 + sizeof(MQTT_KEY_NAME) - 1 + 2 + message->key_len;
 	}
 	while (message_header_next(message, &at, &header)) {
 		if ((fault = utf8_check(header.name, header.name_len, "\0", &offset)) != UTF8_PLAIN)
-			return reject_text(rejection, REJECT_HEADER, "a header's name", fault, offset);
+			return driver_reject(rejection, REJECT_HEADER, "a header's name %s at byte %zu",
+			    utf8_fault_text(fault), offset);
 		if ((fault = utf8_check(header.value, header.value_len, "\0", &offset)) != UTF8_PLAIN)
-			return reject_text(rejection, REJECT_HEADER, "a header's value", fault, offset);
+			return driver_reject(rejection, REJECT_HEADER, "a header's value %s at byte %zu",
+			    utf8_fault_text(fault), offset);
 		*size += 1 + 2 + (size_t)header.name_len + 2 + header.value_len;
 	}
 	return 0;
@@ -172,11 +152,8 @@ mqtt_publish(struct session *session, uint64_t seq, const struct message *messag
 	if ((message->key_len | message->headers_len) != 0 &&
 	    measure_users(mqtt, message, &frame.properties, rejection) != 0)
 		return DRIVER_REJECTED;
-	if (message->retain && !mqtt->retain_available) {
-		rejection->code = 0x9a;
-		rejection->text = "the broker takes no retained messages";
-		return DRIVER_REJECTED;
-	}
+	if (message->retain && !mqtt->retain_available)
+		return driver_reject(rejection, 0x9a, "the broker takes no retained messages");
 	frame.remaining = 2 + (size_t)message->topic_len + (mqtt->qos > 0 ? 2 : 0);
 	if (mqtt->version == 5) {
 		if (message->expiry_ms > 0)
@@ -186,14 +163,10 @@ mqtt_publish(struct session *session, uint64_t seq, const struct message *messag
 	frame.head = frame.remaining;
 	frame.remaining += message->body_len;
 	frame.head += 1 + mqtt_length_size(frame.remaining);
-	if (frame.head + message->body_len > mqtt->max_packet || frame.remaining > MQTT_REMAINING_MAX) {
-		snprintf(rejection->buffer, sizeof(rejection->buffer),
+	if (frame.head + message->body_len > mqtt->max_packet || frame.remaining > MQTT_REMAINING_MAX)
+		return driver_reject(rejection, REJECT_BODY,
 		    "the message makes a packet of %zu bytes (body %u), the broker allows %u",
 		    frame.head + message->body_len, message->body_len, mqtt->max_packet);
-		rejection->code = REJECT_BODY;
-		rejection->text = rejection->buffer;
-		return DRIVER_REJECTED;
-	}
 	int rc = frame_append(mqtt, message, &frame, out);
 	if (rc != 0)
 		return rc;

@@ -55,14 +55,6 @@ put_decimal(uint8_t *at, uint64_t value)
 /* ---- what is refused ---- */
 
 static int
-reject(struct driver_rejection *rejection, enum driver_reject code, const char *text)
-{
-	rejection->code = code;
-	rejection->text = text;
-	return DRIVER_REJECTED;
-}
-
-static int
 reject_topic(const struct message *message, struct driver_rejection *rejection)
 {
 	const uint8_t *topic = message->topic;
@@ -70,34 +62,31 @@ reject_topic(const struct message *message, struct driver_rejection *rejection)
 	size_t offset = 0;
 
 	if (len == 0)
-		return reject(rejection, REJECT_TOPIC, "the subject is empty");
+		return driver_reject(rejection, REJECT_TOPIC, "the subject is empty");
 	/* One more step for the end, which ends a token as a dot does. */
 	for (uint32_t i = 0; i <= len; i++) {
 		uint8_t c = i < len ? topic[i] : '.';
 		if (c == '.') {
 			if (i == token)
-				return reject(rejection, REJECT_TOPIC, "the subject has an empty token");
+				return driver_reject(rejection, REJECT_TOPIC, "the subject has an empty token");
 			if (wild && i - token == 1)
-				return reject(rejection, REJECT_TOPIC,
+				return driver_reject(rejection, REJECT_TOPIC,
 				    "the subject has a wildcard; NATS publishes to plain subjects only");
 			token = i + 1;
 			wild = 0;
 			continue;
 		}
-		if (c <= ' ' || c == 0x7f) {
-			snprintf(rejection->buffer, sizeof(rejection->buffer),
+		if (c <= ' ' || c == 0x7f)
+			return driver_reject(rejection, REJECT_TOPIC,
 			    "the subject has a blank or control character (0x%02x) at byte %u", c, i);
-			return reject(rejection, REJECT_TOPIC, rejection->buffer);
-		}
 		wild |= c == '*' || c == '>';
 		high |= c;
 	}
 	enum utf8_fault fault = high >= 0x80 ? utf8_check(topic, len, "\0", &offset) : UTF8_PLAIN;
 	if (fault == UTF8_PLAIN)
 		return 0;
-	snprintf(rejection->buffer, sizeof(rejection->buffer), "the subject %s at byte %zu",
-	    utf8_fault_text(fault), offset);
-	return reject(rejection, REJECT_TOPIC, rejection->buffer);
+	return driver_reject(
+	    rejection, REJECT_TOPIC, "the subject %s at byte %zu", utf8_fault_text(fault), offset);
 }
 
 static int
@@ -143,22 +132,22 @@ measure_headers(const struct nats_session *nats, const struct message *message, 
 	frame->own_id = nats->msg_id;
 	if (message->key_len > 0) {
 		if (has_line_end(message->key, message->key_len))
-			return reject(
+			return driver_reject(
 			    rejection, REJECT_KEY, "the key has a line end, which a NATS header cannot have");
 		size += field_size(LIT(key_name), message->key_len);
 	}
 	while (message->headers_len > 0 && message_header_next(message, &at, &header)) {
 		if (!is_name(header.name, header.name_len))
-			return reject(rejection, REJECT_HEADER,
+			return driver_reject(rejection, REJECT_HEADER,
 			    "a header's name is empty or has a character that NATS does not allow there");
 		if (has_line_end(header.value, header.value_len))
-			return reject(rejection, REJECT_HEADER, "a header's value has a line end");
+			return driver_reject(rejection, REJECT_HEADER, "a header's value has a line end");
 		if (header.name_len == LIT(id_name) && memcmp(header.name, id_name, LIT(id_name)) == 0)
 			frame->own_id = 0;
 		size += field_size(header.name_len, header.value_len);
 	}
 	if (size > 0 && !nats->headers)
-		return reject(rejection, REJECT_HEADER, "the server takes no headers (nor keys)");
+		return driver_reject(rejection, REJECT_HEADER, "the server takes no headers (nor keys)");
 	if (frame->own_id)
 		size += field_size(LIT(id_name), 16 + 1 + hex_len(message->position));
 	frame->headers = size > 0 ? LIT(version) + size + 2 : 0;
@@ -282,18 +271,15 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	    measure_headers(nats, message, &frame, rejection) != 0)
 		return DRIVER_REJECTED;
 	frame.total = frame.headers + message->body_len;
-	if (frame.total > nats->max_payload) {
-		snprintf(rejection->buffer, sizeof(rejection->buffer),
+	if (frame.total > nats->max_payload)
+		return driver_reject(rejection, REJECT_BODY,
 		    "the message has %zu bytes of headers and body (body %u), the server allows %llu",
 		    frame.total, message->body_len, (unsigned long long)nats->max_payload);
-		return reject(rejection, REJECT_BODY, rejection->buffer);
-	}
 	size_t control = control_size(nats, message, &frame);
 	if (control > NATS_CONTROL_MAX) {
-		snprintf(rejection->buffer, sizeof(rejection->buffer),
+		return driver_reject(rejection, REJECT_TOPIC,
 		    "the subject has %u bytes, which makes a control line of %zu; servers take %u",
 		    message->topic_len, control, NATS_CONTROL_MAX);
-		return reject(rejection, REJECT_TOPIC, rejection->buffer);
 	}
 	frame.head = (frame.headers > 0 ? 5u : 4u) + control + 2 + frame.headers;
 	int rc = append(nats, message, &frame, out);

@@ -41,14 +41,6 @@ redis_put_bulk(char *at, const void *bytes, size_t len)
 }
 
 static int
-reject(struct driver_rejection *rejection, enum driver_reject code, const char *text)
-{
-	rejection->code = code;
-	rejection->text = text;
-	return DRIVER_REJECTED;
-}
-
-static int
 is_named(const struct header_view *header, const char *field)
 {
 	return field[0] != '\0' && header->name_len == strlen(field) &&
@@ -64,17 +56,15 @@ measure_headers(const struct redis_settings *settings, const struct message *mes
 	uint32_t at = 0;
 
 	if (message->headers_len > 0 && settings->mode == REDIS_PUBLISH)
-		return reject(rejection, REJECT_HEADER,
+		return driver_reject(rejection, REJECT_HEADER,
 		    "PUBLISH has no headers; set mode = \"stream\" in the pool's redis group");
 	while (message_header_next(message, &at, &header)) {
 		/* Consumers read fields into a map: whose value it would hold, nobody could tell. */
-		if (is_named(&header, settings->body_field) || is_named(&header, settings->key_field)) {
-			snprintf(rejection->buffer, sizeof(rejection->buffer),
+		if (is_named(&header, settings->body_field) || is_named(&header, settings->key_field))
+			return driver_reject(rejection, REJECT_HEADER,
 			    "a header has the name \"%.*s\", which is a field of every entry (body_field, "
 			    "key_field)",
 			    (int)header.name_len, (const char *)header.name);
-			return reject(rejection, REJECT_HEADER, rejection->buffer);
-		}
 		++*fields;
 		*size += 2 * REDIS_BULK_HEAD + (size_t)header.name_len + header.value_len;
 	}
@@ -158,13 +148,11 @@ redis_publish(struct session *session, uint64_t seq, const struct message *messa
 	if (redis->state != REDIS_UP || redis->next - redis->settled >= redis->window)
 		return DRIVER_FULL;
 	if (message->topic_len == 0)
-		return reject(
+		return driver_reject(
 		    rejection, REJECT_TOPIC, "the topic is empty: it is the stream's key or the channel");
-	if (message->topic_len > REDIS_KEY_MAX) {
-		snprintf(rejection->buffer, sizeof(rejection->buffer), "the topic has %u bytes, %u are allowed",
+	if (message->topic_len > REDIS_KEY_MAX)
+		return driver_reject(rejection, REJECT_TOPIC, "the topic has %u bytes, %u are allowed",
 		    message->topic_len, REDIS_KEY_MAX);
-		return reject(rejection, REJECT_TOPIC, rejection->buffer);
-	}
 	if (message->headers_len > 0 && measure_headers(settings, message, &fields, &size, rejection) != 0)
 		return DRIVER_REJECTED;
 	if (message->key_len > 0 && settings->mode == REDIS_STREAM && settings->key_field[0] != '\0') {

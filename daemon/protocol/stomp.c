@@ -25,24 +25,6 @@
 
 #define HEARTBEAT_AUTO UINT32_MAX
 
-/* A text that goes into a header, where CONNECT has no escapes. */
-static int
-read_text(struct config_node *group, const char *key, char **copy)
-{
-	const char *text = NULL;
-	size_t offset = 0;
-	int rc = config_node_string(group, key, &text, 1, STOMP_TEXT_MAX);
-
-	if (rc <= 0)
-		return rc;
-	enum utf8_fault fault = utf8_check((const uint8_t *)text, strlen(text), "\0", &offset);
-	if (fault != UTF8_PLAIN)
-		return config_node_error(
-		    group, key, "\"%s\" %s at byte %zu", text, utf8_fault_text(fault), offset);
-	*copy = strdup(text);
-	return *copy != NULL ? 1 : -TG_ENOMEM;
-}
-
 /* A passcode of several lines would be several headers. */
 static int
 read_passcode(struct config_node *group, char **passcode)
@@ -69,10 +51,10 @@ stomp_configure(void *settings, struct config_node *group)
 		memset(&absent, 0, sizeof(absent));
 		group = &absent;
 	}
-	int login = read_text(group, "login", &stomp->login);
+	int login = driver_read_text(group, "login", &stomp->login, 1, STOMP_TEXT_MAX);
 	int passcode = read_passcode(group, &stomp->passcode);
-	int vhost = read_text(group, "vhost", &stomp->vhost);
-	int type = read_text(group, "content_type", &stomp->content_type);
+	int vhost = driver_read_text(group, "vhost", &stomp->vhost, 1, STOMP_TEXT_MAX);
+	int type = driver_read_text(group, "content_type", &stomp->content_type, 1, STOMP_TEXT_MAX);
 	bad |= config_node_u32(group, "heartbeat_ms", &stomp->heartbeat_ms, 0, 3600000) < 0;
 	bad |= config_node_bool(group, "persistent", &stomp->persistent) < 0;
 	if (login == -TG_ENOMEM || passcode == -TG_ENOMEM || vhost == -TG_ENOMEM || type == -TG_ENOMEM)

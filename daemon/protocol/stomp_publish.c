@@ -12,17 +12,6 @@
 static const char *const taken[] = { "destination", "content-length", "receipt", "transaction", "persistent",
 	"expires", "expiration" };
 
-static int
-rejected(struct driver_rejection *rejection, enum driver_reject code, const char *what, enum utf8_fault fault,
-    size_t offset)
-{
-	snprintf(rejection->buffer, sizeof(rejection->buffer), "%s %s at byte %zu", what,
-	    utf8_fault_text(fault), offset);
-	rejection->text = rejection->buffer;
-	rejection->code = code;
-	return DRIVER_REJECTED;
-}
-
 /*
  * Adds to *size what text takes in a header, escaped; *plain stays set if nothing needs an escape. A
  * tabulator, CR and LF may be in it: escapes are there for the latter. Returns a fault.
@@ -113,27 +102,24 @@ measure_header(const struct header_view *header, struct stomp_send *send, struct
 	size_t offset = 0;
 	enum utf8_fault fault;
 
-	rejection->code = REJECT_HEADER;
-	if (header->name_len == 0) {
-		rejection->text = "a header has no name, which STOMP cannot express";
-		return DRIVER_REJECTED;
-	}
+	if (header->name_len == 0)
+		return driver_reject(
+		    rejection, REJECT_HEADER, "a header has no name, which STOMP cannot express");
 	for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++)
 		if (header->name_len == strlen(taken[i]) &&
-		    memcmp(header->name, taken[i], header->name_len) == 0) {
-			snprintf(rejection->buffer, sizeof(rejection->buffer),
+		    memcmp(header->name, taken[i], header->name_len) == 0)
+			return driver_reject(rejection, REJECT_HEADER,
 			    "a header has the name \"%.40s\", which is STOMP's own", taken[i]);
-			rejection->text = rejection->buffer;
-			return DRIVER_REJECTED;
-		}
 	send->own_type |= header->name_len == 12 && memcmp(header->name, "content-type", 12) == 0;
 	send->head += 2;
 	fault = measure_text(header->name, header->name_len, &send->head, &send->users_plain, &offset);
 	if (fault != UTF8_PLAIN)
-		return rejected(rejection, REJECT_HEADER, "a header's name", fault, offset);
+		return driver_reject(
+		    rejection, REJECT_HEADER, "a header's name %s at byte %zu", utf8_fault_text(fault), offset);
 	fault = measure_text(header->value, header->value_len, &send->head, &send->users_plain, &offset);
 	if (fault != UTF8_PLAIN)
-		return rejected(rejection, REJECT_HEADER, "a header's value", fault, offset);
+		return driver_reject(rejection, REJECT_HEADER, "a header's value %s at byte %zu",
+		    utf8_fault_text(fault), offset);
 	return 0;
 }
 
@@ -149,7 +135,8 @@ measure_users(const struct message *message, struct stomp_send *send, struct dri
 		enum utf8_fault fault =
 		    measure_text(message->key, message->key_len, &send->head, &send->users_plain, &offset);
 		if (fault != UTF8_PLAIN)
-			return rejected(rejection, REJECT_KEY, "the key", fault, offset);
+			return driver_reject(
+			    rejection, REJECT_KEY, "the key %s at byte %zu", utf8_fault_text(fault), offset);
 		send->head += sizeof("\n" STOMP_KEY_NAME ":") - 1;
 	}
 	while (message_header_next(message, &at, &header))
@@ -273,15 +260,13 @@ stomp_publish(struct session *session, uint64_t seq, const struct message *messa
 
 	if (stomp->state != STOMP_UP || stomp->next - stomp->oldest > stomp->early_mask)
 		return DRIVER_FULL;
-	if (message->topic_len == 0) {
-		rejection->code = REJECT_TOPIC;
-		rejection->text = "the topic is empty";
-		return DRIVER_REJECTED;
-	}
+	if (message->topic_len == 0)
+		return driver_reject(rejection, REJECT_TOPIC, "the topic is empty");
 	enum utf8_fault fault =
 	    measure_text(message->topic, message->topic_len, &topic, &send.topic_plain, &offset);
 	if (fault != UTF8_PLAIN)
-		return rejected(rejection, REJECT_TOPIC, "the topic", fault, offset);
+		return driver_reject(
+		    rejection, REJECT_TOPIC, "the topic %s at byte %zu", utf8_fault_text(fault), offset);
 	if ((message->key_len | message->headers_len) != 0 && measure_users(message, &send, rejection) != 0)
 		return DRIVER_REJECTED;
 	if (message->expiry_ms > 0)

@@ -36,6 +36,20 @@ clock_ns(clockid_t which)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+struct record_pair *
+sink_pair(struct sink *sink, size_t index)
+{
+	if (index == sink->pairs_size) {
+		sink->pairs_size = sink->pairs_size ? sink->pairs_size * 2 : 16;
+		sink->pairs = realloc(sink->pairs, sink->pairs_size * sizeof(*sink->pairs));
+		if (!sink->pairs) {
+			fprintf(stderr, "tidegate-sink: no memory for %zu headers\n", sink->pairs_size);
+			exit(1);
+		}
+	}
+	return &sink->pairs[index];
+}
+
 void
 sink_log(const struct sink *sink, const struct conn *conn, const char *level, const char *format, ...)
 {

@@ -16,7 +16,7 @@
 
 /* OPTION(name, argument, help): options that are not behaviours and cannot be changed later. */
 #define OPTIONS                                                                                         \
-	OPTION(protocol, "NAME", "what to speak: mqtt (3.1.1 and 5), amqp (0-9-1), nats or redis")      \
+	OPTION(protocol, "NAME", "what to speak: mqtt (3.1.1 and 5), amqp (0-9-1), nats, redis or stomp") \
 	OPTION(listen, "ADDR[,ADDR...]",                                                                \
 	    "HOST:PORT, [V6]:PORT or unix:/PATH; port 0 picks a free one, which is printed")            \
 	OPTION(record, "FILE", "append a line to FILE for each message, before it is answered")         \

@@ -226,6 +226,9 @@ void server_dirty(struct sink *sink, struct conn *conn);
 void server_wake_at(struct sink *sink, struct conn *conn, uint64_t when_ns);
 uint64_t server_random(struct sink *sink);
 
+/* The place of a message's header in sink->pairs, which grows; without memory the sink ends. */
+struct record_pair *sink_pair(struct sink *sink, size_t index);
+
 /* One logfmt line on stderr; conn may be NULL. */
 void sink_log(const struct sink *sink, const struct conn *conn, const char *level, const char *format, ...)
     __attribute__((format(printf, 4, 5)));

@@ -350,20 +350,6 @@ on_method(struct conn *conn, uint32_t number, uint32_t method, struct cursor *ar
 
 /* --- publishing -------------------------------------------------------------------------------- */
 
-static struct record_pair *
-add_pair(struct sink *sink, size_t count)
-{
-	if (count == sink->pairs_size) {
-		sink->pairs_size = sink->pairs_size ? sink->pairs_size * 2 : 16;
-		sink->pairs = realloc(sink->pairs, sink->pairs_size * sizeof(*sink->pairs));
-		if (!sink->pairs) {
-			fprintf(stderr, "tidegate-sink: no memory for headers\n");
-			exit(1);
-		}
-	}
-	return &sink->pairs[count];
-}
-
 /* Headers of text; others end the reading. */
 static void
 take_headers(struct conn *conn, struct record_view table, struct record_message *message)
@@ -381,7 +367,7 @@ take_headers(struct conn *conn, struct record_view table, struct record_message 
 		    memcmp(pair.name.bytes, KEY_HEADER, pair.name.len) == 0)
 			message->key = pair.value;
 		else
-			*add_pair(conn->sink, message->header_count++) = pair;
+			*sink_pair(conn->sink, message->header_count++) = pair;
 	}
 	message->headers = conn->sink->pairs;
 }

@@ -237,22 +237,6 @@ struct properties {
 	struct record_view key;
 };
 
-static void
-add_pair(struct sink *sink, struct properties *properties, struct record_view name, struct record_view value)
-{
-	if (properties->pairs == sink->pairs_size) {
-		size_t size = sink->pairs_size ? sink->pairs_size * 2 : 16;
-		struct record_pair *pairs = realloc(sink->pairs, size * sizeof(*pairs));
-		if (!pairs) {
-			fprintf(stderr, "tidegate-sink: no memory for %zu headers\n", size);
-			exit(1);
-		}
-		sink->pairs = pairs;
-		sink->pairs_size = size;
-	}
-	sink->pairs[properties->pairs++] = (struct record_pair){ name, value };
-}
-
 /* Reads a section of properties. Returns 0, or the reason code of what is wrong. */
 static uint32_t
 take_properties(struct conn *conn, struct cursor *cursor, uint64_t allowed, struct properties *properties)
@@ -300,7 +284,8 @@ take_properties(struct conn *conn, struct cursor *cursor, uint64_t allowed, stru
 			    memcmp(name.bytes, KEY_PROPERTY, name.len) == 0 && !properties->key.bytes)
 				properties->key = value;
 			else
-				add_pair(conn->sink, properties, name, value);
+				*sink_pair(conn->sink, properties->pairs++) =
+				    (struct record_pair){ name, value };
 			break;
 		case NO_PROPERTY:
 			break;

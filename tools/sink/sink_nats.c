@@ -204,20 +204,6 @@ on_ping(struct conn *conn)
 
 /* ---- publishing ---- */
 
-static struct record_pair *
-pair_at(struct sink *sink, size_t count)
-{
-	if (count == sink->pairs_size) {
-		sink->pairs_size = sink->pairs_size ? sink->pairs_size * 2 : 16;
-		sink->pairs = realloc(sink->pairs, sink->pairs_size * sizeof(*sink->pairs));
-		if (!sink->pairs) {
-			fprintf(stderr, "tidegate-sink: no memory for %zu headers\n", sink->pairs_size);
-			exit(1);
-		}
-	}
-	return &sink->pairs[count];
-}
-
 /* "NATS/1.0\r\nname: value\r\n...\r\n". Returns 0, or -1 if it is not that. */
 static int
 take_headers(struct sink *sink, struct record_view block, struct record_message *message)
@@ -241,7 +227,7 @@ take_headers(struct sink *sink, struct record_view block, struct record_message 
 		if (same(pair.name, "Tidegate-Key"))
 			message->key = pair.value;
 		else
-			*pair_at(sink, count++) = pair;
+			*sink_pair(sink, count++) = pair;
 		at = stop + 2;
 	}
 	message->headers = sink->pairs;

@@ -268,20 +268,6 @@ on_hello(struct conn *conn, const struct record_view *words, size_t count)
 		reply(conn, REPLY_HELLO, 0);
 }
 
-static struct record_pair *
-pair_at(struct sink *sink, size_t count)
-{
-	if (count == sink->pairs_size) {
-		sink->pairs_size = sink->pairs_size ? sink->pairs_size * 2 : 16;
-		sink->pairs = realloc(sink->pairs, sink->pairs_size * sizeof(*sink->pairs));
-		if (!sink->pairs) {
-			fprintf(stderr, "tidegate-sink: no memory for fields\n");
-			exit(1);
-		}
-	}
-	return &sink->pairs[count];
-}
-
 /* XADD key [NOMKSTREAM] [MAXLEN|MINID [=|~] n] * field value …: the last field is the body, "key" the key. */
 static void
 on_xadd(struct conn *conn, const struct record_view *words, size_t count)
@@ -304,7 +290,7 @@ on_xadd(struct conn *conn, const struct record_view *words, size_t count)
 		if (is(words[at], "key"))
 			message.key = words[at + 1];
 		else
-			*pair_at(conn->sink, message.header_count++) =
+			*sink_pair(conn->sink, message.header_count++) =
 			    (struct record_pair){ words[at], words[at + 1] };
 	}
 	message.headers = conn->sink->pairs;

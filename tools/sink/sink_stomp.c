@@ -205,24 +205,6 @@ text_room(struct stomp *stomp, size_t size)
 	stomp->text_size = size;
 }
 
-static void
-pair_add(struct conn *conn, struct frame *frame, struct record_view name, struct record_view value)
-{
-	struct sink *sink = conn->sink;
-
-	if (frame->pairs == sink->pairs_size) {
-		size_t size = sink->pairs_size ? sink->pairs_size * 2 : 16;
-		struct record_pair *pairs = realloc(sink->pairs, size * sizeof(*pairs));
-		if (!pairs) {
-			fprintf(stderr, "tidegate-sink: no memory for headers\n");
-			exit(1);
-		}
-		sink->pairs = pairs;
-		sink->pairs_size = size;
-	}
-	sink->pairs[frame->pairs++] = (struct record_pair){ name, value };
-}
-
 /* One header: to its field if it has one and it is empty yet, else to the pairs. */
 static void
 take_header(struct conn *conn, struct frame *frame, struct record_view name, struct record_view value)
@@ -249,7 +231,7 @@ take_header(struct conn *conn, struct frame *frame, struct record_view name, str
 			return;
 		}
 	if (!same(name, "content-length") && !same(name, "persistent"))
-		pair_add(conn, frame, name, value);
+		*sink_pair(conn->sink, frame->pairs++) = (struct record_pair){ name, value };
 }
 
 /*
