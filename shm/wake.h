@@ -33,7 +33,7 @@
  * handed a lane) starts with rung = 0 and rings once without asking, because the one before may
  * have died between its store and its ring.
  *
- * tests/model/wake.pml is this, checked.
+ * tests/model/wake.pml is this, checked; doorbell.pml has the several words, the late rings and the second look.
  */
 #ifndef TG_SHM_WAKE_H
 #define TG_SHM_WAKE_H

@@ -41,7 +41,7 @@ run() {
 		verdict="found: $(sed -n 's/^pan:[0-9]*: \([a-z ]*\).*/\1/p' pan.log)"
 		if [ "${found:-0}" = 0 ]; then verdict="NOT FOUND"; fi
 	fi
-	printf '%-5s %-28s %-32s %9s states %6s s\n' "$model" "$*" "$verdict" "${states:-?}" "${seconds:-?}"
+	printf '%-8s %-28s %-32s %9s states %6s s\n' "$model" "$*" "$verdict" "${states:-?}" "${seconds:-?}"
 	case $verdict in NOT*)
 		cat pan.log
 		failed=1
@@ -63,6 +63,19 @@ done
 run bad wake -DR=1 -DRING_FIRST
 run bad wake -DRESTART -DN=2 -DWORD_ANEW
 run bad wake -DRESTART -DN=2 -DNO_FIRST_RING
+
+run good doorbell
+for way in EXPEDITED MISSED; do
+	run good doorbell "-D$way" -DN=1
+	run good doorbell "-D$way" -DM=0
+done
+for mistake in NO_NEW_SLEEP NO_LOOK ONE_WORD READ_LATE; do
+	run bad doorbell "-D$mistake"
+done
+for mistake in NO_NEW_SLEEP NO_LOOK; do
+	run bad doorbell -DEXPEDITED "-D$mistake"
+done
+run bad doorbell -DMISSED -DN=1 -DNO_SECOND_LOOK
 
 run good ring
 run good ring -DCARELESS

@@ -1,6 +1,7 @@
 /*
  * The handshake of shm/wake.h in both directions: a client that publishes and sleeps on its
  * completions, a daemon that completes and sleeps on its lane. Pairs C and F of shm/ring.h.
+ * One word each; doorbell.pml has several.
  *
  * Stores go through a store buffer for each side (TSO, as on x86): a FIFO that drains whenever it
  * likes, so a load can be done before an earlier store is seen. A fence waits until the own buffer
