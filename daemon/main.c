@@ -273,7 +273,9 @@ out:
 	listener_fini(&control);
 	listener_fini(&admins);
 	admin_fini(&admin);
+	/* What producers publish until the next daemon comes is in their lanes' memory alone: it stays kept. */
 	struct keeper *keeper = loop.shard.keeper;
+	loop.shard.keeper = NULL;
 	loop_fini(&loop);
 	keeper_free(keeper);
 	log_event(LOG_LEVEL_INFO, "stopped", "status=%d", rc != 0);

@@ -14,7 +14,8 @@ import threading
 
 import pytest
 
-from harness import BUILD, Process, Sink, pool, program, wait_for
+import tidegate_lib as tide
+from harness import BUILD, SANITIZED, Process, Sink, pool, program, wait_for
 from load import Producer, check_all_arrived
 from test_upgrade import Upgraded
 
@@ -195,6 +196,27 @@ def test_empty_lane_stays_for_its_producer_and_then_goes(box, managed, closed_si
     d.wait_no_lanes()
     managed.wait_kept(0)
     assert "orphan_done" not in d.process.text()
+
+
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer's library cannot be loaded into Python")
+def test_what_is_published_while_the_daemon_restarts_is_kept(box, managed, closed_sink):
+    """A daemon that ends in good order leaves its lanes as they are: their producers go on."""
+    closed_sink.start()
+    d = managed.daemon
+    client = tide.Client(d.socket)
+    lane = client.lane()
+    assert lane.publish_sync(b"before").name == "delivered"
+    other = client.lane()
+    managed.wait_kept(2)
+    other.close()
+    managed.wait_kept(1)
+    assert d.stop() == 0
+    lane.publish(b"meanwhile")
+    client.close()
+    managed.start()
+    d.wait_no_lanes()
+    assert [row["body"] for row in closed_sink.arrivals()] == ["before", "meanwhile"]
+    managed.wait_kept(0)
 
 
 def sealed(data, size, seals=SEALS):
