@@ -80,6 +80,26 @@ late_answer(struct tg_client *client, const struct frame *answer)
 	(void)frame_send(client->fd, &request, NULL, 0); /* if it fails, the next request does */
 }
 
+/* Not an answer: why the daemon does not want this connection, before it closes it. */
+static int
+is_farewell(const struct frame *answer)
+{
+	return answer->type == FRAME_ERROR && answer->serial == 0;
+}
+
+/* What it said before it hung up; a reset comes first, if it had not read our request. */
+static int
+farewell_take(struct tg_client *client, struct frame *answer)
+{
+	int fds[FRAME_FDS];
+	int rc = frame_recv(client->fd, answer, fds);
+
+	if (rc == -TG_ECLOSED)
+		rc = frame_recv(client->fd, answer, fds);
+	fds_close(fds);
+	return rc == 0 && is_farewell(answer);
+}
+
 static int
 frame_take(
     struct tg_client *client, struct frame *answer, uint32_t serial, int fds[FRAME_FDS], uint64_t deadline)
@@ -96,7 +116,7 @@ frame_take(
 			late_answer(client, answer); /* its descriptors found no room here */
 		if (rc < 0)
 			return transport_fail(client, rc, answer);
-		if (answer->serial == serial)
+		if (answer->serial == serial || is_farewell(answer))
 			return 0;
 		fds_close(fds);
 		if ((int32_t)(answer->serial - serial) > 0)
@@ -142,8 +162,10 @@ control_request_fd(struct tg_client *client, struct frame *request, int fd, stru
 	for (unsigned i = 0; i < FRAME_FDS; i++)
 		fds[i] = -1;
 	request->serial = ++client->serial;
-	if ((rc = frame_post(client, request, fd, deadline)) < 0 ||
-	    (rc = frame_take(client, answer, request->serial, fds, deadline)) < 0)
+	rc = frame_post(client, request, fd, deadline);
+	if (rc == 0)
+		rc = frame_take(client, answer, request->serial, fds, deadline);
+	if (rc < 0 && (rc != -TG_ECLOSED || !farewell_take(client, answer)))
 		return rc;
 	if ((rc = answer_check(client, answer, expect)) < 0)
 		fds_close(fds);

@@ -121,6 +121,28 @@ def test_lanes_of_one_process_are_limited(daemon, sink, opened):
         assert lane.publish_sync(b"x").name == "delivered"
 
 
+def test_clients_are_limited(daemon, sink, opened):
+    d = daemon(pool([sink]), limits={"clients": 2})
+    first, second = opened(d), opened(d)
+    lane = first.lane()
+    second.lane()
+    third = opened(d)
+    for _ in range(2):
+        with refused(tide.ELIMIT, "2 clients are attached", "limits.clients"):
+            third.lane()
+    assert lane.publish_sync(b"x").name == "delivered"
+    second.close()
+
+    def admitted():
+        """Once the daemon has seen the other go."""
+        try:
+            return third.lane()
+        except tide.TideError as error:
+            assert error.code == tide.ELIMIT, str(error)
+            return None
+    assert wait_for(admitted, "its place").publish_sync(b"x").name == "delivered"
+
+
 def test_memory_that_the_daemon_cannot_have_is_said(daemon, sink, opened):
     d = daemon(pool([sink]))
     client, other = opened(d), opened(d)
