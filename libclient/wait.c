@@ -281,6 +281,9 @@ tg_publish_sync(
 	hunt.scan = lane->cq.tail_seen; /* the answer to what is published now is not below */
 	if ((rc = lane_publish_loud(lane, message, &hunt.position)) < 0)
 		return rc;
+	/* Finding it a slot may have given more back, and what is below the head is the daemon's to write. */
+	if ((int64_t)(lane->cq.head - hunt.scan) > 0)
+		hunt.scan = lane->cq.head;
 	rc = await(lane, looks_found, &hunt, timeout_ms, 0);
 	if (rc == -TG_ETIMEOUT)
 		return detail_fail(rc, "lane %" PRIu64 ": message %" PRIu64 " is unanswered after %d ms",

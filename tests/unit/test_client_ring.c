@@ -512,6 +512,27 @@ sync_leaves_the_others_in_order(void **state)
 	assert_int_equal(tg_outstanding(s->lane), 0);
 }
 
+/* Room for it was made of quiet ones' entries, which are the daemon's to write again from then on. */
+static void
+sync_reads_nothing_that_is_not_committed(void **state)
+{
+	struct setup *s = *state;
+	struct tg_message m = { .topic = "t", .tag = 100 };
+	struct tg_completion c;
+
+	for (uint64_t i = 0; i < LANE_CQ_MIN; i++)
+		assert_int_equal(publish(s, "t", NULL, 0, i, TG_QUIET), 0);
+	assert_int_equal(fake_lane_drain(s->peer, TG_DELIVERED), LANE_CQ_MIN);
+	/* As far as it gets before cq_tail. */
+	s->peer->map.cq[7].position = s->peer->sq.cursor;
+	assert_int_equal(tg_publish_sync(s->lane, &m, 0, &c), -TG_ETIMEOUT);
+	assert_int_equal(fake_lane_drain(s->peer, TG_REJECTED), 1);
+	assert_int_equal(tg_poll(s->lane, &c, 1), 1);
+	assert_int_equal(c.tag, 100);
+	assert_int_equal(c.outcome, TG_REJECTED);
+	assert_int_equal(tg_outstanding(s->lane), 0);
+}
+
 /* ---- a daemon gone mad ---- */
 
 static void
@@ -645,6 +666,7 @@ main(void)
 		RING_TEST(reason_is_copied_whole_or_not_at_all),
 		RING_TEST(writable_is_what_the_daemon_says),
 		RING_TEST(sync_leaves_the_others_in_order),
+		RING_TEST(sync_reads_nothing_that_is_not_committed),
 		RING_TEST(bad_words_break_the_lane_and_nothing_else),
 		RING_TEST(random_words_never_hurt),
 	};
