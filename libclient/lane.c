@@ -258,5 +258,6 @@ tg_lane_close(struct tg_lane *lane, int timeout_ms)
 		fd_close(&fds[i]);
 	lane_free(lane);
 	client_unlock(client);
-	return flushed != 0 ? flushed : rc;
+	/* With nobody there that could go on delivering, time is not all that is missing. */
+	return flushed == 0 || (flushed == -TG_ETIMEOUT && rc == -TG_ECLOSED) ? rc : flushed;
 }

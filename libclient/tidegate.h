@@ -154,8 +154,9 @@ TG_API int tg_lane_open(struct tg_client *client, struct tg_lane **lane, const c
 /*
  * Waits up to timeout_ms (-1: without limit, 0: not at all) for accepted messages to be completed,
  * then closes the lane. Returns 0, or -TG_ETIMEOUT when some were not: the lane is closed all the
- * same and the daemon goes on delivering them. Unread completions are lost. Whatever is returned
- * (-TG_ECLOSED, -TG_EBROKEN ...), the lane is freed; in a forked child it is the child's copy only.
+ * same and the daemon goes on delivering them. -TG_ECLOSED: there is no daemon that could; only one to
+ * which the service manager passes the lane's memory will. Unread completions are lost. Whatever is
+ * returned (-TG_EBROKEN ...), the lane is freed; in a forked child it is the child's copy only.
  */
 TG_API int tg_lane_close(struct tg_lane *lane, int timeout_ms);
 
