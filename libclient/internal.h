@@ -37,6 +37,7 @@
 #define CLIENT_TIMEOUT_MS 5000u
 #define LANE_SPIN_US 20u                        /* what a neighbour's completion takes when nobody sleeps */
 #define LANE_POPULATE_MAX (UINT64_C(256) << 10) /* above, touching every page costs more than it saves */
+#define AWAY_MIN_NS UINT64_C(1000000)           /* between two looks at a daemon that is away */
 #define CLIENT_NAME 32u                         /* of struct frame, terminator included */
 
 /* ---- fork.c ---- */
@@ -182,6 +183,9 @@ int client_mend(struct tg_client *client);
 
 /* Looks whether the daemon is still there, and mends. For calls that do not sleep; now: coarse. */
 void lane_check_daemon(struct tg_lane *lane, uint64_t now);
+
+/* The same, if it is time, for calls that have not read the clock. */
+void lane_notice(struct tg_lane *lane);
 
 /* tg_fd while the daemon is away, and once it is back. */
 int lane_watch_retry(struct tg_lane *lane);

@@ -254,6 +254,7 @@ tg_writable(struct tg_lane *lane)
 
 	if (rc < 0)
 		return rc;
+	lane_notice(lane);
 	lane->writable_seen = order_load_relaxed_32(&lane->map.daemon->writable) != 0;
 	return (int)lane->writable_seen;
 }
@@ -265,6 +266,7 @@ tg_outstanding(struct tg_lane *lane)
 
 	if (rc < 0 || (rc = lane_sweep(lane)) < 0)
 		return rc;
+	lane_notice(lane);
 	return (int64_t)(lane->published - lane->cq.head - lane->marked);
 }
 

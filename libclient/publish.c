@@ -279,10 +279,11 @@ tg_publish_batch(struct tg_lane *lane, const struct tg_message *messages, size_t
 		if (i % PUBLISH_CHUNK == PUBLISH_CHUNK - 1)
 			sq_publish(&lane->sq);
 	}
-	if (i == 0)
-		return rc; /* 0 if count was */
-	tail_show(lane);
-	return (int)i;
+	if (i > 0)
+		tail_show(lane);
+	if (UNLIKELY(now >= lane->check_ns))
+		lane_check_daemon(lane, now);
+	return i > 0 ? (int)i : rc; /* 0 if count was */
 }
 
 int
@@ -298,8 +299,10 @@ tg_reserve(struct tg_lane *lane, const struct tg_message *message, void **body)
 		return bad_argument(lane, "body is NULL");
 	if ((rc = shape_measure(lane, message, &shape)) < 0)
 		return rc;
-	if ((r = room_find(lane, shape.bytes, &rc)) == NULL)
+	if ((r = room_find(lane, shape.bytes, &rc)) == NULL) {
+		lane_notice(lane); /* whose daemon is away has none until another is there */
 		return rc;
+	}
 	*body = record_write(r, message, &shape, message->flags, lane->sq.tail, 0);
 	lane->reservation = (struct reservation){
 		.record = r,
@@ -325,7 +328,7 @@ tg_commit(struct tg_lane *lane, size_t body_len, uint64_t *position)
 {
 	int rc = reservation_check(lane);
 	struct reservation *v;
-	uint64_t bytes;
+	uint64_t bytes, now;
 
 	if (rc < 0)
 		return rc;
@@ -336,7 +339,7 @@ tg_commit(struct tg_lane *lane, size_t body_len, uint64_t *position)
 	bytes = record_bytes(v->fixed, 0, 0, body_len);
 	v->record->size = (uint32_t)bytes;
 	v->record->body_len = (uint32_t)body_len;
-	v->record->published_ns = clock_read_ns(CLOCK_MONOTONIC_COARSE);
+	v->record->published_ns = now = clock_read_ns(CLOCK_MONOTONIC_COARSE);
 	if (position != NULL)
 		*position = lane->sq.tail;
 	sq_commit(&lane->sq, bytes);
@@ -344,6 +347,8 @@ tg_commit(struct tg_lane *lane, size_t body_len, uint64_t *position)
 	lane->busy = 0;
 	v->record = NULL;
 	tail_show(lane);
+	if (UNLIKELY(now >= lane->check_ns))
+		lane_check_daemon(lane, now);
 	return 0;
 }
 
@@ -384,6 +389,7 @@ tg_cancel(struct tg_lane *lane, uint64_t position)
 	if (r->check != record_check(position) || r->size > ago)
 		goto not_found;
 	order_store_relaxed_32(&r->cancel, 1);
+	lane_notice(lane);
 	return 0;
 not_found:
 	return detail_fail(

@@ -105,6 +105,15 @@ lane_check_daemon(struct tg_lane *lane, uint64_t now)
 	(void)client_mend(client);
 }
 
+void
+lane_notice(struct tg_lane *lane)
+{
+	uint64_t now = clock_read_ns(CLOCK_MONOTONIC_COARSE);
+
+	if (now >= lane->check_ns)
+		lane_check_daemon(lane, now);
+}
+
 /* ---- handing back ---- */
 
 /*
@@ -263,9 +272,12 @@ lane_watch_retry(struct tg_lane *lane)
 	struct epoll_event event = { .events = EPOLLIN, .data.u32 = WATCH_RETRY };
 	struct itimerspec at = { .it_value.tv_nsec = 0 };
 	uint64_t retry = client_retry_ns(lane->client);
+	uint64_t soon = clock_now_ns() + AWAY_MIN_NS; /* somebody else may be at it, for seconds */
 
 	if (lane->epoll < 0)
 		return 0;
+	if (retry < soon)
+		retry = soon;
 	if (lane->retry_timer < 0) {
 		lane->retry_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 		if (lane->retry_timer < 0 ||

@@ -14,7 +14,6 @@
 #define SPIN_LOOKS 16u       /* between two readings of the clock, which costs 55 ns */
 #define SPIN_MISSES_MAX 4u   /* spins in vain after which it is tried only ... */
 #define SPIN_RETRY_EVERY 16u /* ... this often */
-#define AWAY_MIN_NS UINT64_C(1000000)
 #define ROOM_SHARE 8u        /* a full ring is worth waking up for when an eighth is free again */
 
 /* Is it there? 1, 0, or a negative error. */

@@ -750,6 +750,100 @@ lane_fences_as_the_daemon_that_has_it_needs(void **state)
 	}
 }
 
+static void
+call_batch(struct tg_lane *lane)
+{
+	struct tg_message m = { .topic = "t" };
+
+	(void)tg_publish_batch(lane, &m, 1, NULL);
+}
+
+static void
+call_commit(struct tg_lane *lane)
+{
+	struct tg_message m = { .topic = "t", .body_len = 8 };
+	void *body;
+
+	if (tg_reserve(lane, &m, &body) == 0) {
+		memset(body, 'x', 8);
+		(void)tg_commit(lane, 8, NULL);
+	}
+}
+
+static void
+call_cancel(struct tg_lane *lane)
+{
+	(void)tg_cancel(lane, lane->start);
+}
+
+static void
+call_writable(struct tg_lane *lane)
+{
+	(void)tg_writable(lane);
+}
+
+static void
+call_outstanding(struct tg_lane *lane)
+{
+	(void)tg_outstanding(lane);
+}
+
+/* A program that publishes quietly, or only asks how far things are, may make no other call. */
+static void
+every_call_finds_the_next_daemon(void **state)
+{
+	struct setup *s = *state;
+	static void (*const calls[])(struct tg_lane *) = { call_cancel, call_writable, call_outstanding, call_batch,
+		call_commit };
+
+	assert_int_equal(publish(s, 10, 0), 0); /* what is cancelled */
+	for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+		uint32_t generation = s->client->generation;
+		uint64_t begin = now_ms();
+		fake_take_back(&s->fake, 0);
+		fake_hang_up(&s->fake);
+		while (s->client->generation == generation) {
+			assert_true(now_ms() - begin < FAKE_DEADLINE_MS);
+			calls[i](s->lane);
+			sched_yield();
+		}
+	}
+	/* With a full ring, too. */
+	while (publish(s, 4000, 0) == 0)
+		continue;
+	for (unsigned i = 3; i < sizeof(calls) / sizeof(calls[0]); i++) {
+		uint32_t generation = s->client->generation;
+		uint64_t begin = now_ms();
+		fake_hang_up(&s->fake);
+		while (s->client->generation == generation) {
+			assert_true(now_ms() - begin < FAKE_DEADLINE_MS);
+			calls[i](s->lane);
+			sched_yield();
+		}
+	}
+}
+
+/* Another lane's thread is at it, and has its answer to wait for: this one's loop is not kept busy. */
+static void
+descriptor_rests_while_another_lane_reattaches(void **state)
+{
+	enum { ROUNDS = 100 };
+	struct setup *s = *state;
+	struct tg_completion c[2];
+	int fd = tg_fd(s->lane);
+	uint64_t begin;
+
+	assert_int_equal(pthread_mutex_lock(&s->client->control), 0);
+	fake_hang_up(&s->fake);
+	begin = now_ms();
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		assert_int_equal(fires(fd, FAKE_DEADLINE_MS), 1);
+		assert_int_equal(tg_poll(s->lane, c, 2), 0);
+	}
+	assert_true(now_ms() - begin >= ROUNDS / 2);
+	assert_int_equal(pthread_mutex_unlock(&s->client->control), 0);
+}
+
 struct opener {
 	pthread_t thread;
 	struct tg_client *client;
@@ -817,6 +911,8 @@ main(void)
 		HOLD(flush_waits_for_all_and_reads_none),
 		HOLD(threads_that_wait_for_the_control_socket_sleep),
 		HOLD(lane_fences_as_the_daemon_that_has_it_needs),
+		HOLD(every_call_finds_the_next_daemon),
+		HOLD(descriptor_rests_while_another_lane_reattaches),
 		HOLD(signal_ends_a_wait_and_not_a_flush),
 		HOLD(descriptor_fires_for_each_reason),
 		HOLD(descriptor_fires_for_a_closed_lane),
