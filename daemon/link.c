@@ -312,6 +312,7 @@ disconnect(struct link *link)
 		world->ops->close(link->sock, link->state == LINK_FAILED);
 	link->sock = NULL;
 	out_reset(&link->out);
+	link->replies = link->replies_end = 0;
 	free(link->held);
 	link->held = NULL;
 	link->held_len = 0;

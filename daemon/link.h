@@ -18,7 +18,7 @@
  *
  * Invariants
  *  L1  only a READY and writable link is given a record
- *  L2  unsent bytes (ours and the socket's) <= high watermark + one record
+ *  L2  unsent bytes (ours and the socket's) <= high watermark + one record + LINK_REPLIES_MAX
  *  L3  outstanding <= window messages; outstanding bytes <= window bytes + one record
  *  L4  every entry holds one reference to its lane until it is answered or the link fails
  *  L5  bytes referenced in a ring are not released while they are unwritten: a record is only
@@ -77,6 +77,10 @@ struct inflight {
 	uint32_t no_ack;
 };
 
+/* What a driver answers by itself, a PONG for a PING, no watermark stops: a broker that has us answer
+ * without end and reads nothing of it is left. */
+#define LINK_REPLIES_MAX (1u << 20)
+
 TAILQ_HEAD(lane_list, lane);
 
 struct link {
@@ -99,6 +103,8 @@ struct link {
 	struct world_address addresses[WORLD_ADDRESSES];
 	unsigned address_count, address_next;
 	struct out out;
+	uint64_t replies;     /* bytes the driver has answered by itself since the broker had taken them all */
+	uint64_t replies_end; /* where the last of them ends */
 	uint8_t *hello; /* what the broker said up to its being UP, for a successor's session */
 	size_t hello_len;
 	uint8_t *held; /* bytes the driver has not consumed */

@@ -299,6 +299,19 @@ link_keep_hello(struct link *link, const uint8_t *bytes, size_t len)
 	return 0;
 }
 
+/* The driver has answered what was read, from `end` on. Returns whether the broker reads what it asks for. */
+static int
+count_replies(struct link *link, uint64_t end)
+{
+	if (out_end(&link->out) == end)
+		return 1;
+	if (out_written(&link->out) >= link->replies_end)
+		link->replies = 0;
+	link->replies += out_end(&link->out) - end;
+	link->replies_end = out_end(&link->out);
+	return link->replies <= LINK_REPLIES_MAX;
+}
+
 /* Returns 1 if there may be more to read, 0 if not or the link is gone. */
 static int
 read_once(struct link *link)
@@ -323,12 +336,19 @@ read_once(struct link *link)
 	link_health_read(link);
 	size_t len = held + (size_t)n;
 	int greeting = link->state == LINK_HANDSHAKE;
+	uint64_t end = out_end(&link->out);
 	link->fatal = 0;
 	ssize_t used = link->session->driver->input(link->session, buffer, len, &link->out);
 	if (link->fatal || used < 0) {
 		char why[sizeof(link->fatal_why)];
 		memcpy(why, link->fatal_why, sizeof(why));
 		link_fail(link, link->fatal_kind, "%s", link->fatal ? why : "the driver gave up");
+		return 0;
+	}
+	if (!count_replies(link, end)) {
+		link_fail(link, FATAL_PROTOCOL,
+		    "the broker reads none of the %llu bytes of answers that it has asked for; %u are the limit",
+		    (unsigned long long)link->replies, LINK_REPLIES_MAX);
 		return 0;
 	}
 	if (link->wants_tls) {

@@ -1,6 +1,8 @@
 """A real nats-server: core and JetStream, under load, killed in the middle, and what it refuses."""
 
 import os
+import socket
+import threading
 
 import pytest
 
@@ -295,6 +297,45 @@ def test_tls_begins_behind_the_servers_first_words(box, daemon, server, tmp_path
     server.config.write_text(server.config.read_text().split("tls {")[0])
     server.start()
     assert check_all_arrived(producers, StreamReader(server)) == 0
+
+
+class Pesterer(threading.Thread):
+    """A server that pings without end and reads nothing. It is done when the client has left it."""
+    GREETING = b'INFO {"server_id":"pester","version":"2.9.0","headers":true,"max_payload":1048576}\r\n'
+    ENOUGH = 64 << 20
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.sent = 0
+        self.start()
+
+    def run(self):
+        client, _ = self.listener.accept()
+        with client:
+            client.sendall(self.GREETING)
+            heard, answered = b"", 0
+            while answered < 2:  # the handshake's and the probe's
+                heard += client.recv(65536)
+                while answered < heard.count(b"PING\r\n"):
+                    client.sendall(b"PONG\r\n")
+                    answered += 1
+            try:
+                while self.sent < self.ENOUGH:
+                    self.sent += client.send(b"PING\r\n" * 10000)
+            except OSError:
+                pass
+        self.listener.close()
+
+
+def test_a_server_that_pings_without_end_and_reads_nothing_is_left(daemon):
+    server = Pesterer()
+    d = daemon(nats_pool([server.address]), ready=False)
+    server.join(60)
+    assert not server.is_alive(), "neither was it left nor did it send all it had"
+    assert server.sent < server.ENOUGH, "every ping was taken, and its answer kept"
+    wait_for(lambda: "bytes of answers that it has asked for; 1048576 are the limit" in str(d.ctl("events")), "the reason")
 
 
 def test_pool_and_server_must_agree_on_tls(box, daemon, server, tmp_path):
