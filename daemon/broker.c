@@ -109,9 +109,11 @@ broker_weight(const struct broker *broker, uint64_t now_ns)
 /* ---- breaker and back-off ---- */
 
 static uint64_t
-backoff_ns(const struct broker *broker, enum driver_fatal kind)
+backoff_ns(const struct broker *broker, const struct link *link, enum driver_fatal kind)
 {
 	const struct config_breaker *breaker = breaker_of(broker);
+	/* That another link is well says nothing about one whose connections the broker has no place for. */
+	uint32_t failures = link->failed > broker->failures ? link->failed : broker->failures;
 	uint64_t cap_ms = breaker->retry_max_ms;
 	uint64_t ms = breaker->retry_ms;
 
@@ -120,7 +122,7 @@ backoff_ns(const struct broker *broker, enum driver_fatal kind)
 		return world_between(broker->pool->shard->world, cap_ms * NS_PER_MS / 2, cap_ms * NS_PER_MS);
 	if (!pool_is_usable(broker->pool) && cap_ms > BROKER_LONELY_MAX_MS)
 		cap_ms = BROKER_LONELY_MAX_MS;
-	for (uint32_t i = 1; i < broker->failures && ms < cap_ms; i++)
+	for (uint32_t i = 1; i < failures && ms < cap_ms; i++)
 		ms *= 2;
 	if (ms > cap_ms)
 		ms = cap_ms;
@@ -164,6 +166,7 @@ broker_link_failed(struct broker *broker, struct link *link, enum driver_fatal k
 {
 	struct shard *shard = broker->pool->shard;
 
+	link->failed++;
 	broker->failures++;
 	broker->count.failures++;
 	if (!broker->open && broker->failures >= breaker_of(broker)->failures && !broker_is_ready(broker) &&
@@ -171,7 +174,7 @@ broker_link_failed(struct broker *broker, struct link *link, enum driver_fatal k
 		open_breaker(broker, link);
 	if (broker->open && broker->prober != link)
 		return 0; /* the prober tries for all of them */
-	return shard->now_ns + backoff_ns(broker, kind);
+	return shard->now_ns + backoff_ns(broker, link, kind);
 }
 
 void
@@ -194,6 +197,7 @@ broker_link_ready(struct broker *broker, struct link *link)
 void
 broker_link_proven(struct broker *broker, struct link *link)
 {
+	link->failed = 0;
 	if (broker->failures == 0 && broker->slow_start_ns == 0)
 		return;
 	broker->failures = 0;

@@ -7,9 +7,10 @@
  * broker's share grows from a tenth to the whole over slow_start_ms. The count is forgotten only
  * after a link has stayed READY for slow_start_ms: a broker that flaps goes on backing off.
  *
- * Back-off. The n-th consecutive failure waits retry_ms × 2^(n-1), at most retry_max_ms, times a
- * random 0.5 … 1. While no broker of the pool is usable the cap is BROKER_LONELY_MAX_MS: there is
- * nothing better to do than to try, and everybody waits.
+ * Back-off. The n-th consecutive failure, of the broker or of the link alone, waits
+ * retry_ms × 2^(n-1), at most retry_max_ms, times a random 0.5 … 1. While no broker of the pool is
+ * usable the cap is BROKER_LONELY_MAX_MS: there is nothing better to do than to try, and everybody
+ * waits.
  *
  * Share cap. No more than share_cap percent of a pool's brokers have an open breaker, unless none
  * of the pool is usable anyway: a wave of short failures never takes the pool down by itself.

@@ -100,6 +100,7 @@ struct link {
 	struct session_params params;
 	char client_id[48];
 	uint64_t connects; /* attempts, ever */
+	uint32_t failed;   /* failures in a row: since it has last stayed READY long enough to be trusted */
 	struct world_address addresses[WORLD_ADDRESSES];
 	unsigned address_count, address_next;
 	struct out out;

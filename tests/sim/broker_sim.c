@@ -308,12 +308,28 @@ on_accepted(struct host *host, struct conn *conn)
 	TAILQ_INSERT_TAIL(&broker->apps, app, entry);
 }
 
+static int
+has_place(const struct app *app)
+{
+	uint32_t before = 0;
+	struct app *other;
+
+	TAILQ_FOREACH (other, &app->broker->apps, entry) {
+		if (other == app)
+			break;
+		before++;
+	}
+	return app->broker->places == 0 || before < app->broker->places;
+}
+
 static void
 on_readable(struct host *host, struct conn *conn)
 {
 	struct app *app = conn_app(conn);
 
-	if (may_read(app))
+	if (!has_place(app))
+		conn_close(conn, 1);
+	else if (may_read(app))
 		process(app);
 }
 

@@ -107,6 +107,7 @@ struct sim_broker {
 	int leaves_at_once; /* its first word to a client is to go */
 	uint64_t slow_ns;  /* reads one message in so long; 0: all it gets */
 	uint32_t window;   /* tells it to clients; 0: does not */
+	uint32_t places;   /* for connections; more are reset when they say something; 0: for all */
 	int refuses;       /* its protocol's rules allow nothing */
 	TAILQ_HEAD(app_list, app) apps;
 	struct app_list ending; /* over, and referred to by events */

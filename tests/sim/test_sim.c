@@ -341,6 +341,30 @@ breaker_probes_alone_and_ever_more_seldom(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
+/* Three of four connections have no place, for ever. The fourth is well, which excuses nobody's haste. */
+static void
+links_without_a_place_try_ever_more_seldom(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 29, 2);
+	sim.pool_config.links = 4;
+	sim.brokers[0].places = 1;
+	sim_start(&sim);
+	start_producers(&sim, 4, SIM_MS(10), 4);
+	sim_run_for(&sim, SIM_S(60));
+	assert_true(is_0_ready(&sim));
+	/* Each waits 5 to 10 s at a time by now. */
+	uint64_t before = attempts(&sim, 0);
+	sim_run_for(&sim, SIM_S(100));
+	assert_between(3 * 9, attempts(&sim, 0) - before, 3 * 21);
+	/* It has not forgotten the one that is well, and has places again. */
+	assert_false(sim.pool->brokers[0].open);
+	sim.brokers[0].places = 0;
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(11)));
+	end_all_delivered(&sim, SIM_S(1));
+}
+
 /* Up 2 s, down 2 s. */
 static void
 flapping_is_damped_and_nobody_sees_it(void **state)
@@ -1016,6 +1040,7 @@ main(void)
 		cmocka_unit_test(lanes_come_back_to_a_broker_that_has_recovered),
 		cmocka_unit_test(priority_fails_back_only_to_proven_links),
 		cmocka_unit_test(breaker_probes_alone_and_ever_more_seldom),
+		cmocka_unit_test(links_without_a_place_try_ever_more_seldom),
 		cmocka_unit_test(flapping_is_damped_and_nobody_sees_it),
 		cmocka_unit_test(restart_of_the_whole_cluster_loses_nothing),
 		cmocka_unit_test(never_accepted_connections_carry_nothing),
