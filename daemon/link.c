@@ -322,7 +322,7 @@ disconnect(struct link *link)
 	link_set_window(link, 0);
 	link->max_body = 0;
 	link->idle_ns = config_of(link)->health.idle_ms * NS_PER_MS;
-	link->full = link->blocked = link->suspended = 0;
+	link->full = link->blocked = link->suspended = link->congested = link->crowded = 0;
 	link->writable = 1;
 	link->probe_ns = 0;
 	link->probe_misses = 0;

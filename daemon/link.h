@@ -128,6 +128,8 @@ struct link {
 	uint32_t careful;     /* L6: answers to come one at a time before it opens again */
 	uint64_t max_body; /* the broker's; 0: no limit known */
 	int writable;      /* below the marks; whether it is READY is another matter */
+	int congested;     /* unsent bytes have passed their high mark and not come to their low one */
+	int crowded;       /* so has what is unanswered, or `full` */
 	int counted_ready; /* what the pool has last been told */
 	int full;          /* the driver had no room until an answer comes */
 	int blocked;       /* the broker has said so */

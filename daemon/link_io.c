@@ -79,14 +79,19 @@ link_update_writable(struct link *link)
 	uint64_t span = link->next - link->base;
 	/* The socket holds up to low / 2 unsent (TCP_NOTSENT_LOWAT): it counts as if it were full. */
 	uint64_t in_socket = unsent > 0 ? config->low_bytes / 2 : 0;
-	int writable = link->writable;
 
-	if (writable)
-		writable = unsent + in_socket < config->high_bytes && link->outstanding < link->window &&
-		    link->outstanding_bytes < config->window_bytes && span <= link->ring_mask && !link->full;
-	else
-		writable = unsent + in_socket <= config->low_bytes && link->outstanding <= link->window_low &&
-		    link->outstanding_bytes <= config->window_bytes / 2 && span <= link->ring_mask / 2 && !link->full;
+	/* Two pairs of marks: a link that has sent what it had takes more, however many answers are to come. */
+	if (unsent + in_socket >= config->high_bytes)
+		link->congested = 1;
+	else if (unsent + in_socket <= config->low_bytes)
+		link->congested = 0;
+	if (link->outstanding >= link->window || link->outstanding_bytes >= config->window_bytes ||
+	    span > link->ring_mask || link->full)
+		link->crowded = 1;
+	else if (link->outstanding <= link->window_low && link->outstanding_bytes <= config->window_bytes / 2 &&
+	    span <= link->ring_mask / 2)
+		link->crowded = 0;
+	int writable = !link->congested && !link->crowded;
 	if (writable == link->writable)
 		return;
 	link->writable = writable;

@@ -805,6 +805,28 @@ heavy_loss_loses_nothing(void **state)
 
 /* ---- limits ---- */
 
+/* The marks of bytes and of messages are apart: what is sent makes room for more, however late answers come. */
+static void
+late_answers_do_not_hold_up_what_may_be_sent(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 30, 1);
+	sim.pool_config.window_low = 10;
+	sim.brokers[0].ack_ns = SIM_S(1);
+	sim.w.hosts[0].bytes_per_s = 20u << 20;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	/* Three times what may be unsent; the network carries it in a seventh of a second. */
+	struct producer *producer = sim_producer(&sim, 8u << 20);
+	for (unsigned i = 0; i < 300; i++)
+		assert_int_equal(producer_publish(producer, 10000, 0), 0);
+	producer_ring(producer);
+	sim_run_for(&sim, SIM_MS(500));
+	assert_int_equal(stored(&sim), 300);
+	end_all_delivered(&sim, SIM_S(2));
+}
+
 /* Nobody answers, and everybody publishes without end: check_step holds the limits. */
 static void
 memory_stays_bounded_against_a_dead_end(void **state)
@@ -1059,6 +1081,7 @@ main(void)
 		cmocka_unit_test(frozen_is_left_soon_and_given_up_after_the_stall_time),
 		cmocka_unit_test(loss_is_no_death),
 		cmocka_unit_test(heavy_loss_loses_nothing),
+		cmocka_unit_test(late_answers_do_not_hold_up_what_may_be_sent),
 		cmocka_unit_test(memory_stays_bounded_against_a_dead_end),
 		cmocka_unit_test(deadlines_are_kept),
 		cmocka_unit_test(a_pause_frames_nothing),
