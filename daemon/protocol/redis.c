@@ -175,8 +175,7 @@ redis_open(struct session *session)
 	redis->window = session->params->window;
 	if (redis->window == 0 || redis->window > WINDOW_MAX)
 		redis->window = WINDOW_MAX;
-	entries = redis_settings(session)->wait_replicas > 0 ? 2 * redis->window : redis->window;
-	entries = power_of_two(entries + REDIS_PROBES + EXPECT_QUIT);
+	entries = power_of_two(redis->window + REDIS_PROBES + EXPECT_QUIT);
 	redis->expected_mask = entries - 1;
 	redis->expected = malloc(entries);
 	if (redis_settings(session)->wait_replicas > 0) {

@@ -9,8 +9,7 @@
  *   seq:         |    answered by XADD   |oldest           |next
  *                |settled: with wait_replicas, the first that a WAIT has not answered for
  *
- * The ring has room for the window, with wait_replicas one WAIT for each message of it, and REDIS_PROBES
- * probes.
+ * The ring has room for the window, a WAIT, REDIS_PROBES probes and each of the other commands.
  */
 #ifndef TG_DAEMON_PROTOCOL_REDIS_H
 #define TG_DAEMON_PROTOCOL_REDIS_H
@@ -93,6 +92,7 @@ struct redis_session {
 	uint64_t references_mask;
 	uint32_t window;   /* next - settled stays at or below it */
 	uint32_t unwaited; /* messages since the last WAIT */
+	int waiting;       /* a WAIT is under way: the next one is for all that comes meanwhile */
 	uint32_t probes;
 	enum redis_state state;
 	uint8_t acked;   /* publish: everything before oldest is answered and has not been said yet */
@@ -140,6 +140,7 @@ int redis_select(struct redis_session *redis, struct out *out);
 /* struct driver's. */
 int redis_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
     struct driver_rejection *rejection);
+/* WAIT for what was added since the last one, unless that is still under way: each may take its whole time. */
 int redis_flush(struct session *session, struct out *out);
 ssize_t redis_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out);
 

@@ -336,13 +336,20 @@ settle(struct redis_session *redis, long long replicas)
 }
 
 static int
-on_wait(struct redis_session *redis)
+wait_next(struct redis_session *redis, struct out *out)
+{
+	redis->waiting = 0;
+	return redis_flush(&redis->base, out) == 0 ? 0 : fatal(redis, FATAL_PROTOCOL, 0, "out of memory for a WAIT");
+}
+
+static int
+on_wait(struct redis_session *redis, struct out *out)
 {
 	char text[120];
 
 	if (redis->reply.type == REDIS_REPLY_INTEGER) {
 		settle(redis, redis->reply.integer);
-		return 0;
+		return wait_next(redis, out);
 	}
 	if (redis->reply.type != REDIS_REPLY_ERROR)
 		return fatal_shape(redis, "WAIT", "an integer");
@@ -355,7 +362,7 @@ on_wait(struct redis_session *redis)
 		return fatal(
 		    redis, FATAL_REFUSED, error->code, "WAIT: %s", clean(&redis->reply, text, sizeof(text)));
 	set_blocked(redis, 1);
-	return 0;
+	return wait_next(redis, out);
 }
 
 /* An error is an answer too, if not one that says that the broker is of use. */
@@ -455,7 +462,7 @@ on_reply(struct redis_session *redis, struct out *out)
 	case EXPECT_PUBLISH:
 		return on_publish(redis);
 	case EXPECT_WAIT:
-		return on_wait(redis);
+		return on_wait(redis, out);
 	case EXPECT_PING:
 	case EXPECT_TRY:
 		return on_probe(redis, kind);

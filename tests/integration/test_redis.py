@@ -388,3 +388,12 @@ def test_upgrade_keeps_the_connection(box, daemon, redis):
     connection = Connection(redis.port)
     assert connection("SELECT", 2) == "OK"
     assert sum(connection("XLEN", stream) for stream in connection("KEYS", "load/*")) == 12000
+
+
+def test_one_wait_at_a_time_without_replicas(daemon, redis):
+    """Nobody replicates: each WAIT takes its whole time. What trickles in meanwhile shares the next one."""
+    d = daemon(streams([redis], redis={"wait_replicas": 1, "wait_timeout_ms": 250}))
+    producer = Producer(d.box, d, count=400, rate=200)
+    assert producer.finish() == {"unknown": 400}
+    assert redis.length("load/1/0") == 400
+    assert producer.file.elapsed_max_us < 2000000, "a message waited for the WAITs of others"
