@@ -5,8 +5,11 @@
 #ifndef TG_TESTS_FUZZ_FUZZ_H
 #define TG_TESTS_FUZZ_FUZZ_H
 
+#include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -15,5 +18,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int fuzz_folder(const char *name);
 /* Frees what LLVMFuzzerInitialize() made. */
 void fuzz_fini(void);
+
+/* What the target finds wrong ends the run, which keeps the input. */
+static inline void
+fuzz_check(int good, const char *what)
+{
+	if (good)
+		return;
+	fprintf(stderr, "%s: %s\n", program_invocation_short_name, what);
+	abort();
+}
 
 #endif

@@ -39,19 +39,10 @@ static int fds[2];
 static unsigned complaints;
 
 static void
-check(int good, const char *what)
-{
-	if (good)
-		return;
-	fprintf(stderr, "a configuration: %s\n", what);
-	abort();
-}
-
-static void
 on_complaint(void *owner, const char *line)
 {
 	(void)owner;
-	check(strncmp(line, folder, strlen(folder)) == 0, "a complaint does not say about which file");
+	fuzz_check(strncmp(line, folder, strlen(folder)) == 0, "a complaint does not say about which file");
 	complaints++;
 }
 
@@ -59,14 +50,14 @@ int
 LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc, (void)argv;
-	check(mkdtemp(folder) != NULL, "no folder for its files");
+	fuzz_check(mkdtemp(folder) != NULL, "no folder for its files");
 	/* Names for memory: a file system's own work would be most of an execution. */
 	for (int i = 0; i < 2; i++) {
 		char target[40];
 		snprintf(paths[i], sizeof(paths[i]), "%s/%s.conf", folder, i == 0 ? "main" : "more");
 		fds[i] = memfd_create("configuration", MFD_CLOEXEC);
 		snprintf(target, sizeof(target), "/proc/self/fd/%d", fds[i]);
-		check(fds[i] >= 0 && symlink(target, paths[i]) == 0, "its file cannot be made");
+		fuzz_check(fds[i] >= 0 && symlink(target, paths[i]) == 0, "its file cannot be made");
 	}
 	atexit(fuzz_fini);
 	return 0;
@@ -94,18 +85,18 @@ fuzz_fini(void)
 static void
 check_config(const struct config *config)
 {
-	check(config->socket != NULL && config->admin != NULL, "it has no sockets");
-	check(
+	fuzz_check(config->socket != NULL && config->admin != NULL, "it has no sockets");
+	fuzz_check(
 	    config->pool_count > 0 && config->pool_count <= CONFIG_POOLS, "its pools are not in their limits");
 	for (uint32_t i = 0; i < config->pool_count; i++) {
 		const struct config_pool *pool = &config->pools[i];
-		check(pool->name != NULL && strlen(pool->name) > 0 && strlen(pool->name) <= CONFIG_NAME,
+		fuzz_check(pool->name != NULL && strlen(pool->name) > 0 && strlen(pool->name) <= CONFIG_NAME,
 		    "a pool's name is not in its limits");
-		check(pool->driver != NULL && pool->driver_settings != NULL, "a pool has no driver");
-		check(pool->broker_count > 0 && pool->broker_count <= CONFIG_BROKERS,
+		fuzz_check(pool->driver != NULL && pool->driver_settings != NULL, "a pool has no driver");
+		fuzz_check(pool->broker_count > 0 && pool->broker_count <= CONFIG_BROKERS,
 		    "a pool's brokers are not in their limits");
 		for (uint32_t j = 0; j < pool->broker_count; j++)
-			check(
+			fuzz_check(
 			    (pool->brokers[j].address.host != NULL) != (pool->brokers[j].address.path != NULL),
 			    "a broker's address is no one thing");
 	}
@@ -114,7 +105,7 @@ check_config(const struct config *config)
 static void
 put(int fd, const uint8_t *bytes, size_t len)
 {
-	check(ftruncate(fd, 0) == 0 && pwrite(fd, bytes, len, 0) == (ssize_t)len, "its file cannot be written");
+	fuzz_check(ftruncate(fd, 0) == 0 && pwrite(fd, bytes, len, 0) == (ssize_t)len, "its file cannot be written");
 }
 
 int
@@ -129,10 +120,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	put(fds[0], data, len);
 	put(fds[1], more != NULL ? more + 1 : data, more != NULL ? size - len - 1 : 0);
 	int rc = config_load(&config, paths[0], &report);
-	check(rc == 0 || rc == -TG_EINVAL, "an error of another kind");
-	check((rc == 0) == (report.errors == 0), "errors are counted and it is taken, or none and refused");
-	check(report.errors == complaints, "not as many complaints as errors");
-	check((rc == 0) == (config != NULL), "refused, and given all the same");
+	fuzz_check(rc == 0 || rc == -TG_EINVAL, "an error of another kind");
+	fuzz_check((rc == 0) == (report.errors == 0), "errors are counted and it is taken, or none and refused");
+	fuzz_check(report.errors == complaints, "not as many complaints as errors");
+	fuzz_check((rc == 0) == (config != NULL), "refused, and given all the same");
 	if (rc == 0)
 		check_config(config);
 	config_free(config);

@@ -10,8 +10,6 @@
 #include "shm/frame.h"
 
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -22,15 +20,6 @@ enum kind { KIND_RAW, KIND_HEAD, KIND_WHOLE, KIND_RAW_TOO };
 
 static int ends[2], spare, lowest_free;
 static unsigned let_go;
-
-static void
-check(int good, const char *what)
-{
-	if (good)
-		return;
-	fprintf(stderr, "a control frame: %s\n", what);
-	abort();
-}
 
 /* The lowest descriptor that is free: it rises if one is left open. */
 static int
@@ -54,8 +43,8 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc, (void)argv;
 	spare = open("/dev/null", O_RDWR | O_CLOEXEC);
-	check(spare >= 0, "/dev/null");
-	check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0, "socketpair");
+	fuzz_check(spare >= 0, "/dev/null");
+	fuzz_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0, "socketpair");
 	return 0;
 }
 
@@ -77,16 +66,16 @@ fuzz_fini(void)
 static void
 check_taken(const struct frame *frame)
 {
-	check(frame->magic == FRAME_MAGIC && frame->abi == LANE_ABI, "its head is another's");
+	fuzz_check(frame->magic == FRAME_MAGIC && frame->abi == LANE_ABI, "its head is another's");
 	switch (frame->type) {
 	case FRAME_ERROR:
-		check(
+		fuzz_check(
 		    memchr(frame->u.error.text, 0, sizeof(frame->u.error.text)) != NULL, "a text does not end");
 		break;
 	case FRAME_LANE_OPEN:
 	case FRAME_LANE_RETURN:
-		check(memchr(frame->u.open.pool, 0, sizeof(frame->u.open.pool)) != NULL, "a pool does not end");
-		check(memchr(frame->u.open.name, 0, sizeof(frame->u.open.name)) != NULL, "a name does not end");
+		fuzz_check(memchr(frame->u.open.pool, 0, sizeof(frame->u.open.pool)) != NULL, "a pool does not end");
+		fuzz_check(memchr(frame->u.open.name, 0, sizeof(frame->u.open.name)) != NULL, "a name does not end");
 		break;
 	}
 }
@@ -104,14 +93,14 @@ receive(unsigned nfds)
 		came += fds[i] >= 0;
 	if (rc == 0) {
 		check_taken(&frame);
-		check(came == nfds && let_go == 0, "not as many descriptors as were sent");
+		fuzz_check(came == nfds && let_go == 0, "not as many descriptors as were sent");
 		packet_close_fds(fds, on_let_go);
 	} else {
-		check(
+		fuzz_check(
 		    rc == -TG_EPROTOCOL || rc == -TG_EVERSION || rc == -TG_ECLOSED, "an error of another kind");
-		check(came == 0 && let_go == nfds, "what is refused keeps descriptors");
+		fuzz_check(came == 0 && let_go == nfds, "what is refused keeps descriptors");
 	}
-	check(lowest() == lowest_free, "a descriptor is left open");
+	fuzz_check(lowest() == lowest_free, "a descriptor is left open");
 }
 
 int
@@ -141,7 +130,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		memcpy(packet.bytes + at, data, copied);
 		total = kind == KIND_WHOLE ? sizeof(struct frame) : at + copied;
 		data += len, size -= len;
-		check(packet_send(ends[0], packet.bytes, total, fds, nfds) == 0, "it cannot be sent");
+		fuzz_check(packet_send(ends[0], packet.bytes, total, fds, nfds) == 0, "it cannot be sent");
 		receive(nfds);
 	}
 	return 0;

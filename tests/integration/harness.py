@@ -7,6 +7,7 @@ state and says what it waited for when the deadline passes.
 TG_BUILD names the build folder (default: build/ beside the sources).
 """
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -157,6 +158,15 @@ class Process:
     def cpu_ticks(self):
         fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
+
+    def spends(self, seconds):
+        """How many ticks of CPU it uses and how many lines it logs in this time. The time itself is what is
+        asked about, so it has to pass: there is no state to wait for. One that ends early ends it."""
+        ticks, lines = self.cpu_ticks(), self.text().count("\n")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(seconds)
+        assert self.alive(), f"{self.name} has ended:\n{self.text()[-2000:]}"
+        return self.cpu_ticks() - ticks, self.text().count("\n") - lines
 
     def _status(self, key):
         for line in pathlib.Path(f"/proc/{self.pid}/status").read_text().splitlines():
@@ -362,6 +372,21 @@ class Subscriber:
 
     def arrivals(self):
         return self.file.arrivals()
+
+
+def secret(path, text):
+    """A file with a password, as the daemon takes it: for nobody else."""
+    path.touch(mode=0o600)
+    path.write_text(text + "\n")
+    return path
+
+
+def said(result):
+    """tidegate-pub's counts that are not zero."""
+    line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
+    counts = dict(word.split("=") for word in line.split())
+    return {name: int(counts[name]) for name in ("accepted", "delivered", "sent", "rejected", "expired", "unknown")
+            if int(counts[name])}
 
 
 def libconfig(value, indent=0):

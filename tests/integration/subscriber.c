@@ -114,7 +114,7 @@ int
 main(int argc, char **argv)
 {
 	struct subscriber s = { .room = 4000000 };
-	struct timespec pause = { .tv_nsec = 20000000 };
+	struct timespec pause = { .tv_nsec = 20000000 }; /* between attempts to reach a broker that is down */
 	struct mosquitto *m;
 
 	if (argc != 7 || (strcmp(argv[6], "0") != 0 && strcmp(argv[6], "1") != 0)) {

@@ -6,11 +6,10 @@ import re
 import pytest
 
 import harness_amqp
-from harness import FULL, Box, Sink, pool, wait_for
+from harness import FULL, Box, Sink, pool, said, wait_for
 from harness_amqp import QueueArrivals, Rabbit
 from load import Producer, check_all_arrived
 
-OUTCOMES = ("accepted", "delivered", "sent", "rejected", "expired", "unknown")
 FAST = {
     "health": {"connect_timeout_ms": 1000, "probe_timeout_ms": 300, "idle_ms": 500, "probe_misses": 3,
                "ack_timeout_ms": 2000, "stall_timeout_ms": 5000},
@@ -41,13 +40,6 @@ def amqp(brokers, **changes):
     entry = pool(brokers, protocol="amqp", **{"amqp": {}, **changes})
     del entry["mqtt"]
     return entry
-
-
-def said(result):
-    """tidegate-pub's counts that are not zero."""
-    line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
-    counts = dict(word.split("=") for word in line.split())
-    return {name: int(counts[name]) for name in OUTCOMES if int(counts[name])}
 
 
 def test_message_arrives_with_all_it_has(daemon, rabbit):

@@ -19,6 +19,22 @@ COUNT = 200000 if FULL else 8000
 RATE = 0 if FULL else 1600  # a second and process
 
 
+def suffer(d, fault, victim, subscriber=None):
+    """A broker is frozen, killed or restarted, left for it, and taken back; its subscriber, too, is there again."""
+    before = subscriber.file.subscribed() if subscriber else 0
+    if fault == "freeze":
+        victim.freeze()
+        d.wait_not_ready(victim)
+        victim.thaw()
+    else:
+        victim.kill() if fault == "kill" else victim.stop()
+        d.wait_not_ready(victim)
+        victim.start()
+        if subscriber:
+            subscriber.wait_subscribed(before + 1)
+    d.wait_ready(victim)
+
+
 def load(box, daemon, count=COUNT, rate=RATE, processes=PROCESSES, **options):
     options = {"low": 10, "high": 65536 if FULL else 4000, "ring": 1 << 20, "batch": 8, "deadline_s": 900 if FULL else 90,
                **options}
@@ -78,15 +94,7 @@ def test_two_sinks_lose_nothing(box, daemon, fault):
     for share in (0.2, 0.5, 0.8):
         wait_share(producers, share + dice.uniform(-0.05, 0.05))
         victim = dice.choice(sinks)
-        if fault == "freeze":
-            victim.freeze()
-            d.wait_not_ready(victim)
-            victim.thaw()
-        else:
-            victim.kill() if fault == "kill" else victim.stop()
-            d.wait_not_ready(victim)
-            victim.start()
-        d.wait_ready(victim)
+        suffer(d, fault, victim)
     finish(producers)
     check_all_arrived(producers, *sinks)
 
@@ -107,17 +115,7 @@ def test_two_mosquittos_lose_nothing(box, daemon, fault):
         victim, subscriber = brokers[at], subscribers[at]
         if fault == "kill":
             kept_up(producers, *subscribers)
-        before = subscriber.file.subscribed()
-        if fault == "freeze":
-            victim.freeze()
-            d.wait_not_ready(victim)
-            victim.thaw()
-        else:
-            victim.kill() if fault == "kill" else victim.stop()
-            d.wait_not_ready(victim)
-            victim.start()
-            subscriber.wait_subscribed(before + 1)
-        d.wait_ready(victim)
+        suffer(d, fault, victim, subscriber)
     finish(producers)
     settle(producers, *subscribers)
     check_all_arrived(producers, *subscribers)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from harness import FULL, Mosquitto, pool, wait_for
+from harness import FULL, Mosquitto, pool, secret, wait_for
 from load import Producer, check_all_arrived, wait_all_arrived
 from paho_subscriber import PahoSubscriber
 
@@ -17,11 +17,6 @@ def summary(result):
     """accepted=… delivered=… … of tidegate-pub."""
     line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
     return {key: value for key, value in (word.split("=") for word in line.split())}
-
-
-def secret(path, password):
-    path.touch(mode=0o600)
-    path.write_text(password + "\n")
 
 
 def mqtt(version=5, qos=1, **more):

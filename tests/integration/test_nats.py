@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from harness import FULL, Sink, have, pool, wait_for
+from harness import FULL, Sink, have, pool, secret, wait_for
 from harness_nats import NatsCluster, NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, wait_all_arrived
 from tls import Authority
@@ -27,12 +27,6 @@ def nats_pool(brokers, nats=None, **changes):
 def summary(result):
     line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
     return dict(word.split("=") for word in line.split())
-
-
-def secret(path, text):
-    path.touch(mode=0o600)
-    path.write_text(text + "\n")
-    return path
 
 
 def producers_of(box, d, count=COUNT, processes=PROCESSES, **options):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from harness import FULL, Sink, have, pool, wait_for
+from harness import FULL, Sink, have, pool, said, secret, wait_for
 from harness_redis import Connection, Redis, StreamArrivals, Subscriber
 from load import Producer, check_all_arrived
 from test_upgrade import Upgraded
@@ -13,7 +13,6 @@ from tidegate_lib import Client
 
 pytestmark = pytest.mark.skipif(not have("redis-server"), reason="redis-server is not installed")
 
-OUTCOMES = ("accepted", "delivered", "sent", "rejected", "expired", "unknown")
 FAST = {
     "health": {"connect_timeout_ms": 500, "probe_timeout_ms": 300, "idle_ms": 300, "probe_misses": 2,
                "ack_timeout_ms": 1000, "stall_timeout_ms": 2000},
@@ -37,19 +36,6 @@ def streams(brokers, **changes):
 
 def channels(brokers, **changes):
     return streams(brokers, redis={"mode": "publish"}, **changes)
-
-
-def said(result):
-    """tidegate-pub's counts that are not zero."""
-    line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
-    counts = dict(word.split("=") for word in line.split())
-    return {name: int(counts[name]) for name in OUTCOMES if int(counts[name])}
-
-
-def secret(path, password):
-    path.touch(mode=0o600)
-    path.write_text(password + "\n")
-    return path
 
 
 @pytest.mark.sanitizers

@@ -26,7 +26,7 @@ import time
 import pytest
 
 import harness_stomp
-from harness import Mosquitto, have, merged, pool, program, wait_for
+from harness import Mosquitto, have, merged, pool, program, said, secret, wait_for
 from harness_nats import NatsServer
 from harness_redis import Connection, Redis, StreamArrivals
 from load import Producer, check_all_arrived
@@ -35,20 +35,6 @@ from tls import TlsMosquitto, openssl
 RETRY_MAX_MS = 600
 BACKOFF = {"breaker": {"retry_ms": 20, "retry_max_ms": RETRY_MAX_MS}}
 PASSWORD = "tide and gate"
-OUTCOMES = ("accepted", "delivered", "sent", "rejected", "expired", "unknown")
-
-
-def said(result):
-    """tidegate-pub's counts that are not zero."""
-    line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
-    counts = dict(word.split("=") for word in line.split())
-    return {name: int(counts[name]) for name in OUTCOMES if int(counts[name])}
-
-
-def secret(path, password):
-    path.touch(mode=0o600)
-    path.write_text(password + "\n")
-    return path
 
 
 def entry(protocol, address, **changes):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from harness import FULL, PATIENCE, Box, Sink, pool, wait_for
+from harness import FULL, PATIENCE, Box, Sink, pool, secret, wait_for
 from harness_amqp import QueueArrivals
 from harness_stomp import ActiveMQ, Consumer, Stomp, available
 from load import Arrivals, Producer, check_all_arrived, wait_all_arrived
@@ -21,12 +21,6 @@ def summary(result):
     line = [line for line in result.stderr.splitlines() if line.startswith("accepted=")][-1]
     words = (word.split("=") for word in line.split())
     return {key: int(value) for key, value in words if value != "0" and key not in ("seconds", "resent")}
-
-
-def secret(path, text):
-    path.touch(mode=0o600)
-    path.write_text(text + "\n")
-    return path
 
 
 def stomp_pool(broker, stomp=None, **changes):

@@ -9,7 +9,7 @@ import pytest
 from harness import Daemon, Sink, have, merged, pool, program, wait_for
 from harness_nats import NatsServer
 from load import Producer, check_all_arrived, wait_all_arrived
-from test_failover import FAST, kept_up, settle, wait_share
+from test_failover import FAST, kept_up, settle, suffer, wait_share
 from test_nats import nats_pool
 from tls import TlsMosquitto, TlsSink, newest_tls, openssl
 
@@ -265,17 +265,7 @@ def test_two_mosquittos_lose_nothing(box, daemon, authority, identity, fault):
     victim, subscriber = brokers[at], subscribers[at]
     if fault == "kill":
         kept_up(producers, *subscribers)
-    before = subscriber.file.subscribed()
-    if fault == "freeze":
-        victim.freeze()
-        d.wait_not_ready(victim)
-        victim.thaw()
-    else:
-        victim.kill() if fault == "kill" else victim.stop()
-        d.wait_not_ready(victim)
-        victim.start()
-        subscriber.wait_subscribed(before + 1)
-    d.wait_ready(victim)
+    suffer(d, fault, victim, subscriber)
     for producer in producers:
         assert producer.finish(120) == {"delivered": producer.count}
     settle(producers, *subscribers)
