@@ -125,7 +125,11 @@ struct lane {
 	int shown_writable;
 	int32_t deficit; /* bytes, deficit round robin */
 	uint64_t active_ns;   /* last time there was something to do */
-	uint64_t earliest_ns; /* no unsent record's deadline is before this */
+	uint64_t earliest_ns; /* no unsent record's deadline is before this; while sweeping, of those below sweep_at */
+	uint64_t sweep_at;    /* sweeping: the slot at which the search for passed deadlines goes on */
+	int sweeping;
+	int ordered;        /* no slot's deadline is before that of one before it */
+	uint64_t latest_ns; /* the deadline of the slot that has the latest */
 	uint64_t orphaned_ns;
 	struct lane_counts count;
 	struct lane_counts before; /* what it was when its client went */
@@ -136,6 +140,9 @@ struct lane {
 /* What the loop does by itself: a lane so small costs less than the way to another thread and back. */
 #define LANE_INLINE_BYTES (128u << 10)
 #define LANE_INLINE_SLOTS 4096u
+
+/* What a waiting lane costs a tick: a client chooses how many records it has waiting, and when each expires. */
+#define LANE_SWEEP_SLOTS 4096u
 
 enum lane_pumped {
 	LANE_PUMP_IDLE,  /* nothing to frame now */
@@ -211,7 +218,7 @@ uint32_t lane_blame(struct lane *lane, uint64_t slot, const struct link *link, u
 void lane_commit(struct lane *lane);
 void lane_ring(struct lane *lane);
 
-/* Completes what has passed its deadline unsent. For lanes that wait. */
+/* Completes what has passed its deadline unsent. For lanes that wait. Looks at LANE_SWEEP_SLOTS at a time. */
 void lane_expire(struct lane *lane);
 
 /* Leaves its link: it is bound anew by its next record. rewind: what is in flight is sent again. */

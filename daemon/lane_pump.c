@@ -71,6 +71,9 @@ lane_admit(struct lane *lane, uint64_t now_ns, struct slot **out)
 	};
 	if (slot->deadline_ns < lane->earliest_ns)
 		lane->earliest_ns = slot->deadline_ns;
+	lane->ordered = lane->slot_head == lane->slot_tail || (lane->ordered && slot->deadline_ns >= lane->latest_ns);
+	if (lane->slot_head == lane->slot_tail || slot->deadline_ns > lane->latest_ns)
+		lane->latest_ns = slot->deadline_ns;
 	lane->sq.cursor += record.size;
 	lane->slot_tail++;
 	lane->unfinished++;
@@ -402,7 +405,8 @@ lane_pump(struct lane *lane, int32_t budget)
 			lane->deficit -= (int32_t)slot->size;
 			lane->slot_next++;
 			break;
-		case FRAMED_NOT_THIS:
+		case FRAMED_NOT_THIS: /* expired, cancelled, refused: that was work, too */
+			lane->deficit -= (int32_t)slot->size;
 			break;
 		case FRAMED_MOVED:
 			return LANE_PUMP_MOVED;
@@ -420,7 +424,7 @@ lane_expire(struct lane *lane)
 		lane_quarantine(lane, "sq_tail is out of range");
 		return;
 	}
-	while (lane->sq.cursor != lane->sq.tail_seen) {
+	for (uint32_t n = 0; n < LANE_SWEEP_SLOTS && lane->sq.cursor != lane->sq.tail_seen; n++) {
 		int rc = admit(lane);
 		if (rc == 1 || rc == -TG_ENOMEM)
 			break;
@@ -429,13 +433,25 @@ lane_expire(struct lane *lane)
 			return;
 		}
 	}
-	if (now < lane->earliest_ns)
-		return;
-	lane->earliest_ns = UINT64_MAX;
-	for (uint64_t n = lane->slot_next; n != lane->slot_tail; n++) {
-		struct slot *slot = lane_slot(lane, n);
-		if (slot->state == SLOT_PENDING && !finish_unsent(lane, slot) &&
-		    slot->deadline_ns < lane->earliest_ns)
-			lane->earliest_ns = slot->deadline_ns;
+	if (!lane->sweeping) {
+		if (now < lane->earliest_ns)
+			return;
+		lane->sweeping = 1;
+		lane->sweep_at = lane->slot_next;
+		lane->earliest_ns = UINT64_MAX;
 	}
+	if (lane->sweep_at < lane->slot_next)
+		lane->sweep_at = lane->slot_next;
+	for (uint32_t n = 0; n < LANE_SWEEP_SLOTS && lane->sweep_at != lane->slot_tail; n++, lane->sweep_at++) {
+		struct slot *slot = lane_slot(lane, lane->sweep_at);
+		if (slot->state != SLOT_PENDING || finish_unsent(lane, slot))
+			continue;
+		if (slot->deadline_ns < lane->earliest_ns)
+			lane->earliest_ns = slot->deadline_ns;
+		if (lane->ordered) {
+			lane->sweeping = 0; /* nor has what is behind it expired */
+			return;
+		}
+	}
+	lane->sweeping = lane->sweep_at != lane->slot_tail;
 }

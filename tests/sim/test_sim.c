@@ -853,6 +853,38 @@ memory_stays_bounded_against_a_dead_end(void **state)
 	end_all_delivered(&sim, SIM_S(60));
 }
 
+/* A client chooses how many records it has waiting and when each expires; the others' share is not its to choose. */
+static void
+what_a_waiting_lane_costs_at_a_time_is_bounded(void **state)
+{
+	enum { RECORDS = 12000 };
+	struct sim sim;
+	struct producer *p;
+	uint32_t admitted = 0, left;
+
+	sim_init(&sim, 21, 1);
+	sim_start(&sim);
+	sim_broker_crash(&sim.brokers[0]);
+	p = sim_producer(&sim, 4 << 20);
+	for (uint32_t n = 0; n < RECORDS; n++)
+		assert_int_equal(producer_publish(p, 8, 1000 + n * 7 % 10), 0);
+	producer_ring(p);
+	for (unsigned ms = 0; ms < 500; ms++) {
+		sim_run_for(&sim, SIM_MS(1));
+		assert_true(p->lane->unfinished - admitted <= LANE_SWEEP_SLOTS);
+		admitted = p->lane->unfinished;
+	}
+	assert_int_equal(admitted, RECORDS);
+	for (unsigned ms = 0; p->unfinished > 0; ms++) {
+		left = p->lane->unfinished;
+		sim_run_for(&sim, SIM_MS(1));
+		assert_true(left - p->lane->unfinished <= LANE_SWEEP_SLOTS);
+		assert_true(ms < 700); /* 10 ms apart, and three looks */
+	}
+	assert_int_equal(p->done.outcome[TG_EXPIRED], RECORDS);
+	sim_fini(&sim);
+}
+
 /* Deadlines of what waits and of what is in flight. */
 static void
 deadlines_are_kept(void **state)
@@ -1083,6 +1115,7 @@ main(void)
 		cmocka_unit_test(heavy_loss_loses_nothing),
 		cmocka_unit_test(late_answers_do_not_hold_up_what_may_be_sent),
 		cmocka_unit_test(memory_stays_bounded_against_a_dead_end),
+		cmocka_unit_test(what_a_waiting_lane_costs_at_a_time_is_bounded),
 		cmocka_unit_test(deadlines_are_kept),
 		cmocka_unit_test(a_pause_frames_nothing),
 		cmocka_unit_test(a_spoiled_lane_counts_until_it_is_freed),
