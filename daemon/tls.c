@@ -379,6 +379,11 @@ set_name(struct tls *tls, const char *host)
 	if (host == NULL)
 		return 1;
 	snprintf(tls->name, sizeof(tls->name), "%s", host);
+	/* The dot at an absolute name's end is for resolvers: certificates and SNI have none (RFC 6066, section 3). */
+	size_t len = strlen(tls->name);
+	if (len > 0 && tls->name[len - 1] == '.')
+		tls->name[len - 1] = '\0';
+	host = tls->name;
 	if (inet_pton(AF_INET, host, address) == 1 || inet_pton(AF_INET6, host, address) == 1)
 		return X509_VERIFY_PARAM_set1_ip_asc(param, host) == 1; /* SNI has names only */
 	X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);

@@ -24,6 +24,7 @@
 #include <string.h>
 
 #define HEARTBEAT_AUTO UINT32_MAX
+#define HEARTBEAT_MIN 1000u /* shorter promises could not be kept: EV_KEEPALIVE has seconds */
 
 /* A passcode of several lines would be several headers. */
 static int
@@ -56,6 +57,10 @@ stomp_configure(void *settings, struct config_node *group)
 	int vhost = driver_read_text(group, "vhost", &stomp->vhost, 1, STOMP_TEXT_MAX);
 	int type = driver_read_text(group, "content_type", &stomp->content_type, 1, STOMP_TEXT_MAX);
 	bad |= config_node_u32(group, "heartbeat_ms", &stomp->heartbeat_ms, 0, 3600000) < 0;
+	if (stomp->heartbeat_ms > 0 && stomp->heartbeat_ms < HEARTBEAT_MIN) {
+		config_node_refuse(group, "heartbeat_ms", "0, or a whole number from %u to 3600000", HEARTBEAT_MIN);
+		bad = 1;
+	}
 	bad |= config_node_bool(group, "persistent", &stomp->persistent) < 0;
 	if (login == -TG_ENOMEM || passcode == -TG_ENOMEM || vhost == -TG_ENOMEM || type == -TG_ENOMEM)
 		return -TG_ENOMEM;

@@ -697,6 +697,12 @@ the_protocol_and_the_name_are_asked_for(void **state)
 	assert_int_equal(shake(), 1);
 	assert_memory_equal(offered, "\4mqtt", 6);
 	disconnect_rig();
+	/* The resolver's dot of an absolute name is no part of the host's (RFC 6066, section 3). */
+	connect_rig(NAME ".");
+	assert_int_equal(shake(), 1);
+	finish_shaking();
+	assert_string_equal(SSL_get_servername(rig.server, TLSEXT_NAMETYPE_host_name), NAME);
+	disconnect_rig();
 	stop();
 }
 
