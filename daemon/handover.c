@@ -31,20 +31,24 @@
 int
 handover_send(int fd, const struct handover_frame *frame, const int *fds, unsigned nfds)
 {
-	return packet_send(fd, frame, sizeof(*frame), fds, nfds);
+	return packet_send(fd, frame, handover_size(frame), fds, nfds);
 }
 
 int
-handover_recv(int fd, struct handover_frame *frame, int fds[HANDOVER_FDS])
+handover_recv(int fd, struct handover_packet *packet, int fds[HANDOVER_FDS])
 {
-	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds, NULL);
+	const struct handover_frame *frame = &packet->frame;
+	ssize_t n = packet_recv(fd, packet, sizeof(*packet), fds, NULL);
 
 	if (n < 0)
 		return (int)n;
-	if (n == (ssize_t)sizeof(*frame) && frame->magic == HANDOVER_MAGIC && frame->version == HANDOVER_VERSION)
+	/* Frames of other versions have other sizes. */
+	int known = (size_t)n >= offsetof(struct handover_frame, type) && frame->magic == HANDOVER_MAGIC;
+	if (known && frame->version == HANDOVER_VERSION && (size_t)n >= sizeof(*frame) &&
+	    (size_t)n == handover_size(frame))
 		return 0;
 	packet_close_fds(fds, NULL);
-	return n != (ssize_t)sizeof(*frame) || frame->magic != HANDOVER_MAGIC ? -TG_EPROTOCOL : -TG_EVERSION;
+	return known && frame->version != HANDOVER_VERSION ? -TG_EVERSION : -TG_EPROTOCOL;
 }
 
 static struct handover_frame
@@ -108,32 +112,39 @@ give_clients(int fd, struct shard *shard)
 }
 
 static int
-give_link(int fd, const struct link *link)
+give_link(struct handover *handover, const struct link *link)
 {
-	struct handover_frame frame = frame_of(HANDOVER_LINK);
-	int sock = link_can_move(link) ? world_uv_sock_fd(link->sock) : -1;
+	struct handover_packet packet;
+	struct handover_frame *frame = &packet.frame;
+	ssize_t saved = link_save(link, packet.bytes + link->hello_len, LINK_SAVED_MAX);
 
-	if (sock < 0 || link->hello_len > HANDOVER_HELLO)
+	if (saved < 0)
 		return 0;
-	snprintf(frame.u.link.pool, sizeof(frame.u.link.pool), "%s", link->broker->pool->config->name);
-	snprintf(frame.u.link.broker, sizeof(frame.u.link.broker), "%s", link->broker->config->address.text);
-	memcpy(frame.u.link.client_id, link->client_id, sizeof(link->client_id));
-	frame.u.link.index = (uint32_t)(link - link->broker->links);
-	frame.u.link.random = link->params.random;
-	frame.u.link.hello_len = (uint32_t)link->hello_len;
-	memcpy(frame.u.link.hello, link->hello, link->hello_len);
-	return handover_send(fd, &frame, &sock, 1);
+	int sock = world_uv_sock_fd(link->sock);
+	*frame = frame_of(HANDOVER_LINK);
+	snprintf(frame->u.link.pool, sizeof(frame->u.link.pool), "%s", link->broker->pool->config->name);
+	snprintf(frame->u.link.broker, sizeof(frame->u.link.broker), "%s", link->broker->config->address.text);
+	memcpy(frame->u.link.client_id, link->client_id, sizeof(link->client_id));
+	frame->u.link.index = (uint32_t)(link - link->broker->links);
+	frame->u.link.random = link->params.random;
+	frame->u.link.hello_len = (uint32_t)link->hello_len;
+	frame->u.link.saved_len = (uint32_t)saved;
+	memcpy(packet.bytes, link->hello, link->hello_len);
+	handover->links++;
+	return handover_send(handover->fd, frame, &sock, 1);
 }
 
 static int
-give_links(int fd, struct shard *shard)
+give_links(struct handover *handover)
 {
+	struct shard *shard = &handover->loop->shard;
 	int rc;
 
+	handover->links = 0;
 	for (uint32_t p = 0; p < shard->pool_count; p++)
 		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
 			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
-				if ((rc = give_link(fd, &shard->pools[p].brokers[b].links[l])) != 0)
+				if ((rc = give_link(handover, &shard->pools[p].brokers[b].links[l])) != 0)
 					return rc;
 	return 0;
 }
@@ -143,20 +154,21 @@ give_all(struct handover *handover)
 {
 	struct handover_frame frame = frame_of(HANDOVER_DONE);
 	struct shard *shard = &handover->loop->shard;
+	struct handover_packet answer;
 	int fds[HANDOVER_FDS];
 	int fd = handover->fd, rc;
 
 	shard_turn(shard); /* paused, it frames nothing: what was answered meanwhile is committed */
 	if ((rc = give_listener(fd, handover->control)) != 0 || (rc = give_listener(fd, handover->admin)) != 0 ||
-	    (rc = give_clients(fd, shard)) != 0 || (rc = give_links(fd, shard)) != 0 ||
+	    (rc = give_clients(fd, shard)) != 0 || (rc = give_links(handover)) != 0 ||
 	    (rc = handover_send(fd, &frame, NULL, 0)) != 0)
 		return rc;
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	if (poll(&p, 1, TAKEN_MS) <= 0)
 		return -TG_ETIMEOUT;
-	if ((rc = handover_recv(fd, &frame, fds)) != 0)
+	if ((rc = handover_recv(fd, &answer, fds)) != 0)
 		return rc;
-	if (frame.type != HANDOVER_TAKEN)
+	if (answer.frame.type != HANDOVER_TAKEN)
 		return -TG_EPROTOCOL;
 	frame = frame_of(HANDOVER_GO);
 	return handover_send(fd, &frame, NULL, 0);
@@ -209,8 +221,9 @@ finish(struct handover *handover)
 		give_up(handover, error_text(rc));
 		return;
 	}
-	log_event(LOG_LEVEL_INFO, "upgraded", "to_pid=%d lanes=%u clients=%u", (int)handover->process.pid,
-	    shard->lane_count, shard->client_count);
+	log_event(LOG_LEVEL_INFO, "upgraded", "to_pid=%d lanes=%u clients=%u links=%u outstanding=%llu",
+	    (int)handover->process.pid, shard->lane_count, shard->client_count, handover->links,
+	    (unsigned long long)shard->outstanding);
 #ifdef HAVE_SYSTEMD
 	sd_notifyf(0, "MAINPID=%d", (int)handover->process.pid);
 #endif
@@ -219,12 +232,14 @@ finish(struct handover *handover)
 	_exit(0);
 }
 
-/* A link that is about to be READY, or has a probe under way, can be handed over in a moment. */
+/* A link that is about to be READY, or has a probe or the like under way, can be handed over in a moment. */
 static int
 is_settled(const struct link *link)
 {
+	uint8_t bytes[LINK_SAVED_MAX];
+
 	if (link->state == LINK_READY)
-		return link->probe_ns == 0;
+		return link->probe_ns == 0 && link_save(link, bytes, sizeof(bytes)) != -TG_EAGAIN;
 	return link->state != LINK_HANDSHAKE && link->state != LINK_PROBING;
 }
 
@@ -268,12 +283,12 @@ on_readable(uv_poll_t *poll, int status, int events)
 {
 	struct handover *handover = poll->data;
 	struct shard *shard = &handover->loop->shard;
-	struct handover_frame frame;
+	struct handover_packet packet;
 	int fds[HANDOVER_FDS];
 
 	loop_refresh_clock(shard);
-	int rc = status < 0 ? -TG_ECLOSED : handover_recv(handover->fd, &frame, fds);
-	if (rc != 0 || frame.type != HANDOVER_READY) {
+	int rc = status < 0 ? -TG_ECLOSED : handover_recv(handover->fd, &packet, fds);
+	if (rc != 0 || packet.frame.type != HANDOVER_READY) {
 		give_up(handover, rc == -TG_EVERSION
 		        ? "the new daemon speaks another version of the lanes or of the hand-over: restart instead"
 		        : "the new daemon did not become ready; its own log lines say why");

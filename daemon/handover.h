@@ -16,9 +16,12 @@
  * Lanes are rebuilt from their memory, as after a crash (lane_return.c); since nothing is in flight
  * nothing is sent twice. A link is handed over when it is in the clear, READY and has nothing
  * outstanding, and its driver is DRIVER_F_REPLAYABLE: the new session is made by replaying the bytes of
- * the handshake, and proven by a probe before it carries messages. Pools that speak TLS, and those of other
- * drivers, have new links, which the new daemon has proven before it says READY, if that is possible within
- * HANDOVER_WARM_MS: for that moment the broker sees both. The old daemon's take their leave after GO.
+ * the handshake, takes up what the old one saved of itself (delivery tags, numbers of answers, limits the
+ * broker has changed), and is proven by a probe before it carries messages. One that cannot be handed over
+ * just then, or that the new settings would have made otherwise, is closed, and a new one takes its place.
+ * Pools that speak TLS have new links, which the new daemon has proven before it says READY, if that is
+ * possible within HANDOVER_WARM_MS: for that moment the broker sees both. The old daemon's take their leave
+ * after GO.
  *
  * Whatever goes wrong before GO (the new binary does not start, refuses its configuration, dies,
  * takes too long) it is killed and the old daemon goes on as if nothing had happened. Only GO, the old
@@ -29,6 +32,7 @@
 #ifndef TG_DAEMON_HANDOVER_H
 #define TG_DAEMON_HANDOVER_H
 
+#include "link.h"
 #include "listener.h"
 #include "loop.h"
 #include "shm/packet.h"
@@ -53,6 +57,7 @@ struct handover {
 	struct timer timer;
 	uint64_t until_ns;
 	int waiting_ready; /* READY has not come yet */
+	uint32_t links;    /* handed over */
 };
 
 /* Returns 0 or -TG_ENOMEM. */
@@ -86,9 +91,8 @@ void handover_adopt(struct handover_taken *taken, struct loop *loop);
 
 #define HANDOVER_MAGIC UINT32_C(0x74646831)
 /* With that of the lanes: who cannot read them must not take them over. */
-#define HANDOVER_VERSION (1u << 16 | LANE_ABI)
+#define HANDOVER_VERSION (2u << 16 | LANE_ABI)
 #define HANDOVER_FDS PACKET_FDS
-#define HANDOVER_HELLO 4096u /* longest handshake that is replayed */
 
 enum handover_type {
 	HANDOVER_READY = 1,
@@ -120,14 +124,30 @@ struct handover_frame {
 		} lane;
 		struct {
 			char pool[64], broker[300], client_id[48];
-			uint32_t index, hello_len;
+			uint32_t index;
+			uint32_t hello_len, saved_len; /* the bytes behind the frame, in this order */
 			uint64_t random;
-			uint8_t hello[HANDOVER_HELLO];
 		} link;
 	} u;
 };
 
+/* A frame and what is behind it, which only LINK has. */
+struct handover_packet {
+	struct handover_frame frame;
+	uint8_t bytes[LINK_HELLO_MAX + LINK_SAVED_MAX];
+};
+
+/* Of a frame with what is behind it; more than a whole packet if it lies about that. */
+static inline size_t
+handover_size(const struct handover_frame *frame)
+{
+	return sizeof(*frame) +
+	    (frame->type == HANDOVER_LINK ? (size_t)frame->u.link.hello_len + frame->u.link.saved_len : 0);
+}
+
+/* Return 0 or a negative TG_E; recv -TG_EVERSION for another daemon's frames. A frame to send that is LINK's
+ * is the one in a packet. */
 int handover_send(int fd, const struct handover_frame *frame, const int *fds, unsigned nfds);
-int handover_recv(int fd, struct handover_frame *frame, int fds[HANDOVER_FDS]);
+int handover_recv(int fd, struct handover_packet *packet, int fds[HANDOVER_FDS]);
 
 #endif

@@ -172,25 +172,6 @@ enter_handshake(struct link *link)
 	link_want_flush(link);
 }
 
-/* The broker's side of the handshake is on record: the session is brought to where it was. */
-static void
-enter_adopted(struct link *link)
-{
-	const struct driver *driver = config_of(link)->driver;
-	struct out heard; /* the broker has heard it: only the probe is for the connection */
-
-	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
-	link->fatal = 0;
-	set_deadline(link, config_of(link)->health.connect_timeout_ms);
-	out_init(&heard);
-	int rc = driver->start(link->session, &heard);
-	if (rc != 0 ||
-	    driver->input(link->session, link->hello, link->hello_len, &heard) != (ssize_t)link->hello_len ||
-	    link->fatal || link->state != LINK_PROBING)
-		link_fail(link, FATAL_PROTOCOL, "the handshake of the daemon before cannot be replayed");
-	out_fini(&heard);
-}
-
 static void
 enter_probing(struct link *link)
 {
@@ -198,6 +179,13 @@ enter_probing(struct link *link)
 
 	set_deadline(link, health->probe_timeout_ms * health->probe_misses);
 	link_probe(link);
+}
+
+static void
+enter_adopted(struct link *link)
+{
+	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
+	enter_probing(link);
 }
 
 /* Health is looked at from the timer: a state may change while the driver is running. */
@@ -374,7 +362,7 @@ struct transition {
 static const struct transition table[LINK_STATES][LINK_EVENTS] = {
 	[LINK_IDLE] = {
 		[LINK_EV_START] = TO(RESOLVING, enter_resolving),
-		[LINK_EV_ADOPTED] = TO(HANDSHAKE, enter_adopted),
+		[LINK_EV_ADOPTED] = TO(PROBING, enter_adopted),
 		[LINK_EV_BACKOFF] = TO(BACKOFF, NULL),
 		[LINK_EV_DRAIN] = TO(CLOSED, enter_closed),
 	},
@@ -502,32 +490,21 @@ link_handlers(void)
 	return &handlers;
 }
 
-int
-link_kind_can_move(const struct config_pool *config)
-{
-	return !config->tls.enabled && (config->driver->flags & DRIVER_F_REPLAYABLE) != 0;
-}
-
-int
-link_can_move(const struct link *link)
-{
-	return link->state == LINK_READY && link->tls == NULL && link->outstanding == 0 &&
-	    out_unwritten(&link->out) == 0 && link->held_len == 0 && link->probe_ns == 0 && link->hello != NULL &&
-	    link_kind_can_move(config_of(link));
-}
-
 void
-link_adopt(struct link *link, struct sock *sock, const char *client_id, uint64_t random, const uint8_t *hello,
-    size_t hello_len)
+link_adopt(struct link *link, struct sock *sock, const struct link_past *past)
 {
+	const char *why = "out of memory for a session";
+
 	link->sock = sock;
 	timer_stop(&link->shard->timers, &link->timer);
-	if (session_new(link, client_id, random) != 0 || link_keep_hello(link, hello, hello_len) != 0) {
-		/* As good as never had: a new connection will be made. */
-		disconnect(link);
+	if (session_new(link, past->client_id, past->random) == 0 &&
+	    link_keep_hello(link, past->hello, past->hello_len) == 0 && (why = link_replay(link, past)) == NULL) {
+		link_event(link, LINK_EV_ADOPTED);
 		return;
 	}
-	link_event(link, LINK_EV_ADOPTED);
+	log_event(LOG_LEVEL_WARN, "link_not_taken", "pool=%s broker=%s link=%u cause=\"%s\"",
+	    link->broker->pool->config->name, link->broker->config->address.text, link->id, why);
+	disconnect(link);
 }
 
 /* ---- time ---- */

@@ -6,7 +6,7 @@
  *
  * link.c has the table and the connection; link_io.c moves bytes; link_flight.c holds what is in
  * flight until its broker answers; link_health.c decides whether it lives, link_blame.c finds the
- * message that a broker closes over.
+ * message that a broker closes over, link_move.c hands it to a successor of the daemon.
  *
  * Owner: its broker, for the daemon's life. One thread: its shard's.
  *
@@ -36,6 +36,9 @@
 
 #include <stdint.h>
 #include <sys/queue.h>
+
+#define LINK_HELLO_MAX 4096u        /* bytes of a handshake that is kept for a successor */
+#define LINK_SAVED_MAX (32u << 10) /* and of what its session has become since */
 
 struct broker;
 struct config_pool;
@@ -106,6 +109,7 @@ struct link {
 	struct out out;
 	uint64_t replies;     /* bytes the driver has answered by itself since the broker had taken them all */
 	uint64_t replies_end; /* where the last of them ends */
+	int replayed;   /* the replay of a handshake has come to its end (EV_UP) */
 	uint8_t *hello; /* what the broker said up to its being UP, for a successor's session */
 	size_t hello_len;
 	uint8_t *held; /* bytes the driver has not consumed */
@@ -190,23 +194,28 @@ void link_fail(struct link *link, enum driver_fatal kind, const char *format, ..
 /* Closes in good order. */
 void link_drain(struct link *link);
 
-/* Whether a successor can go on with its connection: in the clear, READY, nothing outstanding. And whether
- * any link of such a pool ever could. */
-int link_can_move(const struct link *link);
-int link_kind_can_move(const struct config_pool *config);
-
 /*
  * For one that no successor could go on with: says goodbye to the broker if nothing is outstanding, as far
  * as the kernel takes it at once. Nothing else happens, to nobody: the process ends now.
  */
 void link_farewell(struct link *link);
 
+/* What is known of a connection that another daemon made. */
+struct link_past {
+	const char *client_id;
+	uint64_t random;      /* its session's */
+	const uint8_t *hello; /* what the broker said up to its being UP */
+	size_t hello_len;
+	const uint8_t *saved; /* link_save()'s */
+	size_t saved_len;
+};
+
 /*
- * Goes on with the connection of another daemon: its session is made anew by replaying the broker's
- * side of the handshake, then proven. sock becomes the link's.
+ * For one that is IDLE: goes on with it. Its session is made anew by replaying the broker's side of the
+ * handshake, then proven. sock becomes the link's. If that cannot be it is as good as never had: the link
+ * stays IDLE, and makes a new one when it is started.
  */
-void link_adopt(struct link *link, struct sock *sock, const char *client_id, uint64_t random, const uint8_t *hello,
-    size_t hello_len);
+void link_adopt(struct link *link, struct sock *sock, const struct link_past *past);
 
 /* What sockets of links call. */
 const struct sock_handlers *link_handlers(void);
@@ -298,6 +307,23 @@ void link_health_check(struct link *link);
 
 /* Something came back. */
 void link_health_read(struct link *link);
+
+/* link_move.c ----------------------------------------------------------------------------- */
+
+/* Whether any link of such a pool could ever be handed over. */
+int link_kind_can_move(const struct config_pool *config);
+
+/*
+ * What a successor needs beside `hello`, at most room bytes. Returns how many; -TG_EAGAIN: not now, because it is
+ * not READY, blocked, or something is under way; -TG_ELIMIT: never.
+ */
+ssize_t link_save(const struct link *link, uint8_t *bytes, size_t room);
+
+/* Whether a successor goes on with its connection: link_save() finds nothing against it. */
+int link_can_move(const struct link *link);
+
+/* In state IDLE, with its session open: brings that to where the old daemon's was. Returns NULL, or why not; static. */
+const char *link_replay(struct link *link, const struct link_past *past);
 
 /* link_blame.c ---------------------------------------------------------------------------- */
 

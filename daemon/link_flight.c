@@ -252,6 +252,8 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 	case EV_UP:
 		if (link->broker->pool->config->tls.enabled && link->tls == NULL)
 			refuse(link, "the broker offers no TLS, and the pool has a tls group");
+		else if (link->state == LINK_IDLE)
+			link->replayed = 1;
 		else
 			link_event(link, LINK_EV_UP);
 		break;

@@ -13,7 +13,6 @@
 #include <string.h>
 
 #define IOVECS 64
-#define HELLO_MAX 4096u /* of a handshake kept for a successor */
 #define READS_A_TURN 4 /* bound of one link's work in a turn */
 
 /* ---- out ---- */
@@ -289,7 +288,7 @@ hold(struct link *link, const uint8_t *bytes, size_t len)
 int
 link_keep_hello(struct link *link, const uint8_t *bytes, size_t len)
 {
-	uint8_t *hello = link->hello_len + len <= HELLO_MAX ? realloc(link->hello, link->hello_len + len) : NULL;
+	uint8_t *hello = link->hello_len + len <= LINK_HELLO_MAX ? realloc(link->hello, link->hello_len + len) : NULL;
 
 	if (hello == NULL) {
 		/* Longer than anybody's: no successor will have it, that is all. */

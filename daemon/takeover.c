@@ -14,9 +14,10 @@
 
 #define GIVE_MS 30000 /* between two frames of the old daemon, which waits for its links to be quiet */
 
+/* As long as its frame is: handover_size(). */
 struct taken_item {
-	struct handover_frame frame;
 	int fds[HANDOVER_FDS];
+	struct handover_packet packet;
 };
 
 struct handover_taken {
@@ -46,10 +47,11 @@ keep(struct handover_taken *taken, const struct taken_item *item)
 		taken->items = items;
 		taken->capacity = capacity;
 	}
-	struct taken_item *copy = malloc(sizeof(*copy));
+	size_t size = offsetof(struct taken_item, packet) + handover_size(&item->packet.frame);
+	struct taken_item *copy = malloc(size);
 	if (copy == NULL)
 		return -TG_ENOMEM;
-	*copy = *item;
+	memcpy(copy, item, size);
 	taken->items[taken->count++] = copy;
 	return 0;
 }
@@ -67,7 +69,7 @@ await(int fd, struct taken_item *item)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 
-	return poll(&p, 1, GIVE_MS) > 0 ? handover_recv(fd, &item->frame, item->fds) : -TG_ETIMEOUT;
+	return poll(&p, 1, GIVE_MS) > 0 ? handover_recv(fd, &item->packet, item->fds) : -TG_ETIMEOUT;
 }
 
 int
@@ -88,11 +90,11 @@ handover_receive(int fd, struct handover_taken **out)
 			packet_close_fds(item.fds, NULL);
 			goto fail;
 		}
-	} while (item.frame.type != HANDOVER_DONE);
+	} while (item.packet.frame.type != HANDOVER_DONE);
 	if ((rc = say(fd, HANDOVER_TAKEN)) != 0 || (rc = await(fd, &item)) != 0)
 		goto fail;
 	packet_close_fds(item.fds, NULL);
-	if (item.frame.type != HANDOVER_GO) {
+	if (item.packet.frame.type != HANDOVER_GO) {
 		rc = -TG_EPROTOCOL;
 		goto fail;
 	}
@@ -108,8 +110,9 @@ handover_listener(struct handover_taken *taken, const char *path)
 {
 	for (size_t i = 0; i < taken->count; i++) {
 		struct taken_item *item = taken->items[i];
-		if (item->frame.type == HANDOVER_LISTENER &&
-		    strncmp(item->frame.u.path, path, sizeof(item->frame.u.path)) == 0) {
+		const struct handover_frame *frame = &item->packet.frame;
+		if (frame->type == HANDOVER_LISTENER &&
+		    strncmp(frame->u.path, path, sizeof(frame->u.path)) == 0) {
 			int fd = item->fds[0];
 			item->fds[0] = -1;
 			return fd;
@@ -137,6 +140,7 @@ refuse_lane(const struct taken_item *item, const struct lane_geometry *geo, cons
 static void
 adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 {
+	const struct handover_frame *f = &item->packet.frame;
 	struct lane_header header;
 	struct lane_geometry geo;
 	struct lane *lane;
@@ -151,16 +155,16 @@ adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 		refuse_lane(item, &geo, "its pool is not configured any more");
 		return;
 	}
-	header.lane_id = item->frame.u.lane.id;
-	header.nonce = item->frame.u.lane.nonce;
+	header.lane_id = f->u.lane.id;
+	header.nonce = f->u.lane.nonce;
 	rc = lane_return(&lane, &header, pool, client, item->fds[0], &geo, item->fds[1]);
 	if (rc != 0) {
 		refuse_lane(item, &geo, error_text(rc));
 		return;
 	}
 	item->fds[0] = item->fds[1] = -1;
-	lane_own(lane, &(struct lane_owner){ .uid = item->frame.u.lane.uid, .pid = item->frame.u.lane.pid });
-	if (item->frame.u.lane.kept)
+	lane_own(lane, &(struct lane_owner){ .uid = f->u.lane.uid, .pid = f->u.lane.pid });
+	if (f->u.lane.kept)
 		keeper_keep_on(shard->keeper, lane);
 	if (header.lane_id > shard->lane_ids)
 		shard->lane_ids = header.lane_id;
@@ -175,20 +179,28 @@ adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 static void
 adopt_link(struct shard *shard, struct taken_item *item)
 {
-	const struct handover_frame *f = &item->frame;
+	const struct handover_frame *f = &item->packet.frame;
 	struct pool *pool = shard_pool(shard, f->u.link.pool);
 
 	for (uint32_t b = 0; pool != NULL && b < pool->broker_count; b++) {
 		struct broker *broker = &pool->brokers[b];
 		if (strcmp(broker->config->address.text, f->u.link.broker) != 0 ||
-		    f->u.link.index >= broker->link_count || f->u.link.hello_len > HANDOVER_HELLO)
+		    f->u.link.index >= broker->link_count)
 			continue;
 		struct link *link = &broker->links[f->u.link.index];
 		struct sock *sock = link->state == LINK_IDLE ? world_uv_adopt(shard->world, item->fds[0], link_handlers(), link) : NULL;
 		if (sock == NULL)
 			return;
 		item->fds[0] = -1;
-		link_adopt(link, sock, f->u.link.client_id, f->u.link.random, f->u.link.hello, f->u.link.hello_len);
+		link_adopt(link, sock,
+		    &(struct link_past){
+			.client_id = f->u.link.client_id,
+			.random = f->u.link.random,
+			.hello = item->packet.bytes,
+			.hello_len = f->u.link.hello_len,
+			.saved = item->packet.bytes + f->u.link.hello_len,
+			.saved_len = f->u.link.saved_len,
+		    });
 		return;
 	}
 }
@@ -201,15 +213,16 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 
 	for (size_t i = 0; i < taken->count; i++) {
 		struct taken_item *item = taken->items[i];
-		switch (item->frame.type) {
+		const struct handover_frame *f = &item->packet.frame;
+		switch (f->type) {
 		case HANDOVER_CLIENT:
-			client = client_adopt(shard, &loop->uv, item->fds[0], item->fds[1], item->frame.u.client.pid,
-			    item->frame.u.client.uid, item->frame.u.client.gid, item->frame.u.client.name);
+			client = client_adopt(shard, &loop->uv, item->fds[0], item->fds[1], f->u.client.pid,
+			    f->u.client.uid, f->u.client.gid, f->u.client.name);
 			if (client != NULL)
 				item->fds[0] = item->fds[1] = -1;
 			break;
 		case HANDOVER_LANE:
-			adopt_lane(shard, item->frame.orphan ? NULL : client, item);
+			adopt_lane(shard, f->orphan ? NULL : client, item);
 			break;
 		case HANDOVER_LINK:
 			adopt_link(shard, item);

@@ -11,6 +11,12 @@
  *   open ── start ── input* ──► EV_UP ── { publish | probe | input }* ── goodbye ── close
  *                       │ EV_FATAL at any time: the link closes the connection
  *
+ * A session can be moved to another process (DRIVER_F_REPLAYABLE): what the broker said up to EV_UP is
+ * given to a new session, whose answers are thrown away, because the broker has had them; what else
+ * became of the old one since goes from its save() to the new one's restore():
+ *
+ *   open ── start ── input (the same bytes as then) ──► EV_UP ── restore ── { publish | probe | input }*
+ *
  * Sequence numbers. The link numbers the messages it publishes on a session 0, 1, 2 … and knows
  * nothing of packet ids, delivery tags or reply subjects; the driver maps between the two. Every
  * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, EV_AGAIN, EV_LOST, EV_UNSURE,
@@ -204,11 +210,27 @@ struct driver {
 
 	/* Orderly farewell. May be NULL. */
 	int (*goodbye)(struct session *session, struct out *out);
+
+	/*
+	 * Both or neither, for DRIVER_F_REPLAYABLE: what the handshake does not tell. The new session numbers
+	 * its messages from 0 again; what the broker sees goes on as if nothing had happened.
+	 *
+	 * save, asked with every message answered: writes at most room bytes and returns how many, -TG_EAGAIN
+	 * if it cannot be moved now (something is under way), or -TG_ELIMIT if it does not fit. Changes nothing.
+	 *
+	 * restore, at once after EV_UP of the replay: takes them up. It sends nothing; it may say the broker's
+	 * limits (EV_MAX_BODY). The bytes come from another version of this daemon, under another version of
+	 * the settings: all of them are checked. Returns 0, -TG_EINVAL for what is not a session that can go on
+	 * here, or -TG_ENOMEM; the session is of no use then.
+	 */
+	ssize_t (*save)(const struct session *session, uint8_t *bytes, size_t room);
+	int (*restore)(struct session *session, const uint8_t *bytes, size_t len);
 };
 
 enum driver_flags {
 	/* With nothing outstanding, a session is what its broker's handshake made it, under the same
-	 * client_id and random: replaying those bytes makes another that can go on in its place. */
+	 * client_id and random, and what save() says: replaying those bytes makes another that can go on in
+	 * its place. */
 	DRIVER_F_REPLAYABLE = 1u << 1,
 	DRIVER_F_SERVER_FIRST = 1u << 0, /* the broker speaks first; in TLS pools EV_TLS decides when */
 };

@@ -1,7 +1,8 @@
 /*
  * Holds every driver against its transcripts (transcript.h says how they are written): each is
  * replayed whole, byte by byte, cut at every point and cut at random, and must give the same events
- * and the same bytes every time, in bounded processor time.
+ * and the same bytes every time, in bounded processor time. So must sessions that are moved to a successor
+ * at every point where that is possible, if their driver saves what the broker's handshake does not tell.
  *
  *   conformance                     runs every transcript of the folder
  *   conformance FILE…               runs these
@@ -27,11 +28,27 @@
 static char *files[1024];
 static size_t file_count;
 
-/* How a step's input is cut: at `at` of step `step`; or in pieces of `size` bytes; or by a seed. */
+/* How a step's input is cut: at `at` of step `step`; or in pieces of `size` bytes; or by a seed. And whether
+ * the session is moved behind each piece and step. */
 struct cut {
 	size_t step, at, size;
 	uint64_t seed;
+	int moves;
 };
+
+static unsigned moved[64]; /* how often, by the driver's place in the list */
+
+static void
+move(struct rig *rig, const struct cut *cut)
+{
+	unsigned place = 0;
+
+	if (!cut->moves || rig_move(rig) != 0)
+		return;
+	while (driver_list[place] != rig->driver)
+		place++;
+	moved[place % 64]++;
+}
 
 static size_t
 piece(struct cut *cut, size_t step, size_t done, size_t left)
@@ -103,6 +120,7 @@ play_step(struct rig *rig, const struct transcript *transcript, size_t index, st
 		for (size_t done = 0, n; done < step->input.len; done += n) {
 			n = piece(cut, index, done, step->input.len - done);
 			rig_feed(rig, step->input.bytes + done, n);
+			move(rig, cut);
 		}
 		break;
 	case STEP_PUBLISH:
@@ -118,6 +136,7 @@ play_step(struct rig *rig, const struct transcript *transcript, size_t index, st
 		rig_goodbye(rig);
 		break;
 	}
+	move(rig, cut);
 	if (rig->broken[0] != '\0')
 		fail_msg("%s:%u: the driver %s", transcript->name, step->line, rig->broken);
 	same_bytes(transcript, step, "events", &rig->events, &step->events);
@@ -127,7 +146,7 @@ play_step(struct rig *rig, const struct transcript *transcript, size_t index, st
 static void
 play(const struct transcript *transcript, void *settings, struct cut cut)
 {
-	struct rig rig = { 0 };
+	struct rig rig = { .garble = cut.moves ? 1 + cut.size : 0 };
 
 	if (rig_open_with(&rig, transcript->driver, settings, &transcript->params) != 0)
 		fail_msg("%s: %s", transcript->name, rig.broken);
@@ -172,6 +191,10 @@ transcript_gives_the_same_however_cut(void **state)
 		play_every_cut(&transcript, settings);
 		for (uint64_t seed = 1; seed <= RANDOM_CUTS; seed++)
 			play(&transcript, settings, (struct cut){ .seed = seed });
+		if (transcript.driver->save != NULL) {
+			play(&transcript, settings, (struct cut){ .moves = 1 });
+			play(&transcript, settings, (struct cut){ .moves = 1, .size = 1 });
+		}
 		/* Of processor time, so that a busy machine does not matter. */
 		if ((clock() - begin) / CLOCKS_PER_SEC > CPU_MAX_S)
 			fail_msg("%s: the driver takes %ld s: is it quadratic in something?", transcript.name,
@@ -195,17 +218,28 @@ every_driver_has_a_transcript(void **state)
 	}
 }
 
+/* Those before have moved them. */
+static void
+every_driver_that_saves_has_moved(void **state)
+{
+	for (unsigned i = 0; driver_list[i] != NULL; i++)
+		if (driver_list[i]->save != NULL && moved[i % 64] < 100)
+			fail_msg("sessions of driver \"%s\" have moved %u times", driver_list[i]->name, moved[i % 64]);
+}
+
 int
 main(int argc, char **argv)
 {
-	static struct CMUnitTest tests[1025];
+	static struct CMUnitTest tests[1026];
 	size_t count = 0;
+	int all = 0;
 
 	if (argc == 5 && strcmp(argv[1], "--record") == 0)
 		return record(argv[2], atoi(argv[3]), argv[4]);
 	for (int i = 1; i < argc && argv[1][0] != '-'; i++)
 		files[file_count++] = strdup(argv[i]);
 	if (file_count == 0) {
+		all = 1;
 		file_count = transcript_files(TRANSCRIPTS, files, sizeof(files) / sizeof(files[0]));
 		tests[count++] = (struct CMUnitTest)cmocka_unit_test(every_driver_has_a_transcript);
 	}
@@ -217,6 +251,8 @@ main(int argc, char **argv)
 			.test_func = transcript_gives_the_same_however_cut,
 			.initial_state = files[i] };
 	}
+	if (all)
+		tests[count++] = (struct CMUnitTest)cmocka_unit_test(every_driver_that_saves_has_moved);
 	int failed = _cmocka_run_group_tests("conformance", tests, count, NULL, NULL);
 	for (size_t i = 0; i < file_count; i++)
 		free(files[i]);

@@ -28,6 +28,7 @@
 #define FRAME_HEAD 2048u
 #define FRAME_BODY_PART 64u
 #define HELLO_MAX 4096u /* as the link's */
+#define SAVED_MAX (32u << 10)
 
 __attribute__((format(printf, 2, 3))) static void
 broken(struct rig *rig, const char *format, ...)
@@ -113,7 +114,7 @@ say(struct rig *rig, const char *format, ...)
 	char line[600];
 	va_list args;
 
-	if (rig->quiet)
+	if (rig->quiet || rig->moving)
 		return;
 	va_start(args, format);
 	int n = vsnprintf(line, sizeof(line) - 1, format, args);
@@ -150,14 +151,14 @@ acked(struct rig *rig, const struct driver_event *event)
 		if (!answered(rig, seq))
 			continue;
 		any = 1;
-		uint64_t what[3] = { seq, event->outcome, event->type == EV_ACK ? event->reference : 0 };
+		uint64_t what[3] = { rig->base + seq, event->outcome, event->type == EV_ACK ? event->reference : 0 };
 		if (rig->quiet)
 			digest_add(&rig->said, what, sizeof(what));
 		else if (what[2] != 0)
-			say(rig, "ack %lu %s reference=%lu", seq, outcome_word(event->outcome),
+			say(rig, "ack %lu %s reference=%lu", rig->base + seq, outcome_word(event->outcome),
 			    event->reference);
 		else
-			say(rig, "ack %lu %s", seq, outcome_word(event->outcome));
+			say(rig, "ack %lu %s", rig->base + seq, outcome_word(event->outcome));
 	}
 	if (!any || event->seq >= rig->next)
 		broken(
@@ -172,6 +173,8 @@ digest_event(struct rig *rig, const struct driver_event *event)
 
 	if (event->type == EV_UNSURE)
 		what[3] = event->reference;
+	if (event->type == EV_NACK || event->type == EV_AGAIN || event->type == EV_LOST || event->type == EV_UNSURE)
+		what[1] += rig->base;
 	digest_add(&rig->said, what, sizeof(what));
 	digest_add(&rig->said, event->text, event->text_len);
 }
@@ -190,12 +193,13 @@ on_event(void *owner, const struct driver_event *event)
 	struct rig *rig = owner;
 	char text[400] = "";
 	int n = event->text_len < 300 ? (int)event->text_len : 300;
+	uint64_t seq = rig->base + event->seq;
 
 	if (rig->dead)
 		broken(rig, "said event %d after the fatal one", event->type);
 	if (!rig->allowed_events)
 		broken(rig, "said event %d outside input()", event->type);
-	if (rig->quiet && event->type != EV_ACK && event->type != EV_ACK_UPTO)
+	if (rig->quiet && !rig->moving && event->type != EV_ACK && event->type != EV_ACK_UPTO)
 		digest_event(rig, event);
 	if (event->text_len > 0 && !rig->quiet)
 		snprintf(text, sizeof(text), " \"%.*s\"", n, event->text);
@@ -221,21 +225,21 @@ on_event(void *owner, const struct driver_event *event)
 		one_answer(rig, event);
 		if (event->code == 0 || event->code > 65535)
 			broken(rig, "a rejection has code %u", event->code);
-		say(rig, "nack %lu 0x%02x%s", event->seq, event->code, text);
+		say(rig, "nack %lu 0x%02x%s", seq, event->code, text);
 		return;
 	case EV_AGAIN:
 		one_answer(rig, event);
-		say(rig, "again %lu", event->seq);
+		say(rig, "again %lu", seq);
 		return;
 	case EV_LOST:
 		one_answer(rig, event);
-		say(rig, "lost %lu", event->seq);
+		say(rig, "lost %lu", seq);
 		return;
 	case EV_UNSURE:
 		one_answer(rig, event);
 		if (event->code == 0 || event->code > 65535)
 			broken(rig, "an unsure answer has code %u", event->code);
-		say(rig, "unsure %lu 0x%02x reference=%lu", event->seq, event->code, event->reference);
+		say(rig, "unsure %lu 0x%02x reference=%lu", seq, event->code, event->reference);
 		return;
 	case EV_BLOCKED:
 		say(rig, "blocked%s", text);
@@ -431,7 +435,9 @@ take_output(struct rig *rig)
 	while ((n = out_iovec(&rig->out, iov, 64)) > 0) {
 		size_t len = 0;
 		for (int i = 0; i < n; i++) {
-			if (rig->quiet)
+			if (rig->moving)
+				; /* its broker has had it, or never will */
+			else if (rig->quiet)
 				digest_output(rig, iov[i].iov_base, iov[i].iov_len);
 			else
 				rig_bytes_add(&rig->sent, iov[i].iov_base, iov[i].iov_len);
@@ -545,30 +551,112 @@ rig_feed(struct rig *rig, const uint8_t *bytes, size_t len)
 		broken(rig, "input leaves %zu bytes, more than %u", rig->left, DRIVER_INPUT_MAX);
 }
 
+/* Bytes in memory that ends where they do. */
+static uint8_t *
+exactly(const uint8_t *bytes, size_t len)
+{
+	uint8_t *copy = must(malloc(len + !len));
+
+	if (len > 0)
+		memcpy(copy, bytes, len);
+	return copy;
+}
+
+/* A session that is brought up as a successor's. Returns what restore() said, or -1 with broken set. */
+static int
+session_restore(struct rig *rig, void *settings, const uint8_t *saved, size_t len)
+{
+	int rc = 0;
+
+	rig->up = rig->dead = 0;
+	if (session_open(rig, settings) != 0)
+		return -1;
+	action(rig, "start", rig->driver->start);
+	uint8_t *hello = exactly(rig->hello.bytes, rig->hello.len), *bytes = exactly(saved, len);
+	rig->allowed_events = 1;
+	ssize_t n = rig->driver->input(rig->session, hello, rig->hello.len, &rig->out);
+	int up = n == (ssize_t)rig->hello.len && !rig->dead && rig->up;
+	if (!up)
+		broken(rig, "does not come up from the %zu bytes of its handshake (%zd)", rig->hello.len, n);
+	uint64_t end = out_end(&rig->out);
+	if (up && rig->driver->restore != NULL)
+		rc = rig->driver->restore(rig->session, bytes, len);
+	rig->allowed_events = 0;
+	if (out_end(&rig->out) != end)
+		broken(rig, "sends something while it restores");
+	free(hello);
+	free(bytes);
+	take_output(rig);
+	return up ? rc : -1;
+}
+
+/* What restore() may be given if everything goes wrong: it says no, or makes a session that works. */
+static void
+try_garbled(struct rig *rig, void *settings, const uint8_t *saved, size_t len)
+{
+	uint64_t seed = rig->garble * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	struct message message = { .topic = (const uint8_t *)"t/1", .topic_len = 3, .attempt = 1 };
+	struct driver_rejection rejection = { 0 };
+	uint8_t *bytes = must(calloc(1, len + 1));
+
+	rig->garble = seed | 1;
+	if (len > 0)
+		memcpy(bytes, saved, len);
+	size_t at = (size_t)(seed >> 33) % (len + 1);
+	switch (seed >> 30 & 3) {
+	case 0:
+		len = at;
+		break;
+	case 1:
+		len++;
+		break;
+	default:
+		bytes[at < len ? at : 0] ^= (uint8_t)(1 + (seed >> 20) % 255);
+	}
+	int rc = session_restore(rig, settings, bytes, len);
+	if (rc != 0 && rc != -TG_EINVAL && rc != -TG_ENOMEM)
+		broken(rig, "restores nothing from garbled bytes, and says %d", rc);
+	if (rc == 0 && rig->driver->publish(rig->session, 0, &message, &rig->out, &rejection) == DRIVER_FULL)
+		broken(rig, "restores a session from garbled bytes that is full from the beginning");
+	if (rc == 0)
+		action(rig, "probe", rig->driver->probe);
+	take_output(rig);
+	session_close(rig);
+	free(bytes);
+}
+
 int
 rig_move(struct rig *rig)
 {
-	void *settings = rig->session != NULL ? (void *)(uintptr_t)rig->session->settings : NULL;
+	const struct driver *driver = rig->driver;
+	uint8_t saved[SAVED_MAX], again[SAVED_MAX];
 
-	if ((rig->driver->flags & DRIVER_F_REPLAYABLE) == 0 || !rig->up || rig->dead || rig->outstanding > 0 ||
+	if ((driver->flags & DRIVER_F_REPLAYABLE) == 0 || !rig->up || rig->dead || rig->outstanding > 0 ||
 	    rig->left > 0 || rig->probing || rig->params.tls || rig->hello.len > HELLO_MAX ||
 	    rig->broken[0] != '\0')
 		return -1;
+	ssize_t len = driver->save != NULL ? driver->save(rig->session, saved, sizeof(saved)) : 0;
+	if (len == -TG_EAGAIN || len == -TG_ELIMIT)
+		return -1;
+	if (len < 0 || len > SAVED_MAX) {
+		broken(rig, "saves %zd bytes", len);
+		return -1;
+	}
+	if (len > 0 && driver->save(rig->session, again, (size_t)len - 1) != -TG_ELIMIT)
+		broken(rig, "saves %zd bytes in less room", len);
+	void *settings = (void *)(uintptr_t)rig->session->settings;
 	session_close(rig);
-	rig->up = 0;
+	rig->moving = 1;
+	rig->base += rig->next;
 	rig->next = rig->oldest = 0;
-	if (session_open(rig, settings) != 0)
-		return 0;
-	action(rig, "start", rig->driver->start);
-	uint8_t *hello = must(malloc(rig->hello.len));
-	memcpy(hello, rig->hello.bytes, rig->hello.len);
-	rig->allowed_events = 1;
-	ssize_t n = rig->driver->input(rig->session, hello, rig->hello.len, &rig->out);
-	rig->allowed_events = 0;
-	free(hello);
-	take_output(rig);
-	if (n != (ssize_t)rig->hello.len || rig->dead || !rig->up)
-		broken(rig, "does not come up from the %zu bytes of its handshake (%zd)", rig->hello.len, n);
+	if (driver->restore != NULL && rig->garble != 0)
+		try_garbled(rig, settings, saved, (size_t)len);
+	if (rig->broken[0] == '\0' && session_restore(rig, settings, saved, (size_t)len) != 0)
+		broken(rig, "does not restore the %zd bytes that it saved", len);
+	rig->moving = 0;
+	if (rig->broken[0] == '\0' && driver->save != NULL &&
+	    (driver->save(rig->session, again, sizeof(again)) != len || memcmp(saved, again, (size_t)len) != 0))
+		broken(rig, "saves something else than it has restored");
 	return 0;
 }
 
@@ -581,7 +669,7 @@ rig_publish(struct rig *rig, const struct message *message, struct driver_reject
 	memset(rejection, 0, sizeof(*rejection));
 	/* Each is a record of its own; positions are a lane's, rising. */
 	struct message record = *message;
-	record.position = rig->next * 64;
+	record.position = (rig->base + rig->next) * 64;
 	int rc = rig->driver->publish(rig->session, rig->next, &record, &rig->out, rejection);
 	if (rc != DRIVER_PUBLISHED && rc != DRIVER_PUBLISHED_NO_ACK) {
 		if (out_end(&rig->out) != end)

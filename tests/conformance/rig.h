@@ -54,6 +54,9 @@ struct rig {
 	uint8_t *waits;          /* by seq: an answer is due */
 	size_t waits_capacity;
 	uint64_t next, oldest, outstanding;
+	uint64_t base;    /* messages of the sessions before a move: what is told of seqs counts on */
+	uint64_t garble;  /* not 0: how rig_move() tries saved bytes with faults first */
+	int moving;       /* a session is brought up in private: nothing of it is told */
 	int quiet;                    /* events and output are only digested, for the fuzzer's speed */
 	struct rig_digest said, told; /* of events, of output: how they interleave depends on the cuts */
 	int started, up, dead, allowed_events;
@@ -89,8 +92,10 @@ void rig_probe(struct rig *rig);
 void rig_goodbye(struct rig *rig);
 void rig_forget(struct rig *rig);
 /*
- * What an upgrade does: another session, brought to where this one is by replaying the handshake, goes
- * on in its place, numbering messages from 0. Returns 0, or -1 if the session is not one that moves now.
+ * What an upgrade does: another session, brought to where this one is by replaying the handshake and
+ * restoring what this one saves, goes on in its place, numbering messages from 0. A driver that saves shows
+ * no difference: events count on, and the broker sees the same bytes as without. Returns 0, or -1 if the
+ * session is not one that moves now.
  */
 int rig_move(struct rig *rig);
 
