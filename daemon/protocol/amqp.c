@@ -216,6 +216,7 @@ const struct driver driver_amqp = {
 	.tls_port = 5671,
 	.settings_size = sizeof(struct amqp_settings),
 	.session_size = sizeof(struct amqp_session),
+	.flags = DRIVER_F_REPLAYABLE,
 	.configure = amqp_configure,
 	.settings_free = amqp_settings_free,
 	.open = amqp_open,
@@ -225,4 +226,6 @@ const struct driver driver_amqp = {
 	.publish = amqp_publish,
 	.probe = amqp_probe,
 	.goodbye = amqp_goodbye,
+	.save = amqp_save,
+	.restore = amqp_restore,
 };

@@ -1,7 +1,7 @@
 /*
  * One AMQP connection as its parts see it: amqp.c (settings, life), amqp_handshake.c (from the
- * protocol header to EV_UP), amqp_publish.c (framing), amqp_confirm.c (what became of messages) and
- * amqp_input.c (frames).
+ * protocol header to EV_UP), amqp_publish.c (framing), amqp_confirm.c (what became of messages),
+ * amqp_input.c (frames) and amqp_move.c (what a successor has to know).
  *
  * Channel 1 carries nothing but probes. Every exchange in use has a channel of its own from 2 on, so
  * that what RabbitMQ answers by closing a channel (no such exchange, no right to write) hits nobody
@@ -76,7 +76,7 @@ struct amqp_channel {
 	struct amqp_pending *ring; /* by tag & ring_mask */
 	uint64_t oldest, next;     /* tags */
 	uint64_t return_from;      /* tags below it will not be returned any more */
-	uint64_t used;             /* when, counted in messages of the session */
+	uint64_t used;             /* when, counted in messages of the connection */
 	uint64_t content_left;     /* bytes of a returned body */
 	uint32_t ring_mask;
 	uint32_t number;
@@ -101,6 +101,7 @@ struct amqp_session {
 	uint64_t early;       /* how many above oldest are answered already */
 	uint64_t *early_bits; /* by seq & early_mask */
 	uint64_t max_body;    /* UINT64_MAX: not known */
+	uint64_t before;      /* messages of the connection before this session took it over */
 	uint32_t early_mask;
 	uint32_t probes;    /* unanswered */
 	uint32_t frame_max; /* both ways, once tuned */
@@ -131,6 +132,9 @@ amqp_id(uint64_t lane_nonce, uint64_t position)
 	    uint32_t)((position + lane_nonce * UINT64_C(0x9e3779b97f4a7c15)) * UINT64_C(0xd6e8feb86659fd93) >>
 		      32);
 }
+
+/* A channel at the end of those there are. Returns NULL without memory. */
+struct amqp_channel *amqp_channel_add(struct amqp_session *amqp);
 
 /* Says what acknowledgements in order have been gathered. */
 void amqp_flush_acked(struct amqp_session *amqp);
@@ -165,5 +169,7 @@ int amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel)
 int amqp_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
     struct driver_rejection *rejection);
 ssize_t amqp_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out);
+ssize_t amqp_save(const struct session *session, uint8_t *bytes, size_t room);
+int amqp_restore(struct session *session, const uint8_t *bytes, size_t len);
 
 #endif

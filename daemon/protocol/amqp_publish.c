@@ -163,6 +163,18 @@ is_idle(const struct amqp_channel *channel)
 	return channel->oldest == channel->next && channel->content == CONTENT_NONE;
 }
 
+struct amqp_channel *
+amqp_channel_add(struct amqp_session *amqp)
+{
+	struct amqp_channel *channel = calloc(1, sizeof(*channel));
+
+	if (channel == NULL)
+		return NULL;
+	channel->number = AMQP_FIRST_CHANNEL + amqp->channel_count;
+	amqp->channels[amqp->channel_count++] = channel;
+	return channel;
+}
+
 /*
  * The exchange's channel, else a new one, else the one idle for longest; NULL: all are busy. Returns 0
  * or -TG_ENOMEM.
@@ -185,12 +197,8 @@ find_channel(struct amqp_session *amqp, const struct target *target, struct amqp
 	*found = idle;
 	if (amqp->channel_count == amqp->channel_max)
 		return 0;
-	*found = calloc(1, sizeof(**found));
-	if (*found == NULL)
-		return -TG_ENOMEM;
-	(*found)->number = AMQP_FIRST_CHANNEL + amqp->channel_count;
-	amqp->channels[amqp->channel_count++] = *found;
-	return 0;
+	*found = amqp_channel_add(amqp);
+	return *found != NULL ? 0 : -TG_ENOMEM;
 }
 
 /* Room for one more unconfirmed message. Returns 0 or -TG_ENOMEM. */
@@ -370,7 +378,7 @@ note_published(struct amqp_session *amqp, struct amqp_channel *channel, uint64_t
 		channel->state = CHANNEL_IS_OPEN;
 	}
 	channel->checked = 1;
-	channel->used = seq;
+	channel->used = amqp->before + seq;
 	channel->ring[channel->next++ & channel->ring_mask] =
 	    (struct amqp_pending){ .seq = seq, .id = amqp_id(message->lane_nonce, message->position) };
 	amqp->last = channel;

@@ -238,7 +238,7 @@ const struct driver driver_nats = {
 	.tls_port = 4222,
 	.settings_size = sizeof(struct nats_settings),
 	.session_size = sizeof(struct nats_session),
-	.flags = DRIVER_F_SERVER_FIRST,
+	.flags = DRIVER_F_SERVER_FIRST | DRIVER_F_REPLAYABLE,
 	.configure = configure,
 	.settings_free = settings_free,
 	.open = open_session,
@@ -248,4 +248,6 @@ const struct driver driver_nats = {
 	.publish = nats_publish,
 	.flush = flush,
 	.probe = probe,
+	.save = nats_save,
+	.restore = nats_restore,
 };

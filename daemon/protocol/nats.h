@@ -1,15 +1,16 @@
 /*
  * One NATS connection as its parts see it: nats.c (settings, life, probe), nats_connect.c (INFO and
- * CONNECT), nats_publish.c (framing), nats_input.c (what the server sends) and nats_ack.c (what a
- * message's answer is).
+ * CONNECT), nats_publish.c (framing), nats_input.c (what the server sends), nats_ack.c (what a
+ * message's answer is) and nats_move.c (what a successor has to know).
  *
  *   seq:  ... answered | oldest .. unanswered, some answered early .. | next ...
  *
  * Every unanswered message has a word in `pending`, by seq & mask: a hash of its subject, because a
  * permissions violation names nothing else, and two flags.
  *
- * JetStream: each message asks for its answer on INBOX + its seq in hexadecimal, answers come in any
- * order. Core: nothing is answered; a PING is sent behind the messages of each turn, and its PONG
+ * JetStream: each message asks for its answer on INBOX + its token, in hexadecimal: its seq and how many
+ * tokens the connection had before this session took it over, so that a late answer is never another
+ * message's. Answers come in any order. Core: nothing is answered; a PING is sent behind the messages of each turn, and its PONG
  * says that the server has taken what came before. Pings in flight, oldest first, are in `pings`.
  */
 #ifndef TG_DAEMON_PROTOCOL_NATS_H
@@ -87,6 +88,7 @@ struct nats_session {
 	uint32_t mask;
 	uint64_t max_payload; /* headers and body together */
 	uint64_t seed;        /* of the hashes */
+	uint64_t first_token; /* seq 0's */
 
 	struct nats_ping pings[NATS_PINGS];
 	uint32_t ping_first, ping_count;
@@ -145,9 +147,11 @@ int nats_ask_again(struct nats_session *nats, struct out *out);
 /* Core: a PONG says that everything below upto was taken, or denied. */
 void nats_taken(struct nats_session *nats, uint64_t upto);
 
-/* struct driver's publish and input. */
+/* struct driver's publish, input, save and restore. */
 int nats_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
     struct driver_rejection *rejection);
 ssize_t nats_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out);
+ssize_t nats_save(const struct session *session, uint8_t *bytes, size_t room);
+int nats_restore(struct session *session, const uint8_t *bytes, size_t len);
 
 #endif

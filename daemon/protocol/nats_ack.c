@@ -415,7 +415,7 @@ nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len)
 }
 
 static int
-read_token(const uint8_t *token, size_t len, uint64_t *seq)
+read_hex(const uint8_t *token, size_t len, uint64_t *number)
 {
 	uint64_t value = 0;
 
@@ -430,8 +430,18 @@ read_token(const uint8_t *token, size_t len, uint64_t *seq)
 		else
 			return 0;
 	}
-	*seq = value;
+	*number = value;
 	return 1;
+}
+
+/* The seq of a message that waits for an answer under this token. */
+static int
+read_token(struct nats_session *nats, const uint8_t *token, size_t len, uint64_t *seq)
+{
+	if (!read_hex(token, len, seq))
+		return 0;
+	*seq -= nats->first_token;
+	return waits(nats, *seq);
 }
 
 int
@@ -441,10 +451,10 @@ nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct ou
 	uint64_t seq;
 
 	if (reply->token_len > 1 && reply->token[0] == NAMES_TOKEN)
-		return read_token(reply->token + 1, reply->token_len - 1, &seq) && seq < NATS_SUBJECTS
+		return read_hex(reply->token + 1, reply->token_len - 1, &seq) && seq < NATS_SUBJECTS
 			   ? names_came(nats, &nats->subjects[seq], reply, out)
 			   : 0;
-	if (!read_token(reply->token, reply->token_len, &seq) || !waits(nats, seq))
+	if (!read_token(nats, reply->token, reply->token_len, &seq))
 		return 0;
 	if (is_no_responders(reply->headers, reply->headers_len))
 		return no_stream(nats, seq, out);
@@ -492,7 +502,7 @@ plain_ack(struct nats_session *nats, const uint8_t *bytes, size_t len)
 		return 0;
 	at += 4 + NATS_INBOX_LEN;
 	const uint8_t *space = memchr(at, ' ', 17);
-	if (space == NULL || !read_token(at, (size_t)(space - at), &seq) || !waits(nats, seq))
+	if (space == NULL || !read_token(nats, at, (size_t)(space - at), &seq))
 		return 0;
 	if (memcmp(space, " 1 ", 3) != 0)
 		return 0;

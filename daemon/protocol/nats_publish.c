@@ -108,7 +108,7 @@ is_name(const uint8_t *name, size_t len)
 
 /* What framing worked out before it writes. */
 struct frame {
-	uint64_t seq;
+	uint64_t token;
 	size_t headers; /* bytes of the header block; 0: none */
 	size_t total;   /* with the body */
 	size_t head;    /* everything before the body */
@@ -193,7 +193,7 @@ put_head(uint8_t *at, const struct nats_session *nats, const struct message *mes
 	*at++ = ' ';
 	if (nats->jetstream) {
 		at = put(at, nats->inbox, NATS_INBOX_LEN);
-		at = put_hex(at, frame->seq, hex_len(frame->seq));
+		at = put_hex(at, frame->token, hex_len(frame->token));
 		*at++ = ' ';
 	}
 	if (frame->headers > 0) {
@@ -209,7 +209,7 @@ put_head(uint8_t *at, const struct nats_session *nats, const struct message *mes
 static size_t
 control_size(const struct nats_session *nats, const struct message *message, const struct frame *frame)
 {
-	return message->topic_len + 1 + (nats->jetstream ? NATS_INBOX_LEN + hex_len(frame->seq) + 1 : 0) +
+	return message->topic_len + 1 + (nats->jetstream ? NATS_INBOX_LEN + hex_len(frame->token) + 1 : 0) +
 	       (frame->headers > 0 ? decimal_len(frame->headers) + 1 : 0) + decimal_len(frame->total);
 }
 
@@ -255,7 +255,7 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
     struct driver_rejection *rejection)
 {
 	struct nats_session *nats = nats_session(session);
-	struct frame frame = { .seq = seq };
+	struct frame frame = { .token = nats->first_token + seq };
 
 	if (nats->state != NATS_UP || nats->outstanding >= nats->window ||
 	    nats->next - nats->oldest > nats->mask)

@@ -3,14 +3,18 @@
 5 upgrades, or 100 with TG_FULL=1 (tools/check --faults)."""
 
 import os
+import re
 import signal
 import threading
 
 import pytest
 
-from harness import FULL, Mosquitto, Process, Sink, have, pool, program, wait_for
-from harness_nats import NatsServer, StreamReader
+import harness_amqp
+from harness import FULL, Mosquitto, Process, Sink, have, libconfig, pool, program, wait_for
+from harness_amqp import QueueArrivals, Rabbit
+from harness_nats import NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, percentile, wait_all_arrived
+from test_amqp import amqp
 from test_nats import nats_pool
 from tls import Authority, TlsMosquitto
 
@@ -130,6 +134,8 @@ def test_upgrades_under_load_are_not_noticed(box, daemon):
 
 class OverMqtt:
     moves = True
+    rate = 1000
+    completes = "delivered"
 
     def __init__(self, box, links):
         self.broker = Mosquitto(box).start()
@@ -138,7 +144,7 @@ class OverMqtt:
 
     def check(self, producers):
         wait_all_arrived(producers, self.subscriber)
-        assert check_all_arrived(producers, self.subscriber) == 0
+        return check_all_arrived(producers, self.subscriber)
 
 
 class OverTls(OverMqtt):
@@ -152,8 +158,10 @@ class OverTls(OverMqtt):
 
 
 class OverJetStream:
-    """Its driver does not export its state: a late answer could be taken for another message's."""
-    moves = False
+    """The stream drops what has an id it has seen: that nothing was sent twice is counted at our end."""
+    moves = True
+    rate = 1000
+    completes = "delivered"
 
     def __init__(self, box, links):
         if not have("nats-server"):
@@ -162,33 +170,74 @@ class OverJetStream:
         self.pool = nats_pool([self.broker], links=links)
 
     def check(self, producers):
-        assert check_all_arrived(producers, StreamReader(self.broker)) == 0
+        return check_all_arrived(producers, StreamReader(self.broker))
+
+
+class OverCore(OverJetStream):
+    completes = "sent"
+
+    def __init__(self, box, links):
+        if not have("nats-server"):
+            pytest.skip("needs nats-server")
+        self.broker = NatsServer(box).start()
+        self.subscriber = Subscriber(self.broker, "load.>")
+        self.pool = nats_pool([self.broker], {"jetstream": False}, links=links)
+
+    def check(self, producers):
+        wait_all_arrived(producers, self.subscriber)
+        return check_all_arrived(producers, self.subscriber)
+
+
+class OverAmqp:
+    moves = True
+    rate = 300
+    completes = "delivered"
+
+    def __init__(self, box, links):
+        if not harness_amqp.available():
+            pytest.skip("needs rabbitmq-server")
+        self.broker = Rabbit(box).start()
+        self.broker.declare(("queue", "load"), ("exchange", "load", "topic"), ("bind", "load", "load", "load.#"))
+        self.pool = amqp([self.broker], amqp={"exchange": "load"}, links=links)
+
+    def check(self, producers):
+        depth = self.broker.depth("load")
+        return check_all_arrived(producers, QueueArrivals(self.broker, "load", depth))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("over", [OverMqtt, OverTls, OverJetStream])
+@pytest.mark.parametrize("over", [OverMqtt, OverTls, OverJetStream, OverCore, OverAmqp])
 def test_upgrades_keep_connections_or_replace_them_by_proven_ones(box, daemon, over):
-    """Plain ones whose driver exports its state are the same ones afterwards; others are there before the old ones go,
-    so that there are at most twice as many, and never less than a pool of proven ones."""
+    """Those in the clear are the same ones afterwards; those with TLS are there before the old ones go, so that there
+    are at most twice as many, and never less than a pool of proven ones."""
     links = 4
     way = over(box, links)
     d = daemon(way.pool)
     serving = Upgraded(box, d)
-    producers = load(box, d, 4000 * UPGRADES, rate=1000, deadline_s=60 + 3 * UPGRADES, topic="load.t")
+    producers = load(box, d, 4000 * UPGRADES, rate=way.rate, deadline_s=60 + 3 * UPGRADES, topic="load.t")
     with Connections(int(way.broker.address.rpartition(":")[2])) as connections:
         besides = len(connections.first) - links
         upgrade_many(serving, producers, UPGRADES)
+    handed = [(int(n), int(left)) for n, left in
+              re.findall(r"event=upgraded .* links=(\d+) outstanding=(\d+)", d.process.text())]
+    assert len(handed) == UPGRADES
+    quiet = all(left == 0 for _, left in handed)
     if way.moves:
-        assert connections.ever == connections.first
+        # A broker that takes more than half a second for its answers, on a machine that busy, loses those connections.
+        assert all(n == links for n, left in handed if left == 0) and any(left == 0 for _, left in handed), handed
+        assert len(connections.ever - connections.first) <= sum(links - n for n, _ in handed), handed
+        assert connections.ever == connections.first or not quiet
     else:
+        assert {n for n, _ in handed} == {0}
         assert len(connections.ever) >= len(connections.first) + links * UPGRADES
-    assert links + besides <= connections.least and connections.most <= 2 * links + besides
+    assert links + besides <= connections.least or not quiet
+    assert connections.most <= 2 * links + besides
     for producer in producers:
-        assert set(producer.finish_early(60)) == {"delivered"}
-    way.check(producers)
-    resent = sum(p.file.resent for p in producers)
+        assert set(producer.finish_early(60)) == {way.completes}
+    twice, resent = way.check(producers), sum(p.file.resent for p in producers)
+    assert twice == 0 or not quiet and twice <= resent
     print(f"{over.__name__}: at most {connections.most - besides} connections for {links} links, {resent} sent twice")
-    if way.moves:
+    if way.moves and quiet:
         assert resent == 0
     report(over.__name__, producers, UPGRADES)
 
@@ -198,7 +247,7 @@ PROTOCOLS = {"mqtt": {"mqtt": {"version": 5, "qos": 1}}, "redis": {"redis": {}},
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_session_that_can_be_exported_is_kept_and_another_is_replaced(box, daemon, protocol):
+def test_sessions_of_every_protocol_are_kept(box, daemon, protocol):
     sink = Sink(box, protocol=protocol).start()
     entry = {"name": "events", "protocol": protocol, "brokers": [{"address": sink.address}], **PROTOCOLS[protocol]}
     d = daemon(entry)
@@ -209,10 +258,29 @@ def test_session_that_can_be_exported_is_kept_and_another_is_replaced(box, daemo
     for producer in producers:
         assert set(producer.finish_early()) == {"delivered"}
     check_all_arrived(producers, sink)
-    kept = protocol in ("mqtt", "redis", "stomp")
-    assert (sink.stats()["connections_ever"] == connections) == kept
-    if kept:
-        assert sum(p.file.resent for p in producers) == 0
+    assert sink.stats()["connections_ever"] == connections
+    assert sum(p.file.resent for p in producers) == 0
+
+
+@pytest.mark.parametrize("protocol, old, new", [("nats", {"jetstream": True}, {"jetstream": False}),
+                                                ("amqp", {"vhost": "/"}, {"vhost": "/other"})])
+def test_connection_made_with_other_settings_is_replaced(box, daemon, protocol, old, new):
+    """It is subscribed to no answers, or opened to another virtual host: there is no going on with it."""
+    sink = Sink(box, protocol=protocol).start()
+    d = daemon({"name": "events", "protocol": protocol, "brokers": [{"address": sink.address}], protocol: old})
+    serving = Upgraded(box, d)
+    producer = Producer(box, d, number=1, count=100000, batch=8, rate=1000)
+    producer.wait_accepted(100)
+    connections, text = sink.stats()["connections_ever"], d.config.read_text()
+    (key, before), (_, after) = *old.items(), *new.items()
+    changed = text.replace(f"{key} = {libconfig(before)}", f"{key} = {libconfig(after)}")
+    assert changed != text
+    d.config.write_text(changed)
+    upgrade_many(serving, [producer], 1)
+    assert set(producer.finish_early()) <= {"delivered", "sent"}
+    check_all_arrived([producer], sink)
+    assert sink.stats()["connections_ever"] == connections + len(d.links())
+    assert "link_not_taken" in d.process.text()
 
 
 def test_new_daemon_that_does_not_start_leaves_the_old_one_serving(box, daemon, sink):
