@@ -75,11 +75,15 @@ struct handover_taken;
 
 #define HANDOVER_WARM_MS 5000u
 
-/*
- * Says READY on fd and receives everything, then says TAKEN and waits for GO. Returns 0 with *taken the caller's, or
- * a negative TG_E: nothing was touched, and the old daemon goes on.
- */
+/* Says READY on fd and receives everything. Returns 0 with *taken the caller's, or a negative TG_E. Nothing is
+ * touched yet: whoever fails before handover_take() ends, and the old daemon goes on. */
 int handover_receive(int fd, struct handover_taken **taken);
+
+/* The last thing that may fail: says TAKEN and waits for GO. Returns 0, or a negative TG_E. */
+int handover_take(int fd);
+
+/* For one that gives up: the old daemon has all of it still. NULL is fine. */
+void handover_free(struct handover_taken *taken);
 
 /* The listening socket for a path, or -1; the caller's from then on. */
 int handover_listener(struct handover_taken *taken, const char *path);

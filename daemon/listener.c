@@ -191,12 +191,13 @@ listener_fini(struct listener *listener)
 {
 	if (listener->poll.loop != NULL && !uv_is_closing((uv_handle_t *)&listener->poll))
 		uv_close((uv_handle_t *)&listener->poll, NULL);
+	/* First the path: as soon as nobody listens, the next daemon may have made one of its own there. */
+	if (listener->owns_path)
+		unlink(listener->path);
 	if (listener->fd >= 0)
 		close(listener->fd);
 	if (listener->spare >= 0)
 		close(listener->spare);
-	if (listener->owns_path)
-		unlink(listener->path);
 	listener->fd = listener->spare = -1;
 	listener->owns_path = 0;
 }

@@ -231,13 +231,12 @@ run(const struct config *config, const struct options *options)
 	rc = admin_init(&admin, &loop.shard, &loop.uv);
 	if (rc != 0)
 		goto out;
-	/* Until here nothing was touched that the daemon before us uses; from here on it is ours. */
-	if (options->takeover >= 0)
+	if (options->takeover >= 0) {
 		loop_warm(&loop, HANDOVER_WARM_MS);
-	if (options->takeover >= 0 && (rc = handover_receive(options->takeover, &taken)) != 0) {
-		log_event(LOG_LEVEL_ERROR, "start_failed", "cause=\"taking over: %s\"", error_text(rc));
-		goto out;
+		rc = handover_receive(options->takeover, &taken);
 	}
+	if (rc != 0)
+		goto no_takeover;
 	rc = listener_init(&control, &loop.uv, config->socket, SOCK_SEQPACKET, (mode_t)config->socket_mode, NULL,
 	    listening(taken, config->socket, loop.shard.keeper, 1), on_client, &loop);
 	if (rc != 0)
@@ -248,11 +247,14 @@ run(const struct config *config, const struct options *options)
 		goto out;
 	control.may_accept = may_accept;
 	loop.shard.control.listener = &control;
-	control.owns_path |= taken != NULL;
-	admins.owns_path |= taken != NULL;
 	rc = handover_init(&handover, &loop, &control, &admins, &start);
 	if (rc != 0)
 		goto out;
+	/* Until here nothing was touched that the daemon before us uses; from here on it is ours. */
+	if (options->takeover >= 0 && (rc = handover_take(options->takeover)) != 0)
+		goto no_takeover;
+	control.owns_path |= taken != NULL;
+	admins.owns_path |= taken != NULL;
 	admin.handover = &handover;
 	uv_signal_init(&loop.uv, &usr2);
 	usr2.data = &handover;
@@ -260,6 +262,7 @@ run(const struct config *config, const struct options *options)
 	uv_unref((uv_handle_t *)&usr2);
 	if (taken != NULL)
 		handover_adopt(taken, &loop);
+	taken = NULL;
 	keeper_restore(loop.shard.keeper);
 	log_event(LOG_LEVEL_INFO, "started", "version=%s pid=%d socket=%s admin=%s pools=%u expedited=%s",
 	    PACKAGE_VERSION, (int)getpid(), config->socket, config->admin, config->pool_count,
@@ -267,7 +270,11 @@ run(const struct config *config, const struct options *options)
 	tell_manager("READY=1");
 	rc = loop_run(&loop);
 	tell_manager("STOPPING=1");
+	goto out;
+no_takeover:
+	log_event(LOG_LEVEL_ERROR, "start_failed", "cause=\"taking over: %s\"", error_text(rc));
 out:
+	handover_free(taken);
 	loop.shard.control.listener = NULL;
 	handover_fini(&handover);
 	listener_fini(&control);

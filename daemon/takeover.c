@@ -25,9 +25,11 @@ struct handover_taken {
 	size_t count, capacity;
 };
 
-static void
-taken_free(struct handover_taken *taken)
+void
+handover_free(struct handover_taken *taken)
 {
+	if (taken == NULL)
+		return;
 	for (size_t i = 0; i < taken->count; i++) {
 		packet_close_fds(taken->items[i]->fds, NULL);
 		free(taken->items[i]);
@@ -91,18 +93,23 @@ handover_receive(int fd, struct handover_taken **out)
 			goto fail;
 		}
 	} while (item.packet.frame.type != HANDOVER_DONE);
-	if ((rc = say(fd, HANDOVER_TAKEN)) != 0 || (rc = await(fd, &item)) != 0)
-		goto fail;
-	packet_close_fds(item.fds, NULL);
-	if (item.packet.frame.type != HANDOVER_GO) {
-		rc = -TG_EPROTOCOL;
-		goto fail;
-	}
 	*out = taken;
 	return 0;
 fail:
-	taken_free(taken);
+	handover_free(taken);
 	return rc;
+}
+
+int
+handover_take(int fd)
+{
+	struct taken_item item;
+	int rc = say(fd, HANDOVER_TAKEN);
+
+	if (rc != 0 || (rc = await(fd, &item)) != 0)
+		return rc;
+	packet_close_fds(item.fds, NULL);
+	return item.packet.frame.type == HANDOVER_GO ? 0 : -TG_EPROTOCOL;
 }
 
 int
@@ -235,5 +242,5 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 	while (!shard->expedited && !TAILQ_EMPTY(&shard->clients))
 		client_close(TAILQ_FIRST(&shard->clients));
 	log_event(LOG_LEVEL_INFO, "taken_over", "lanes=%u clients=%u", shard->lane_count, shard->client_count);
-	taken_free(taken);
+	handover_free(taken);
 }

@@ -292,6 +292,12 @@ def test_new_daemon_that_does_not_start_leaves_the_old_one_serving(box, daemon, 
     result = serving.upgrade()
     assert result.returncode == 1 and "did not take over" in result.stderr
     assert serving.pid() == pid
+    # A socket that cannot be made is no reason to go, either.
+    d.config.write_text(good.replace(str(d.socket), "/proc/no/socket"))
+    result = serving.upgrade()
+    assert result.returncode == 1 and "did not take over" in result.stderr
+    assert "path=/proc/no/socket step=bind" in d.process.text()
+    assert serving.pid() == pid
     d.config.write_text(good)
     assert serving.upgrade().returncode == 0
     assert serving.pid() != pid

@@ -33,9 +33,11 @@ receive(const enum handover_type *types, unsigned count)
 		say(pair[0], types[i]);
 	shutdown(pair[0], SHUT_WR);
 	int rc = handover_receive(pair[1], &taken);
+	if (rc == 0)
+		rc = handover_take(pair[1]);
+	handover_free(taken);
 	close(pair[0]);
 	close(pair[1]);
-	assert_null(taken);
 	return rc;
 }
 
@@ -49,6 +51,7 @@ only_go_sets_it_to_work(void **state)
 	assert_int_equal(receive(whole, 1), -TG_ECLOSED);
 	assert_int_equal(receive(whole, 2), -TG_ECLOSED);
 	assert_int_equal(receive(wrong, 3), -TG_EPROTOCOL);
+	assert_int_equal(receive(whole, 3), 0);
 }
 
 /* What a lane's messages are known by at the broker: the same for ever, and nobody else's. */
