@@ -354,7 +354,7 @@ fake_run(void *arg)
 		sleepy = doze_all(fake);
 		conns = fake->conn_count;
 		pthread_mutex_unlock(&fake->lock);
-		p[0] = (struct pollfd){ .fd = fake->stop, .events = POLLIN };
+		p[0] = (struct pollfd){ .fd = fake->nudge, .events = POLLIN };
 		p[1] = (struct pollfd){ .fd = fake->doorbell, .events = POLLIN };
 		p[2] = (struct pollfd){ .fd = conns < FAKE_CONNS ? fake->listener : -1, .events = POLLIN };
 		for (unsigned i = 0; i < conns; i++)
@@ -379,13 +379,12 @@ fake_run(void *arg)
 				fake->conns[fake->conn_count++] = fd;
 		}
 		if (p[0].revents != 0)
-			MUST(read(fake->stop, &count, sizeof(count)) == sizeof(count));
+			MUST(read(fake->nudge, &count, sizeof(count)) == sizeof(count));
 		if (fake->hang_up) {
 			conns_close(fake);
 			fake->hang_up = 0;
-		} else {
-			stop = p[0].revents != 0;
 		}
+		stop = fake->stopping;
 		pthread_mutex_unlock(&fake->lock);
 	}
 	return NULL;
@@ -396,7 +395,7 @@ poke(struct fake *fake)
 {
 	uint64_t one = 1;
 
-	MUST(write(fake->stop, &one, sizeof(one)) == sizeof(one));
+	MUST(write(fake->nudge, &one, sizeof(one)) == sizeof(one));
 }
 
 void
@@ -417,13 +416,16 @@ fake_start(struct fake *fake, enum fake_mode mode)
 	MUST(bind(fake->listener, (struct sockaddr *)&addr, sizeof(addr)) == 0);
 	MUST(listen(fake->listener, 16) == 0);
 	MUST((fake->doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0);
-	MUST((fake->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0);
+	MUST((fake->nudge = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0);
 	MUST(pthread_create(&fake->thread, NULL, fake_run, fake) == 0);
 }
 
 void
 fake_stop(struct fake *fake)
 {
+	pthread_mutex_lock(&fake->lock);
+	fake->stopping = 1;
+	pthread_mutex_unlock(&fake->lock);
 	poke(fake);
 	MUST(pthread_join(fake->thread, NULL) == 0);
 	conns_close(fake);
@@ -434,7 +436,7 @@ fake_stop(struct fake *fake)
 	}
 	close(fake->listener);
 	close(fake->doorbell);
-	close(fake->stop);
+	close(fake->nudge);
 	pthread_mutex_destroy(&fake->lock);
 	unlink(fake->path);
 	rmdir(fake->dir);

@@ -61,7 +61,7 @@ struct fake_lane {
 struct fake {
 	char dir[64];
 	char path[96];
-	int listener, doorbell, stop;
+	int listener, doorbell, nudge;
 	int conns[FAKE_CONNS];
 	unsigned conn_count;
 	pthread_t thread;
@@ -72,7 +72,7 @@ struct fake {
 	unsigned flags;  /* of the lanes' headers */
 	unsigned rings;  /* doorbells heard */
 	unsigned closes; /* LANE_CLOSE heard */
-	int hang_up;
+	int hang_up, stopping;
 	int takes_back; /* LANE_RETURN is answered, with the flags of the moment */
 	struct frame held;
 	int held_fds[FRAME_FDS];
