@@ -5,6 +5,7 @@
 #include "census.h"
 #include "client.h"
 #include "config.h"
+#include "endpoints.h"
 #include "handover.h"
 #include "tls.h"
 
@@ -234,6 +235,30 @@ pools(struct admin_query *query)
 	page_end(&page);
 }
 
+/* Those that are READY at an endpoint. */
+static uint32_t
+links_elsewhere(const struct broker *broker)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < broker->link_count; i++)
+		n += link_is_ready(&broker->links[i]) && endpoints_of(&broker->links[i]) != NULL;
+	return n;
+}
+
+static void
+add_endpoints(struct answer *to, const struct broker *broker)
+{
+	json_t *list = answer_list(to, "endpoints");
+
+	for (uint32_t i = 0; i < broker->endpoints.count; i++) {
+		struct answer row;
+		answer_init(&row);
+		answer_text(&row, "address", broker->endpoints.list[i].text);
+		answer_row(to, list, &row);
+	}
+}
+
 static void
 broker_row(struct answer *row, const struct broker *broker, uint64_t id, uint64_t now_ns)
 {
@@ -249,6 +274,8 @@ broker_row(struct answer *row, const struct broker *broker, uint64_t id, uint64_
 	    broker->config->weight > 0 ? broker_weight(broker, now_ns) / broker->config->weight : 0);
 	answer_count(row, "links", broker->link_count);
 	answer_count(row, "links_ready", ready_links(broker));
+	answer_count(row, "links_elsewhere", links_elsewhere(broker));
+	add_endpoints(row, broker);
 	answer_count(row, "attempts", broker->count.attempts);
 	answer_count(row, "failures", broker->count.failures);
 	answer_count(row, "delivered", broker->count.delivered);
@@ -290,6 +317,7 @@ link_row(struct answer *row, const struct link *link)
 	answer_count(row, "id", link->id);
 	answer_text(row, "pool", link->broker->pool->config->name);
 	answer_text(row, "broker", link->broker->config->address.text);
+	answer_text(row, "endpoint", endpoints_of(link) != NULL ? endpoints_of(link) : "");
 	answer_text(row, "state", link_state_word(link->state));
 	answer_count(row, "state_ms", ms_since(shard, link->state_since_ns));
 	answer_truth(row, "writable", link_is_writable(link));

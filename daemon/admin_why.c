@@ -196,6 +196,8 @@ say_link(struct words *words, const struct link *link)
 	const struct broker *broker = link->broker;
 
 	say(words, "%s", broker->config->address.text);
+	if (endpoints_of(link) != NULL)
+		say(words, " at %s", endpoints_of(link));
 	if (broker->link_count > 1)
 		say(words, " link %u", link->id);
 	say(words, " ");
@@ -354,6 +356,8 @@ static void
 say_which_link(struct words *words, const struct link *link)
 {
 	say(words, "link %u to %s", link->id, link->broker->config->address.text);
+	if (endpoints_of(link) != NULL)
+		say(words, " at %s", endpoints_of(link));
 }
 
 static void

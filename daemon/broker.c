@@ -22,6 +22,7 @@ broker_init(struct broker *broker, struct pool *pool, const struct config_broker
 	broker->pool = pool;
 	broker->config = config;
 	broker->index = index;
+	endpoints_init(&broker->endpoints, world_random(pool->shard->world));
 	broker->links = calloc(pool->config->links, sizeof(*broker->links));
 	if (broker->links == NULL)
 		return -TG_ENOMEM;
@@ -39,6 +40,7 @@ broker_fini(struct broker *broker)
 	for (uint32_t i = 0; i < broker->link_count; i++)
 		link_fini(&broker->links[i]);
 	tls_sessions_fini(&broker->tls_sessions);
+	endpoints_fini(&broker->endpoints);
 	free(broker->links);
 	broker->links = NULL;
 	broker->link_count = 0;
@@ -185,6 +187,7 @@ broker_link_ready(struct broker *broker, struct link *link)
 	/* A whole pool that comes back has nothing to ramp against, but its brokers come one by one. */
 	if (broker->failures > 0)
 		broker->slow_start_ns = shard->now_ns;
+	endpoints_ready(link);
 	if (!broker->open)
 		return;
 	broker->open = 0;
@@ -198,6 +201,7 @@ void
 broker_link_proven(struct broker *broker, struct link *link)
 {
 	link->failed = 0;
+	endpoints_proven(link);
 	if (broker->failures == 0 && broker->slow_start_ns == 0)
 		return;
 	broker->failures = 0;

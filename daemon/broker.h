@@ -1,5 +1,6 @@
 /*
- * A broker: one address of a pool, with its links, its breaker and its back-off.
+ * A broker: one address of a pool, with its links, its breaker and its back-off. While that address cannot
+ * be had its links may be at other addresses of its cluster (endpoints.h); they are this broker's all the same.
  *
  * Breaker. Consecutive failures of its links (a failed attempt, or a lost connection) are counted;
  * at `failures` of them it opens: one link alone probes, once per back-off, the others wait. The
@@ -21,6 +22,7 @@
 #define TG_DAEMON_BROKER_H
 
 #include "config.h"
+#include "endpoints.h"
 #include "link.h"
 #include "tls.h"
 
@@ -48,6 +50,7 @@ struct broker {
 	int64_t credit;   /* smooth weighted choice */
 	char why[200];    /* the last failure */
 	struct tls_sessions tls_sessions;
+	struct endpoints endpoints; /* what it has told of its cluster */
 	struct {
 		uint64_t attempts, failures, opened, delivered, sent, rejected, resent;
 	} count;

@@ -246,14 +246,6 @@ read_tls(struct config_node *node, struct config_tls *tls)
 }
 
 static int
-same_address(const struct config_address *a, const struct config_address *b)
-{
-	if (a->path != NULL && b->path != NULL)
-		return strcmp(a->path, b->path) == 0;
-	return a->host != NULL && b->host != NULL && strcasecmp(a->host, b->host) == 0 && a->port == b->port;
-}
-
-static int
 read_broker(struct config_node *node, struct config_pool *pool, struct config_broker *broker)
 {
 	const char *text = NULL, *why = NULL;
@@ -269,7 +261,7 @@ read_broker(struct config_node *node, struct config_pool *pool, struct config_br
 	int error = config_keys_read(SCOPE_BROKER, node, broker);
 	if (error != 0)
 		return error;
-	int there = config_node_string(node, "address", &text, 1, 300);
+	int there = config_node_string(node, "address", &text, 1, CONFIG_ADDRESS);
 	if (there == 0)
 		config_node_error(node, "address", "missing: host:port, [v6]:port or unix:/path");
 	if (there > 0) {
@@ -280,7 +272,7 @@ read_broker(struct config_node *node, struct config_pool *pool, struct config_br
 			config_node_error(node, "address", "\"%s\" is not allowed: %s", text, why);
 	}
 	for (const struct config_broker *other = pool->brokers; there > 0 && other < broker; other++)
-		if (same_address(&other->address, &broker->address)) {
+		if (config_address_same(&other->address, &broker->address)) {
 			config_node_error(node, "address",
 			    "\"%s\" is not allowed: brokers[%td] has this address", text,
 			    other - pool->brokers);

@@ -101,6 +101,7 @@ struct config {
 
 #define CONFIG_POOLS 256u
 #define CONFIG_BROKERS 64u /* of a pool */
+#define CONFIG_ADDRESS 300u /* bytes of an address's text */
 #define CONFIG_NAME 63u    /* bytes of a pool's name: what a lane's header holds */
 
 /*
@@ -115,6 +116,9 @@ void config_free(struct config *config);
 int
 config_address_parse(struct config_address *address, const char *text, uint16_t default_port, const char **why);
 void config_address_fini(struct config_address *address);
+
+/* Whether they are written alike: the same path, or the same host (in any case) and port. */
+int config_address_same(const struct config_address *a, const struct config_address *b);
 
 /* Whether it is a domain name or an IPv4 address. */
 int config_host_valid(const char *host, size_t len);

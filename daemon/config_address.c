@@ -6,6 +6,7 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/un.h>
 
 #define HOST_MAX 253u /* RFC 1035: a domain name in text */
@@ -147,6 +148,14 @@ config_address_parse(struct config_address *address, const char *text, uint16_t 
 fail:
 	config_address_fini(address);
 	return error;
+}
+
+int
+config_address_same(const struct config_address *a, const struct config_address *b)
+{
+	if (a->path != NULL && b->path != NULL)
+		return strcmp(a->path, b->path) == 0;
+	return a->host != NULL && b->host != NULL && strcasecmp(a->host, b->host) == 0 && a->port == b->port;
 }
 
 void

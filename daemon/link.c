@@ -1,6 +1,7 @@
 #include "link.h"
 
 #include "broker.h"
+#include "endpoints.h"
 #include "lane.h"
 #include "log.h"
 #include "pool.h"
@@ -57,7 +58,7 @@ enter_resolving(struct link *link)
 	link->broker->count.attempts++;
 	link->broker->last_attempt_ns = link->shard->now_ns;
 	set_deadline(link, config_of(link)->health.connect_timeout_ms);
-	link->resolving = world->ops->resolve(world, &link->broker->config->address, &handlers, link);
+	link->resolving = world->ops->resolve(world, endpoints_choose(link), &handlers, link);
 	if (link->resolving == NULL)
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a name look-up");
 }
@@ -72,8 +73,12 @@ on_resolved(void *owner, const struct world_address *addresses, unsigned count, 
 		link_fail(link, FATAL_PROTOCOL, "name look-up: %s", why);
 		return;
 	}
-	memcpy(link->addresses, addresses, count * sizeof(*addresses));
-	link->address_count = count;
+	if (endpoints_of(link) != NULL) {
+		link->endpoint_at = addresses[world_between(link->shard->world, 0, count - 1)];
+	} else {
+		memcpy(link->addresses, addresses, count * sizeof(*addresses));
+		link->address_count = count;
+	}
 	link_event(link, LINK_EV_RESOLVED);
 }
 
@@ -82,7 +87,9 @@ enter_connecting(struct link *link)
 {
 	struct world *world = link->shard->world;
 	/* One address an attempt, in turn: the back-off between attempts holds for all of them. */
-	const struct world_address *address = &link->addresses[link->address_next++ % link->address_count];
+	const struct world_address *address = endpoints_of(link) != NULL
+	    ? &link->endpoint_at
+	    : &link->addresses[link->address_next++ % link->address_count];
 	uint64_t low_water = config_of(link)->low_bytes / 2;
 
 	link->sock = world->ops->connect(world, address,
@@ -321,6 +328,7 @@ static void
 enter_failed(struct link *link)
 {
 	link->count.failures++;
+	endpoints_failed(link);
 	link_abandon(link);
 	release_waiters(link);
 	disconnect(link);
@@ -335,6 +343,7 @@ enter_closed(struct link *link)
 		link_flush(link);
 	if (link->tls != NULL)
 		tls_goodbye(link->tls);
+	endpoints_left(link);
 	link_abandon(link);
 	disconnect(link);
 	pool_link_changed(link->broker->pool, link);
@@ -428,13 +437,14 @@ set_state(struct link *link, enum link_state next)
 	enum log_level level = next == LINK_FAILED || next == LINK_SUSPECT ? LOG_LEVEL_WARN
 	    : next == LINK_READY || next == LINK_CLOSED                    ? LOG_LEVEL_INFO
 	                                                                   : LOG_LEVEL_DEBUG;
+	const char *endpoint = endpoints_of(link);
 	char why[256];
 
 	log_event(level, "link_state",
-	    "pool=%s broker=%s link=%u from=%s to=%s after_ms=%llu outstanding=%u unsent=%llu failures=%u cause=%s",
-	    broker->pool->config->name, broker->config->address.text, link->id, link_state_word(link->state),
-	    link_state_word(next), (unsigned long long)held_ms, link->outstanding,
-	    (unsigned long long)out_unwritten(&link->out), broker->failures,
+	    "pool=%s broker=%s%s%s link=%u from=%s to=%s after_ms=%llu outstanding=%u unsent=%llu failures=%u cause=%s",
+	    broker->pool->config->name, broker->config->address.text, endpoint != NULL ? " endpoint=" : "",
+	    endpoint != NULL ? endpoint : "", link->id, link_state_word(link->state), link_state_word(next),
+	    (unsigned long long)held_ms, link->outstanding, (unsigned long long)out_unwritten(&link->out), broker->failures,
 	    level == LOG_LEVEL_WARN ? log_quote(why, sizeof(why), link->why, strlen(link->why)) : "-");
 	link->state = next;
 	link->state_since_ns = link->shard->now_ns;
@@ -455,12 +465,16 @@ link_event(struct link *link, enum link_event event)
 void
 link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
 {
+	const char *endpoint = endpoints_of(link);
+	int at = 0;
 	va_list args;
 
 	if (!table[link->state][LINK_EV_FAIL].valid)
 		return;
+	if (endpoint != NULL)
+		at = snprintf(link->why, sizeof(link->why), "at %.80s: ", endpoint);
 	va_start(args, format);
-	vsnprintf(link->why, sizeof(link->why), format, args);
+	vsnprintf(link->why + at, sizeof(link->why) - (size_t)at, format, args);
 	va_end(args);
 	link->failed_kind = kind;
 	int draining = link->state == LINK_DRAINING && link->shard->stopping;
@@ -586,6 +600,7 @@ link_fini(struct link *link)
 	disconnect(link);
 	timers_unreserve(&link->shard->timers);
 	out_fini(&link->out);
+	config_address_fini(&link->endpoint);
 	free(link->ring);
 	link->ring = NULL;
 }

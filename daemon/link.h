@@ -29,6 +29,7 @@
 #ifndef TG_DAEMON_LINK_H
 #define TG_DAEMON_LINK_H
 
+#include "config.h"
 #include "out.h"
 #include "protocol/driver.h"
 #include "timer.h"
@@ -41,7 +42,6 @@
 #define LINK_SAVED_MAX (32u << 10) /* and of what its session has become since */
 
 struct broker;
-struct config_pool;
 struct lane;
 struct shard;
 struct tls;
@@ -104,8 +104,11 @@ struct link {
 	char client_id[48];
 	uint64_t connects; /* attempts, ever */
 	uint32_t failed;   /* failures in a row: since it has last stayed READY long enough to be trusted */
-	struct world_address addresses[WORLD_ADDRESSES];
+	struct world_address addresses[WORLD_ADDRESSES]; /* the broker's own */
 	unsigned address_count, address_next;
+	int try_endpoint;               /* instead, the next time (endpoints.h) */
+	struct config_address endpoint; /* where it is or is going instead; zeroed: it is not */
+	struct world_address endpoint_at;
 	struct out out;
 	uint64_t replies;     /* bytes the driver has answered by itself since the broker had taken them all */
 	uint64_t replies_end; /* where the last of them ends */

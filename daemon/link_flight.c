@@ -2,6 +2,7 @@
 #include "link.h"
 
 #include "broker.h"
+#include "endpoints.h"
 #include "lane.h"
 #include "log.h"
 #include "pool.h"
@@ -296,12 +297,11 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 			link->idle_ns = event->seq * 1000 * NS_PER_MS / 2;
 		break;
 	case EV_ENDPOINT:
-		log_event(LOG_LEVEL_DEBUG, "endpoint_learned", "pool=%s broker=%s endpoint=%s",
-		    link->broker->pool->config->name, link->broker->config->address.text,
-		    log_quote((char[160]){ 0 }, 160, event->text, event->text_len));
+		endpoints_learn(link->broker, event->text, event->text_len, event->seq);
 		break;
 	case EV_LEAVING:
 		link->leaving = 1;
+		endpoints_leaving(link);
 		break;
 	case EV_TLS:
 		if (!link->broker->pool->config->tls.enabled)

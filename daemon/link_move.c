@@ -8,6 +8,7 @@
 #include "link.h"
 
 #include "broker.h"
+#include "endpoints.h"
 #include "pool.h"
 #include "shm/error.h"
 
@@ -27,7 +28,8 @@ link_save(const struct link *link, uint8_t *bytes, size_t room)
 	if (link->state != LINK_READY || link->blocked || link->outstanding > 0 || out_unwritten(&link->out) > 0 ||
 	    link->held_len > 0 || link->probe_ns != 0)
 		return -TG_EAGAIN;
-	if (link->tls != NULL || link->hello == NULL)
+	/* The successor would take an endpoint for the broker's own address. */
+	if (link->tls != NULL || link->hello == NULL || endpoints_of(link) != NULL)
 		return -TG_ELIMIT;
 	return config->driver->save != NULL ? config->driver->save(link->session, bytes, room) : 0;
 }

@@ -83,7 +83,8 @@ enum driver_event_type {
 	EV_WINDOW,    /* seq: the most unanswered messages the broker allows from now on (> 0) */
 	EV_MAX_BODY,  /* seq: the most bytes of body the broker allows */
 	EV_KEEPALIVE, /* seq: the broker drops us unless something is sent every so many seconds (> 0) */
-	EV_ENDPOINT,  /* text: "host:port" of another broker of this cluster */
+	EV_ENDPOINT,  /* text: "host:port" of another broker of this cluster; seq: its place in a list, where 0
+	               * begins one that takes the place of all that was said before */
 	EV_LEAVING,   /* the broker will go soon: drain and reconnect elsewhere */
 	EV_TLS,       /* switch to TLS now (protocols that start in the clear), with nothing in out and all
 	               * input consumed; start() is called again when it is done, params->tls is 1 then */

@@ -3,6 +3,7 @@
  *
  *   jetstream = true | false   default true
  *   msg_id = true | false      default true: Nats-Msg-Id, so that a stream drops what is sent twice
+ *   learn_endpoints = true | false   default true: INFO's connect_urls are said as EV_ENDPOINT
  *   username, password_file    or token_file, or nkey_seed_file
  *
  * The topic is the subject. Headers are NATS headers in their order; a key that is not empty is one
@@ -74,13 +75,14 @@ configure(void *settings, struct config_node *group)
 	struct config_node absent;
 	int bad = 0;
 
-	nats->jetstream = nats->msg_id = 1;
+	nats->jetstream = nats->msg_id = nats->learn_endpoints = 1;
 	if (group == NULL) {
 		memset(&absent, 0, sizeof(absent));
 		group = &absent;
 	}
 	bad |= config_node_bool(group, "jetstream", &nats->jetstream) < 0;
 	bad |= config_node_bool(group, "msg_id", &nats->msg_id) < 0;
+	bad |= config_node_bool(group, "learn_endpoints", &nats->learn_endpoints) < 0;
 	int username = read_username(group, &nats->username);
 	int password = read_secret(group, "password_file", &nats->password);
 	int token = read_secret(group, "token_file", &nats->token);

@@ -31,6 +31,7 @@
 struct nats_settings {
 	int jetstream;
 	int msg_id;
+	int learn_endpoints;
 	char *username;
 	char *password;
 	char *token;

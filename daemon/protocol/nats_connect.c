@@ -21,7 +21,9 @@ is_true(const json_t *info, const char *key)
 static void
 say_endpoints(struct nats_session *nats, const json_t *urls)
 {
-	size_t count = json_array_size(urls);
+	const struct nats_settings *settings = nats->base.settings;
+	size_t count = settings->learn_endpoints ? json_array_size(urls) : 0;
+	uint64_t said = 0;
 
 	for (size_t i = 0; i < count && i < ENDPOINTS_MAX; i++) {
 		const json_t *url = json_array_get(urls, i);
@@ -32,7 +34,7 @@ say_endpoints(struct nats_session *nats, const json_t *urls)
 		    utf8_check((const uint8_t *)text, len, "  ", &offset) != UTF8_PLAIN)
 			continue;
 		nats->base.events.emit(nats->base.events.owner,
-		    &(struct driver_event){ .type = EV_ENDPOINT, .text = text, .text_len = len });
+		    &(struct driver_event){ .type = EV_ENDPOINT, .seq = said++, .text = text, .text_len = len });
 	}
 }
 

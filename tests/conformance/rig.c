@@ -259,6 +259,9 @@ on_event(void *owner, const struct driver_event *event)
 		    event->seq);
 		return;
 	case EV_ENDPOINT:
+		if (event->seq != 0 && event->seq != rig->endpoints)
+			broken(rig, "an endpoint has the number %lu where %lu is next", event->seq, rig->endpoints);
+		rig->endpoints = event->seq + 1;
 		say(rig, "endpoint%s", text);
 		return;
 	case EV_LEAVING:

@@ -57,6 +57,7 @@ struct rig {
 	uint64_t base;    /* messages of the sessions before a move: what is told of seqs counts on */
 	uint64_t garble;  /* not 0: how rig_move() tries saved bytes with faults first */
 	int moving;       /* a session is brought up in private: nothing of it is told */
+	uint64_t endpoints;           /* the number of the next in its list */
 	int quiet;                    /* events and output are only digested, for the fuzzer's speed */
 	struct rig_digest said, told; /* of events, of output: how they interleave depends on the cuts */
 	int started, up, dead, allowed_events;

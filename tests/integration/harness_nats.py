@@ -93,13 +93,13 @@ class NatsServer(Broker):
 
 
 class NatsCluster:
-    """Three nats-servers that know of each other, and a stream of which each has a copy."""
+    """nats-servers that know of each other, and a stream of which each has a copy. lines: of each one's configuration."""
 
-    def __init__(self, box):
-        ports = [box.port() for _ in range(3)]
+    def __init__(self, box, count=3, lines=lambda number: ()):
+        ports = [box.port() for _ in range(count)]
         routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
         self.servers = [NatsServer(box, f"n{number}", lines=[
-            f"server_name: n{number}", f'cluster {{ name: tide, listen: "127.0.0.1:{port}", routes: [ {routes} ] }}'])
+            f"server_name: n{number}", f'cluster {{ name: tide, listen: "127.0.0.1:{port}", routes: [ {routes} ] }}', *lines(number)])
             for number, port in enumerate(ports)]
         for server in self.servers:
             server.start()
@@ -117,9 +117,9 @@ class NatsCluster:
             connection.close()
         return None if "error" in answer else answer
 
-    def stream(self, name="LOAD", subjects=("load.>",)):
+    def stream(self, name="LOAD", subjects=("load.>",), copies=3):
         """Elections among servers that have just started take seconds."""
-        config = {"name": name, "subjects": list(subjects), "storage": "file", "num_replicas": 3}
+        config = {"name": name, "subjects": list(subjects), "storage": "file", "num_replicas": copies}
         wait_for(lambda: self.api(f"STREAM.CREATE.{name}", config), f"stream {name} to be made", 60, 0.2)
 
     def leader(self, stream="LOAD", but=None):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from harness import FULL, Sink, have, pool, secret, wait_for
+from harness import FULL, Sink, have, pool, program, secret, wait_for
 from harness_nats import NatsCluster, NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, wait_all_arrived
 from tls import Authority
@@ -230,6 +230,82 @@ def test_killed_leader_of_a_cluster_costs_nothing(box, daemon):
     assert survivor is not leader
     leader.start()
     assert check_all_arrived(producers, StreamReader(survivor)) == 0
+
+
+def text(d, command):
+    return d.box.run(program("tidegatectl"), "-s", d.admin, command).stdout
+
+
+def endpoints(d):
+    return {row["address"] for row in d.rows("brokers")[0]["endpoints"]}
+
+
+@pytest.mark.sanitizers
+def test_learned_endpoints_carry_while_the_configured_server_is_gone(box, daemon):
+    """One server of three is configured, and killed under load. The stream's only copy is on another."""
+    if not have("nats-server"):
+        pytest.skip("needs nats-server")
+    cluster = NatsCluster(box)
+    cluster.stream(copies=1)
+    holder = cluster.leader()
+    configured = next(server for server in cluster.servers if server is not holder)
+    others = {server.address for server in cluster.servers if server is not configured}
+    d = daemon(nats_pool([configured], links=2, **FAST))
+    stays = daemon(nats_pool([configured], {"learn_endpoints": False}, **FAST), name="stays")
+    wait_for(lambda: endpoints(d) == others, lambda: f"the others to be known: {d.rows('brokers')}", 30)
+    assert [row["endpoint"] for row in d.links()] == ["", ""]
+    assert d.rows("brokers")[0]["links_elsewhere"] == 0
+    producers = producers_of(box, d, processes=4, rate=0 if FULL else 1000)
+    wait_for(lambda: sum(p.file.completed() for p in producers) >= COUNT, "a quarter completed", 60, 0.002)
+    configured.kill()
+    for producer in producers:
+        assert producer.finish(600) == {"delivered": COUNT}
+    wait_for(lambda: d.link_states() == ["ready", "ready"], lambda: f"both links to be at others: {d.links()}", 30)
+    # The killed one may have led the cluster: nobody makes consumers until another does.
+    wait_for(lambda: cluster.api("STREAM.NAMES", but=configured), "a leader of the cluster", 60, 0.2)
+    assert check_all_arrived(producers, StreamReader(holder)) == 0
+
+    # It shows wherever a link does.
+    where = [row["endpoint"] for row in d.links()]
+    assert set(where) <= others and [row["broker"] for row in d.links()] == [configured.address] * 2
+    assert f"{configured.address} at {where[0]}" in text(d, "links")
+    assert "2 of its links at addresses of its cluster" in text(d, "brokers")
+    lines = [event["line"] for event in d.rows("events")]
+    assert any(f"broker={configured.address} endpoint={where[0]} " in line and "to=ready" in line for line in lines), lines
+
+    # A pool that is told not to learn tries its own address only.
+    wait_for(lambda: stays.rows("brokers")[0]["failures"] >= 8, lambda: f"eight failures: {stays.rows('brokers')}", 60)
+    assert stays.rows("brokers")[0]["endpoints"] == [] and stays.links()[0]["endpoint"] == ""
+    assert "ready" not in stays.link_states()
+
+    # The configured one is back: it is tried by those that have no link, and nobody is moved.
+    configured.start()
+    stays.wait_ready()
+    assert d.publish("-m", "x", topic="load.after").returncode == 0
+    assert [row["endpoint"] for row in d.links()] == where
+
+
+@pytest.mark.sanitizers
+@pytest.mark.parametrize("names", ["DNS:localhost", "IP:127.0.0.1"])
+def test_learned_endpoint_shows_a_certificate_for_the_configured_host(box, daemon, tmp_path, names):
+    """What a server says before TLS begins is not protected: its word for a name is nobody's."""
+    if not have("nats-server"):
+        pytest.skip("needs nats-server")
+    authority = Authority(tmp_path / "ca")
+    identities = [authority.issue(names="DNS:localhost"), authority.issue(names=names)]
+    cluster = NatsCluster(box, 2, lambda number: [
+        f'tls {{ cert_file: "{identities[number].cert}", key_file: "{identities[number].key}" }}'])
+    configured, other = cluster.servers
+    d = daemon(nats_pool([f"localhost:{configured.port}"], {"jetstream": False}, tls={"ca_file": authority.cert}, **FAST))
+    wait_for(lambda: other.address in endpoints(d), lambda: f"the other to be known: {d.rows('brokers')}", 30)
+    configured.kill()
+    if names == "DNS:localhost":
+        wait_for(lambda: d.link_states() == ["ready"], lambda: f"the link to be at the other: {d.links()}", 30)
+        assert d.links()[0]["endpoint"] == other.address and d.links()[0]["tls"].startswith("TLS")
+        assert d.publish("-m", "x", topic="load.t").returncode == 0
+    else:
+        wait_for(lambda: f"at {other.address}: TLS: " in d.links()[0]["why"], lambda: f"a refusal: {d.links()}", 30)
+        assert "ready" not in d.link_states()
 
 
 @pytest.mark.sanitizers

@@ -199,6 +199,9 @@ on_request(struct app *app, const struct wire *wire)
 		if (app->broker->leaves_at_once)
 			reply(app, REPLY_LEAVING, 0, 0);
 		reply(app, REPLY_UP, 0, 0);
+		for (uint32_t i = 0, said = 0; i < SIM_HOSTS; i++)
+			if (app->broker->tells >> i & 1)
+				reply(app, REPLY_ENDPOINT, i + 1, said++);
 		if (app->broker->window != 0)
 			reply(app, REPLY_WINDOW, app->broker->window, 0);
 		if (app->broker->blocked)

@@ -6,6 +6,7 @@
 #include "daemon/protocol/driver.h"
 #include "shm/error.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -150,6 +151,18 @@ driver_sim_written(void *watcher, void *owner, uint64_t written)
 }
 
 static void
+tell(struct session *session, const struct reply *reply)
+{
+	const char *name = sim_of(session)->tells_numbers ? "0.0.0.0" : "elsewhere";
+	char text[40];
+	int len = snprintf(text, sizeof(text), "%s:%u", name, (unsigned)reply->value);
+
+	session->events.emit(session->events.owner,
+	    &(struct driver_event){
+		.type = EV_ENDPOINT, .seq = reply->count, .text = text, .text_len = (size_t)len });
+}
+
+static void
 answer(struct driver_session *s, const struct reply *reply)
 {
 	struct session *session = &s->session;
@@ -188,6 +201,9 @@ answer(struct driver_session *s, const struct reply *reply)
 		break;
 	case REPLY_LEAVING:
 		driver_emit(session, EV_LEAVING, 0);
+		break;
+	case REPLY_ENDPOINT:
+		tell(session, reply);
 		break;
 	}
 }

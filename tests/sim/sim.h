@@ -108,6 +108,7 @@ struct sim_broker {
 	uint64_t slow_ns;  /* reads one message in so long; 0: all it gets */
 	uint32_t window;   /* tells it to clients; 0: does not */
 	uint32_t places;   /* for connections; more are reset when they say something; 0: for all */
+	uint32_t tells;    /* hosts it tells clients of, a bit for each */
 	int refuses;       /* its protocol's rules allow nothing */
 	TAILQ_HEAD(app_list, app) apps;
 	struct app_list ending; /* over, and referred to by events */
@@ -146,6 +147,7 @@ struct sim {
 	uint64_t bells;
 	int doorbell_posted;
 	uint32_t credit; /* the driver's own window; 0: none */
+	int tells_numbers; /* brokers tell of others by number, not by name */
 	struct link_watch watch[SIM_BROKERS * 64];
 	uint64_t broker_ready_ns[SIM_BROKERS];
 	uint64_t broker_opened[SIM_BROKERS];

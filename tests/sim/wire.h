@@ -29,6 +29,7 @@ enum reply_type {
 	REPLY_UNBLOCKED,
 	REPLY_WINDOW,
 	REPLY_LEAVING,
+	REPLY_ENDPOINT, /* value: a port of its cluster; count: its place in what is told */
 };
 
 struct reply {

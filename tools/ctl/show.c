@@ -321,9 +321,16 @@ show_brokers(const struct sample *sample, FILE *out)
 		}
 	}
 	finish(&table, out, "There are no brokers.");
-	json_array_foreach (json_object_get(sample->answer, "brokers"), i, row)
+	json_array_foreach (json_object_get(sample->answer, "brokers"), i, row) {
+		if (number(row, "links_elsewhere") > 0) {
+			char text[80];
+			snprintf(text, sizeof(text), "%" PRIu64 " of its links at addresses of its cluster (see links)",
+			    number(row, "links_elsewhere"));
+			cause(out, string(row, "pool"), string(row, "address"), text);
+		}
 		if (number(row, "links_ready") < number(row, "links"))
 			cause(out, string(row, "pool"), string(row, "address"), string(row, "why"));
+	}
 }
 
 /* ---- links ---- */
@@ -372,7 +379,10 @@ show_links(const struct sample *sample, FILE *out)
 		char text[UNITS_TEXT];
 		table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "id"));
 		table_cell(&table, PAINT_NONE, string(row, "pool"));
-		table_cell(&table, PAINT_NONE, string(row, "broker"));
+		if (string(row, "endpoint")[0] != '\0')
+			table_cellf(&table, PAINT_WARN, "%s at %s", string(row, "broker"), string(row, "endpoint"));
+		else
+			table_cell(&table, PAINT_NONE, string(row, "broker"));
 		table_cell(&table, state_paint(state), state);
 		cell_duration(&table, PAINT_NONE, number(row, "state_ms"));
 		table_cell(&table, truth(row, "writable") ? PAINT_GOOD : PAINT_WARN, takes(row));
