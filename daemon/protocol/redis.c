@@ -345,6 +345,34 @@ redis_goodbye(struct session *session, struct out *out)
 	return rc;
 }
 
+/* What a successor's session has to know beside the handshake: the key that asks whether there is room again. */
+static ssize_t
+redis_save(const struct session *session, uint8_t *bytes, size_t room)
+{
+	const struct redis_session *redis = (const struct redis_session *)session;
+
+	/* A reply that the next session does not wait for would end it, and so would the end of one. */
+	if (redis->state != REDIS_UP || redis->expected_head != redis->expected_tail || redis->blocked ||
+	    redis->begun)
+		return -TG_EAGAIN;
+	if (redis->try_key_len > room)
+		return -TG_ELIMIT;
+	memcpy(bytes, redis->try_key, redis->try_key_len);
+	return redis->try_key_len;
+}
+
+static int
+redis_restore(struct session *session, const uint8_t *bytes, size_t len)
+{
+	struct redis_session *redis = redis_session(session);
+
+	if (redis->state != REDIS_UP || len > REDIS_TRY_KEY_MAX)
+		return -TG_EINVAL;
+	memcpy(redis->try_key, bytes, len);
+	redis->try_key_len = (uint8_t)len;
+	return 0;
+}
+
 const struct driver driver_redis = {
 	.name = "redis",
 	.default_port = 6379,
@@ -362,4 +390,6 @@ const struct driver driver_redis = {
 	.flush = redis_flush,
 	.probe = redis_probe,
 	.goodbye = redis_goodbye,
+	.save = redis_save,
+	.restore = redis_restore,
 };

@@ -98,6 +98,7 @@ struct redis_session {
 	uint8_t acked;   /* publish: everything before oldest is answered and has not been said yet */
 	uint8_t leaving; /* QUIT is sent */
 	uint8_t blocked;
+	uint8_t begun;     /* the reader has a part of a reply */
 	uint8_t replica;   /* HELLO says so */
 	uint8_t role_next; /* the next element of HELLO's reply is the role */
 	const char *wrong; /* what a reply's shape breaks; NULL: nothing */

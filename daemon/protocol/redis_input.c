@@ -499,6 +499,7 @@ take_replies(struct redis_session *redis, struct out *out)
 		}
 		if (whole == NULL)
 			return 0;
+		redis->begun = redis->reader->pos != redis->reader->len;
 		rc = on_reply(redis, out);
 		if (rc != 0)
 			return rc;
@@ -520,6 +521,7 @@ redis_input(struct session *session, const uint8_t *bytes, size_t len, struct ou
 			piece = REDIS_REPLY_MAX + 1 - kept;
 		if (redisReaderFeed(redis->reader, (const char *)bytes + at, piece) != REDIS_OK)
 			return fatal(redis, FATAL_PROTOCOL, 0, "out of memory for a reply");
+		redis->begun = 1;
 		at += piece;
 		int rc = take_replies(redis, out);
 		if (rc != 0)
