@@ -1,12 +1,11 @@
 """One daemon, one real mosquitto: what a message is, what becomes of it, and what is refused."""
 
 import os
-import socket
 import subprocess
 
 import pytest
 
-from harness import FULL, Mosquitto, pool, secret, wait_for
+from harness import FULL, Mosquitto, need_localhost, pool, secret, wait_for
 from load import Producer, check_all_arrived, wait_all_arrived
 from paho_subscriber import PahoSubscriber
 
@@ -176,10 +175,7 @@ def test_message_expires_honestly_when_no_broker_comes(box, daemon):
 
 
 def test_broker_by_name_and_over_ipv6(box, daemon):
-    try:
-        socket.getaddrinfo("localhost", None)
-    except socket.gaierror:
-        pytest.skip("this machine has no name for itself: /etc/hosts is without localhost")
+    need_localhost()
     broker = Mosquitto(box, lines=[])
     broker.config.write_text(broker.config.read_text().replace(f"listener {broker.port} 127.0.0.1",
                                                                f"listener {broker.port}"))

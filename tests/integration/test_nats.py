@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from harness import FULL, Sink, have, pool, program, secret, wait_for
+from harness import FULL, Sink, have, need_localhost, pool, program, secret, wait_for
 from harness_nats import NatsCluster, NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, wait_all_arrived
 from tls import Authority
@@ -291,6 +291,7 @@ def test_learned_endpoint_shows_a_certificate_for_the_configured_host(box, daemo
     """What a server says before TLS begins is not protected: its word for a name is nobody's."""
     if not have("nats-server"):
         pytest.skip("needs nats-server")
+    need_localhost()
     authority = Authority(tmp_path / "ca")
     identities = [authority.issue(names="DNS:localhost"), authority.issue(names=names)]
     cluster = NatsCluster(box, 2, lambda number: [
