@@ -59,6 +59,13 @@ wait_for_time(struct control *control)
 	timer_set(&shard->timers, &control->timer, at_ns);
 }
 
+void
+control_look(struct control *control)
+{
+	if (is_idle(control->shard))
+		wait_for_time(control);
+}
+
 /* One piece of work a turn: whoever sends messages has his turn in between. */
 static void
 on_time(struct timer *timer)

@@ -56,6 +56,9 @@ void control_gone(struct control *control, struct client *client);
 /* Whoever knocks next has to wait. */
 void control_hold_listener(struct control *control);
 
+/* At the end of each turn: if there are no messages any more, whoever is held need not wait for his time. */
+void control_look(struct control *control);
+
 /* There may be time for the held ones: the shard is not paused any more. */
 void control_resume(struct control *control);
 

@@ -351,6 +351,7 @@ shard_turn(struct shard *shard)
 	commit_lanes(shard);
 	settle_dozed(shard);
 	bury(shard);
+	control_look(&shard->control);
 	return more || shard->active_count > 0 || !TAILQ_EMPTY(&shard->serve) || !TAILQ_EMPTY(&shard->dirty) ||
 	    !TAILQ_EMPTY(&shard->flush) || !TAILQ_EMPTY(&shard->looking);
 }

@@ -1076,10 +1076,51 @@ a_late_ring_does_not_use_up_the_next(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
+static int
+is_something_outstanding(struct sim *sim)
+{
+	return sim->shard.outstanding > 0;
+}
+
+static int
+may_go_on(struct sim *sim)
+{
+	const struct control *control = &sim->shard.control;
+
+	return control->timer.place != 0 && control->timer.at_ns <= sim->shard.now_ns;
+}
+
+/* Whoever asked for more than his share of a busy daemon's time need not wait for it when it has become idle. */
+static void
+who_is_held_goes_on_when_there_are_no_messages(void **state)
+{
+	struct sim sim;
+
+	(void)state;
+	sim_init(&sim, 1, 1);
+	sim.brokers[0].ack_ns = SIM_MS(30);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(1)));
+	assert_int_equal(producer_publish(sim_producer(&sim, 0), 100, 0), 0);
+	assert_true(sim_run_until(&sim, is_something_outstanding, SIM_S(1)));
+	struct control *control = &sim.shard.control;
+	control_charge(control, SIM_S(100)); /* had come by it */
+	control_charge(control, SIM_S(100));
+	assert_false(control_may(control));
+	control_hold_listener(control);
+	assert_false(may_go_on(&sim));
+	assert_true(sim_run_until(&sim, may_go_on, SIM_S(1)));
+	assert_true(control_may(control));
+	control_fini(control); /* there is no listener to go on */
+	sim_settle(&sim, SIM_MS(100));
+	end_all_delivered(&sim, SIM_S(1));
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(who_is_held_goes_on_when_there_are_no_messages),
 		cmocka_unit_test(a_publish_that_the_barrier_missed_waits_a_moment),
 		cmocka_unit_test(a_ring_that_is_lost_costs_time_and_nothing_else),
 		cmocka_unit_test(a_late_ring_does_not_use_up_the_next),
