@@ -24,7 +24,8 @@
  *  L5  bytes referenced in a ring are not released while they are unwritten: a record is only
  *      completed by the link it is in flight on, and a link that stops carrying owns its bytes first
  *  L6  after the broker has closed over a message without saying which, one message is unanswered at a
- *      time until as many were answered as were in doubt: whatever ends the link then is the one's doing
+ *      time until as many were answered as were in doubt: whatever ends the link then is the one's doing.
+ *      So it is for the first of each lane after the broker could not take what was unanswered
  */
 #ifndef TG_DAEMON_LINK_H
 #define TG_DAEMON_LINK_H

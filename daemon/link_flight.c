@@ -350,6 +350,11 @@ link_abandon(struct link *link)
 	struct inflight *guilty =
 	    link->state == LINK_FAILED && link->failed_kind == FATAL_MESSAGE ? link_blame(link, &code) : NULL;
 
+	/* What it could not take now it may take from one moment to the next (a leader was elected): the first of each
+	 * lane goes alone, so that none overtakes one that is refused. */
+	if (link->state == LINK_FAILED && link->failed_kind == FATAL_UNUSABLE && link->outstanding > 0 &&
+	    link->careful < link->bound_count + 1)
+		link->careful = link->bound_count + 1;
 	if (guilty != NULL)
 		answer(link, guilty, TG_REJECTED, 0, code, link->fatal_why, strlen(link->fatal_why));
 

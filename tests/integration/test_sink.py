@@ -734,7 +734,7 @@ def test_bad_options_name_option_value_and_what_is_allowed(box, words, parts):
 def test_control_answers_each_line_with_one(sink):
     with socket.socket(socket.AF_UNIX) as control:
         control.settimeout(10)
-        control.connect(str(sink.control))
+        wait_for(lambda: control.connect_ex(str(sink.control)) == 0, "the control socket")
         control.sendall(b"set ack-delay 5\nset ack-delay soon\r\nget ack-delay\nset freeze maybe\nfly\nset\nresume now\n"
                         b"get nothing\nhelp\nquit\n")
         answers = control.makefile().read().splitlines()
