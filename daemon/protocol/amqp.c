@@ -103,7 +103,7 @@ amqp_open(struct session *session)
 	amqp->frame_max = AMQP_FRAME_MAX;
 	amqp->max_body = UINT64_MAX;
 	/* Four windows, as the link's own ring: queues confirm in their own time. */
-	while (bits / 4 < session->params->window && bits < 1u << 24)
+	while (bits / 4 < session->params->window && bits < AMQP_UNANSWERED_MAX)
 		bits *= 2;
 	amqp->early_mask = bits - 1;
 	amqp->early_bits = calloc(bits / 64, sizeof(*amqp->early_bits));

@@ -33,6 +33,9 @@
 /* How long a message id is: lane nonce and position, sixteen hex digits each and a dash. */
 #define AMQP_ID_LEN 33u
 
+/* Messages of a connection that are unanswered or were answered early: four of the widest windows. */
+#define AMQP_UNANSWERED_MAX (UINT32_C(1) << 24)
+
 /* EV_NACK's code for basic.nack, which has none of its own: its method number. */
 #define AMQP_CODE_NACK 120u
 

@@ -83,9 +83,10 @@ take_channel(struct amqp_session *amqp, struct amqp_reader *from)
 	uint32_t careful = (uint32_t)amqp_take(from, 4);
 	struct amqp_view exchange = amqp_take_short(from);
 
-	/* A tag is 1 or more, where there are any; a channel is careful for as many messages as waited on it once. */
+	/* A tag is 1 or more, where there are any; a channel is careful for as many messages as waited on it once,
+	 * perhaps in a wider window than this session has. */
 	if (from->bad || (flags & ~(uint32_t)SAVED_ALL) != 0 || next > COUNT_MAX ||
-	    ((flags & SAVED_OPEN) != 0 && next == 0) || used > amqp->before || careful > amqp->early_mask)
+	    ((flags & SAVED_OPEN) != 0 && next == 0) || used > amqp->before || careful > AMQP_UNANSWERED_MAX)
 		return -TG_EINVAL;
 	struct amqp_channel *channel = amqp_channel_add(amqp);
 	if (channel == NULL)

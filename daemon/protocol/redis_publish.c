@@ -183,7 +183,9 @@ redis_flush(struct session *session, struct out *out)
 	const struct redis_settings *settings = redis_settings(session);
 	char frame[80], replicas[24], timeout[24], *at = frame, *end;
 
-	if (settings->wait_replicas == 0 || redis->unwaited == 0 || redis->waiting || redis->state != REDIS_UP)
+	/* Nothing waits if all that came since the last one was refused. */
+	if (settings->wait_replicas == 0 || redis->unwaited == 0 || redis->settled == redis->next || redis->waiting ||
+	    redis->state != REDIS_UP)
 		return 0;
 	at = redis_put_count(at, '*', 3);
 	at = redis_put_bulk(at, "WAIT", 4);
