@@ -355,7 +355,8 @@ redis_save(const struct session *session, uint8_t *bytes, size_t room)
 	if (redis->state != REDIS_UP || redis->expected_head != redis->expected_tail || redis->blocked ||
 	    redis->begun)
 		return -TG_EAGAIN;
-	if (redis->try_key_len > room)
+	/* Nor can it be told where in what came with the handshake's end the next reply has begun. */
+	if (redis->early || redis->try_key_len > room)
 		return -TG_ELIMIT;
 	memcpy(bytes, redis->try_key, redis->try_key_len);
 	return redis->try_key_len;

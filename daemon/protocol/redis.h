@@ -99,6 +99,7 @@ struct redis_session {
 	uint8_t leaving; /* QUIT is sent */
 	uint8_t blocked;
 	uint8_t begun;     /* the reader has a part of a reply */
+	uint8_t early;     /* it had one when the handshake was over, which nothing had asked for */
 	uint8_t replica;   /* HELLO says so */
 	uint8_t role_next; /* the next element of HELLO's reply is the role */
 	const char *wrong; /* what a reply's shape breaks; NULL: nothing */

@@ -476,6 +476,7 @@ on_reply(struct redis_session *redis, struct out *out)
 	}
 	if (rc == 0 && redis->expected_head == redis->expected_tail) {
 		redis->state = REDIS_UP;
+		redis->early = redis->begun;
 		driver_emit(&redis->base, EV_UP, 0);
 	}
 	return rc;
