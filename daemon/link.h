@@ -25,7 +25,8 @@
  *      completed by the link it is in flight on, and a link that stops carrying owns its bytes first
  *  L6  after the broker has closed over a message without saying which, one message is unanswered at a
  *      time until as many were answered as were in doubt: whatever ends the link then is the one's doing.
- *      So it is for the first of each lane after the broker could not take what was unanswered
+ *      So it is for the first of each lane (LINK_CAREFUL_MAX) after the broker could not take what was
+ *      unanswered
  */
 #ifndef TG_DAEMON_LINK_H
 #define TG_DAEMON_LINK_H
@@ -84,6 +85,10 @@ struct inflight {
 /* What a driver answers by itself, a PONG for a PING, no watermark stops: a broker that has us answer
  * without end and reads nothing of it is left. */
 #define LINK_REPLIES_MAX (1u << 20)
+
+/* Lanes of which each has its first message answered alone after the broker could not take any: so many
+ * round trips, 64 ms at 1 ms each. Links of more lanes than that open up all the same. */
+#define LINK_CAREFUL_MAX 64u
 
 TAILQ_HEAD(lane_list, lane);
 

@@ -352,9 +352,10 @@ link_abandon(struct link *link)
 
 	/* What it could not take now it may take from one moment to the next (a leader was elected): the first of each
 	 * lane goes alone, so that none overtakes one that is refused. */
+	uint32_t lanes = link->bound_count < LINK_CAREFUL_MAX ? link->bound_count + 1 : LINK_CAREFUL_MAX;
 	if (link->state == LINK_FAILED && link->failed_kind == FATAL_UNUSABLE && link->outstanding > 0 &&
-	    link->careful < link->bound_count + 1)
-		link->careful = link->bound_count + 1;
+	    link->careful < lanes)
+		link->careful = lanes;
 	if (guilty != NULL)
 		answer(link, guilty, TG_REJECTED, 0, code, link->fatal_why, strlen(link->fatal_why));
 

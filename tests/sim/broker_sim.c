@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum verdict { VERDICT_ACK, VERDICT_NACK, VERDICT_AGAIN };
+enum verdict { VERDICT_ACK, VERDICT_NACK, VERDICT_AGAIN, VERDICT_UNUSABLE };
 
 struct answer {
 	uint64_t due_ns;
@@ -76,6 +76,9 @@ give(struct app *app, const struct answer *answer, int single)
 	case VERDICT_AGAIN:
 		entry->given--;
 		reply(app, REPLY_AGAIN, answer->seq, 1);
+		break;
+	case VERDICT_UNUSABLE:
+		reply(app, REPLY_UNUSABLE, answer->seq, 1);
 		break;
 	}
 }
@@ -180,9 +183,10 @@ on_publish(struct app *app, const struct wire *wire, const uint8_t *body)
 		.seq = wire->seq,
 		.producer = producer,
 		.position = wire->position,
-		.verdict = chance_hit(&sim->chance, broker->nack) ? VERDICT_NACK
-		    : chance_hit(&sim->chance, broker->again)     ? VERDICT_AGAIN
-								  : VERDICT_ACK,
+		.verdict = broker->leaderless                     ? VERDICT_UNUSABLE
+		    : chance_hit(&sim->chance, broker->nack)  ? VERDICT_NACK
+		    : chance_hit(&sim->chance, broker->again) ? VERDICT_AGAIN
+							      : VERDICT_ACK,
 	};
 	if (app->answers[app->answer_count - 1].verdict != VERDICT_ACK)
 		return;

@@ -162,7 +162,8 @@ tell(struct session *session, const struct reply *reply)
 		.type = EV_ENDPOINT, .seq = reply->count, .text = text, .text_len = (size_t)len });
 }
 
-static void
+/* Returns 0 or a negative TG_E. */
+static int
 answer(struct driver_session *s, const struct reply *reply)
 {
 	struct session *session = &s->session;
@@ -202,10 +203,13 @@ answer(struct driver_session *s, const struct reply *reply)
 	case REPLY_LEAVING:
 		driver_emit(session, EV_LEAVING, 0);
 		break;
+	case REPLY_UNUSABLE:
+		return driver_fatal(session, FATAL_UNUSABLE, 503, "no leader");
 	case REPLY_ENDPOINT:
 		tell(session, reply);
 		break;
 	}
+	return 0;
 }
 
 int driver_sim_in_input;
@@ -214,15 +218,16 @@ static ssize_t
 sim_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out)
 {
 	size_t used = 0;
+	int rc = 0;
 
 	driver_sim_in_input = 1;
-	for (; len - used >= sizeof(struct reply); used += sizeof(struct reply)) {
+	for (; rc == 0 && len - used >= sizeof(struct reply); used += sizeof(struct reply)) {
 		struct reply reply;
 		memcpy(&reply, bytes + used, sizeof(reply));
-		answer((struct driver_session *)session, &reply);
+		rc = answer((struct driver_session *)session, &reply);
 	}
 	driver_sim_in_input = 0;
-	return (ssize_t)used;
+	return rc != 0 ? rc : (ssize_t)used;
 }
 
 const struct driver driver_sim = {

@@ -109,6 +109,7 @@ struct sim_broker {
 	uint32_t window;   /* tells it to clients; 0: does not */
 	uint32_t places;   /* for connections; more are reset when they say something; 0: for all */
 	uint32_t tells;    /* hosts it tells clients of, a bit for each */
+	int leaderless;    /* takes nothing, and says so */
 	int refuses;       /* its protocol's rules allow nothing */
 	TAILQ_HEAD(app_list, app) apps;
 	struct app_list ending; /* over, and referred to by events */

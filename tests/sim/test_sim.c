@@ -728,6 +728,61 @@ what_is_refused_for_now_is_not_overtaken(void **state)
 	}
 }
 
+/* A broker without a leader for a while, elected in the middle of what is sent to it. */
+static void
+who_has_no_leader_takes_nothing_out_of_turn(void **state)
+{
+	struct sim sim;
+
+	for (uint64_t seed = 0; seed < 120; seed++) {
+		sim_init(&sim, 2000 + seed, 1);
+		sim.pool_config.breaker.retry_max_ms = 500;
+		sim.w.hosts[0].bytes_per_s = 3000000; /* so that it has one between two records */
+		sim.brokers[0].ack_ns = SIM_MS(50);
+		sim_start(&sim);
+		assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+		start_producers(&sim, 4, SIM_MS(20), 4);
+		sim_run_for(&sim, SIM_MS(300));
+		sim.brokers[0].leaderless = 1;
+		sim_run_for(&sim, SIM_S(3) + SIM_MS(37 * seed % 1000));
+		assert_true(sim.failed > 0);
+		sim.brokers[0].leaderless = 0;
+		sim_run_for(&sim, SIM_S(2));
+		for (unsigned i = 0; i < sim.producer_count; i++)
+			assert_int_equal(sim.producers[i]->overtaken, 0);
+		end_all_delivered(&sim, SIM_S(5));
+	}
+}
+
+static int
+is_wide(struct sim *sim)
+{
+	const struct link *link = sim_link(sim, 0, 0);
+
+	return link->state == LINK_READY && link->window == sim->pool_config.window_messages;
+}
+
+/* It begins carefully, and a host with a thousand lanes does not wait for a thousand round trips. */
+static void
+who_had_no_leader_is_soon_fast_again(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 43, 1);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 1000, SIM_MS(500), 1);
+	sim_run_for(&sim, SIM_S(1));
+	sim.brokers[0].leaderless = 1;
+	assert_true(sim_run_until(&sim, is_0_left, SIM_S(3)));
+	sim.brokers[0].leaderless = 0;
+	uint64_t before = stored(&sim);
+	assert_false(is_wide(&sim));
+	assert_true(sim_run_until(&sim, is_wide, SIM_S(10)));
+	assert_between(1, stored(&sim) - before, LINK_CAREFUL_MAX);
+	end_all_delivered(&sim, SIM_S(5));
+}
+
 /* Reads one message a second: with another broker there, nothing waits for it. */
 static void
 a_crawling_broker_loses_nothing(void **state)
@@ -1149,6 +1204,8 @@ main(void)
 		cmocka_unit_test(blocked_does_not_hold_up_other_keys),
 		cmocka_unit_test(no_memory_for_what_a_blocked_broker_leaves_ends_the_link),
 		cmocka_unit_test(what_is_refused_for_now_is_not_overtaken),
+		cmocka_unit_test(who_has_no_leader_takes_nothing_out_of_turn),
+		cmocka_unit_test(who_had_no_leader_is_soon_fast_again),
 		cmocka_unit_test(what_may_have_been_sent_is_not_called_rejected),
 		cmocka_unit_test(a_crawling_broker_loses_nothing),
 		cmocka_unit_test(frozen_is_left_soon_and_given_up_after_the_stall_time),

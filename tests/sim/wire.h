@@ -29,6 +29,7 @@ enum reply_type {
 	REPLY_UNBLOCKED,
 	REPLY_WINDOW,
 	REPLY_LEAVING,
+	REPLY_UNUSABLE, /* refuses a message, and the connection is of no use */
 	REPLY_ENDPOINT, /* value: a port of its cluster; count: its place in what is told */
 };
 
