@@ -290,8 +290,11 @@ fuzz_folder(const char *name)
 {
 	if (strcmp(name, "frame") == 0 || strcmp(name, "config") == 0)
 		return 0;
-	if (getenv("TG_FUZZ_DRIVER") == NULL)
-		only = driver_find(name);
+	const struct driver *named = driver_find(name);
+
+	/* A folder in a driver's folder is that driver's. */
+	if (getenv("TG_FUZZ_DRIVER") == NULL && named != NULL)
+		only = named;
 	return 1;
 }
 

@@ -10,7 +10,7 @@
 # TG_FUZZ_DRIVER=DRIVER FUZZ-BUILD/fuzz_driver FILE, or FUZZ-BUILD/fuzz_frame or fuzz_config.
 #
 # merge makes the tree's corpus anew: the fewest of its inputs and the new ones, up to 4 KiB each, that
-# reach all they reach together.
+# reach all they reach together. What failed once stays, in the target's folder found.
 #
 # TG_FUZZ_LEN=BYTES changes the longest input tried (1024), TG_FUZZ_SECONDS how long a run may take.
 set -eu
@@ -89,6 +89,7 @@ for TG_FUZZ_DRIVER in "${targets[@]}"; do
 	if [ "$runs" = merge ]; then
 		rm -rf merged && mkdir merged
 		./$program -merge=1 -max_len=4096 merged "$tree" "$new" "seeds/$TG_FUZZ_DRIVER"
+		[ -d "$tree/found" ] && mv "$tree/found" merged/
 		rm -rf "$tree" && mv merged "$tree"
 	else
 		./$program -runs="$runs" -max_len="${TG_FUZZ_LEN:-1024}" -timeout=10 \
