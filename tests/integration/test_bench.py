@@ -86,6 +86,7 @@ def test_compare_measures_every_row_that_was_asked_for(box):
     (["--start", "nats", "--protocol", "mqtt"], "it speaks nats, not mqtt"),
     (["--protocol", "smtp"], "mqtt nats amqp redis stomp"),
     (["--tls"], "--start"),
+    (["--links", "2"], "--start"),
     (["--start", "rabbitmq", "--unconfirmed"], "amqp"),
 ])
 def test_what_does_not_fit_together_is_said_before_anything_starts(box, words, said):
@@ -96,7 +97,7 @@ def test_what_does_not_fit_together_is_said_before_anything_starts(box, words, s
 def test_every_measurement_runs_from_nothing(box):
     answer = bench(box, "enqueue", "--start", "sink", "-r", 3, "-n", 256)
     assert set(answer["ns"]) == {"publish", "batch", "reserve"} and min(answer["ns"].values()) > 0
-    answer = bench(box, "latency", "--start", "sink", "--direct", "-r", 1, "-n", 20)
+    answer = bench(box, "latency", "--start", "sink", "--links", 2, "--direct", "-r", 1, "-n", 20)
     assert len(answer["results"]) == 4
     assert all(0 < row["p50_ns"] <= row["p99_ns"] for row in answer["results"])
     answer = bench(box, "spawn", "--start", "sink", "--direct", "-r", 1, "-n", 5)

@@ -50,6 +50,7 @@ struct bench_options {
 	uint64_t pace_ms;
 	uint64_t lanes;
 	uint64_t duration_ms;
+	uint64_t links; /* of the daemon that is started */
 	int direct, json, keep;
 	int tls;         /* the broker that is started wants it */
 	int unconfirmed; /* messages that the broker does not answer for */

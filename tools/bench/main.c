@@ -31,6 +31,7 @@ enum {
 	OPT_PROTOCOL,
 	OPT_TLS,
 	OPT_UNCONFIRMED,
+	OPT_LINKS,
 	OPT_KEEP,
 	OPT_JSON,
 	OPT_VERSION
@@ -88,6 +89,8 @@ static const struct {
 	{ { "unconfirmed", OPT_UNCONFIRMED, NULL,
 	      "messages the broker does not answer for: MQTT with QoS 0, core NATS, PUBLISH of Redis" },
 	    IN_THROUGHPUT | IN_LATENCY },
+	{ { "links", OPT_LINKS, "N", "connections of --start's tidegated to the broker [1]" },
+	    IN_THROUGHPUT | IN_LATENCY | IN_COMPARE },
 	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [the fastest]" },
 	    IN_THROUGHPUT | IN_COMPARE },
 	{ { "broker-pid", OPT_BROKER_PID, "PID", "the broker's process, for its CPU time" }, IN_THROUGHPUT },
@@ -298,6 +301,9 @@ apply(struct bench_options *o, int letter, const struct subcommand *s, const str
 	case OPT_UNCONFIRMED:
 		o->unconfirmed = 1;
 		break;
+	case OPT_LINKS:
+		o->links = cli_number("--links", UNITS_COUNT, optarg, 1, 64);
+		break;
 	case OPT_KEEP:
 		o->keep = 1;
 		break;
@@ -327,6 +333,8 @@ check(const struct bench_options *o)
 		cli_usage_error("--start brings its own: --socket, --broker and the pids do not go with it");
 	if (o->tls && o->start == NULL)
 		cli_usage_error("--tls is about the broker of --start");
+	if (o->links > 1 && o->start == NULL)
+		cli_usage_error("--links is about the tidegated of --start");
 	if (o->unconfirmed && o->protocol->unconfirmed == NULL)
 		cli_usage_error("--unconfirmed: in %s the broker answers for every message", o->protocol->name);
 	if (o->direct && o->start == NULL && o->broker_host == NULL)
@@ -398,7 +406,7 @@ main(int argc, char **argv)
 {
 	const struct subcommand *s;
 	struct bench_options options = {
-		.pool = "bench", .size = 128, .processes = 1, .batch = 32, .pace_ms = 10, .lanes = 1000
+		.pool = "bench", .size = 128, .processes = 1, .batch = 32, .pace_ms = 10, .lanes = 1000, .links = 1
 	};
 	struct stage stage = { 0 };
 	int status;

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <ftw.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -117,8 +118,8 @@ start_daemon(struct stage *stage, const struct bench_options *options)
 	    "socket = \"%s\";\nadmin = \"%s/admin.sock\";\n"
 	    "limits = { lanes = 20000; lanes_per_client = 20000; };\n"
 	    "pools = ( {\n  name = \"%s\"; protocol = \"%s\";\n"
-	    "  brokers = ( { address = \"127.0.0.1:%u\"; } );\n%s  %s\n} );\n",
-	    stage->socket, stage->folder, options->pool, options->protocol->name, stage->port, tls,
+	    "  brokers = ( { address = \"127.0.0.1:%u\"; } ); links = %" PRIu64 ";\n%s  %s\n} );\n",
+	    stage->socket, stage->folder, options->pool, options->protocol->name, stage->port, options->links, tls,
 	    options->unconfirmed ? options->protocol->unconfirmed : options->protocol->settings);
 	if (len < 0 || (size_t)len >= sizeof(text))
 		return -1;
