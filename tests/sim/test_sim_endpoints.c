@@ -1,14 +1,7 @@
 /* Stories of brokers that tell where else their cluster is. What must hold in all of them is in check_sim.c. */
-#include "sim.h"
+#include "story.h"
 
 #include "daemon/endpoints.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
 
 /* `hosts` of which the pool is told `brokers`; the first tells of the hosts in `tells`. */
 static void
@@ -26,19 +19,14 @@ begin(struct sim *sim, uint64_t seed, unsigned hosts, unsigned brokers, uint32_t
 static void
 publish(struct sim *sim)
 {
-	for (unsigned i = 0; i < 3; i++)
-		producer_go(sim_producer(sim, 0), SIM_MS(20), 4);
+	start_producers(sim, 3, SIM_MS(20), 4);
 }
 
 static void
-end_all_delivered(struct sim *sim)
+end(struct sim *sim)
 {
-	for (uint32_t i = 0; i < sim->producer_count; i++)
-		sim->producers[i]->stop_ns = 0;
-	sim_settle(sim, SIM_S(2));
 	assert_true(sim_published(sim) > 0);
-	assert_int_equal(sim_done(sim, TG_DELIVERED), sim_published(sim));
-	sim_fini(sim);
+	end_all_delivered(sim, SIM_S(2));
 }
 
 /* How many links of broker 0 are READY at an endpoint. */
@@ -96,7 +84,7 @@ an_endpoint_carries_while_the_own_address_is_gone(void **state)
 	assert_true(sim_run_until(&sim, all_are_home, SIM_S(3)));
 	assert_int_equal(sim.w.hosts[0].connects, home + 1);
 	assert_int_equal(sim.w.hosts[1].connects, 1);
-	end_all_delivered(&sim);
+	end(&sim);
 }
 
 /* What the own address did before it was gone counts no longer when a link has lasted there. */
@@ -116,7 +104,7 @@ failures_of_the_own_address_are_forgotten(void **state)
 	assert_int_equal(sim.w.hosts[1].connects, 0);
 	publish(&sim);
 	sim_run_for(&sim, SIM_S(1));
-	end_all_delivered(&sim);
+	end(&sim);
 }
 
 /* One that always comes up and never lasts is as good as gone. */
@@ -134,7 +122,7 @@ a_flapping_address_is_left_for_an_endpoint(void **state)
 		sim_run_for(&sim, SIM_MS(100));
 	}
 	assert_int_equal(elsewhere(&sim), 1);
-	end_all_delivered(&sim);
+	end(&sim);
 }
 
 static void
@@ -153,7 +141,7 @@ the_other_links_follow(void **state)
 	/* In turn: no endpoint has them all. */
 	assert_int_equal(sim.w.hosts[1].connects, 2);
 	assert_int_equal(sim.w.hosts[2].connects, 2);
-	end_all_delivered(&sim);
+	end(&sim);
 }
 
 /* Attempts of broker 0 in ten minutes in which nothing of its cluster can be had. */
@@ -198,7 +186,7 @@ who_asks_to_leave_and_refuses_is_left_for_an_endpoint(void **state)
 	sim_broker_leave(&sim.brokers[0]);
 	assert_true(sim_run_until(&sim, all_are_elsewhere, SIM_S(4)));
 	assert_int_equal(sim.w.hosts[0].connects - home, 1);
-	end_all_delivered(&sim);
+	end(&sim);
 }
 
 /* Brokers that the pool has are told of by number: they have links and a weight of their own. */
@@ -219,7 +207,7 @@ configured_brokers_are_no_endpoints(void **state)
 	assert_true(sim_run_until(&sim, all_are_elsewhere, SIM_S(20)));
 	assert_string_equal(endpoints_of(sim_link(&sim, 0, 0)), "0.0.0.0:3");
 	assert_int_equal(sim.w.hosts[1].connects, 1);
-	end_all_delivered(&sim);
+	end(&sim);
 
 	/* And with nobody else in the cluster its links go nowhere. */
 	sim_init(&sim, 8, 2);
@@ -248,7 +236,6 @@ main(void)
 		cmocka_unit_test(configured_brokers_are_no_endpoints),
 	};
 
-	if (getenv("SIM_TEST") != NULL)
-		cmocka_set_test_filter(getenv("SIM_TEST"));
+	story_prepare();
 	return cmocka_run_group_tests_name("sim_endpoints", tests, NULL, NULL);
 }
