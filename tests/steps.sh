@@ -31,7 +31,8 @@ step_build() {
 
 # The daemon has one thread: what several share is the rings, the library, and the log.
 thread_tests="tests/unit/test_order tests/unit/test_ring tests/unit/test_stress tests/unit/test_wake \
-	tests/unit/test_client tests/unit/test_client_ring tests/unit/test_client_wait tests/unit/test_log"
+	tests/unit/test_client tests/unit/test_client_ring tests/unit/test_client_wait tests/unit/test_client_race \
+	tests/unit/test_client_reattach tests/unit/test_log"
 
 # step_make_check NAME: what automake runs: cmocka, model and mutants. Logs of programs
 # that fail go where tools/check shows them.

@@ -543,8 +543,8 @@ fake_hang_up(struct fake *fake)
 
 /* ---- later ---- */
 
-static uint64_t
-now_ms(void)
+uint64_t
+fake_now_ms(void)
 {
 	struct timespec ts;
 
@@ -556,10 +556,10 @@ static void *
 later_run(void *arg)
 {
 	struct fake_later *later = arg;
-	uint64_t deadline = now_ms() + FAKE_DEADLINE_MS;
+	uint64_t deadline = fake_now_ms() + FAKE_DEADLINE_MS;
 
 	while ((order_load_relaxed_32(&later->lane->map.client->waiting) & 1u) == 0) {
-		MUST(now_ms() < deadline);
+		MUST(fake_now_ms() < deadline);
 		sched_yield();
 	}
 	later->fn(later->lane, later->arg);

@@ -113,6 +113,9 @@ unsigned fake_lane_drain(struct fake_lane *lane, unsigned outcome);
 /* Rings if the client sleeps; for what is not a completion. */
 void fake_lane_ring(struct fake_lane *lane);
 
+/* The clock that deadlines are held against. */
+uint64_t fake_now_ms(void);
+
 /* Runs fn in a thread of its own once the client dozes on this lane. */
 struct fake_later {
 	pthread_t thread;

@@ -1,0 +1,38 @@
+/*
+ * A client with one lane, and the daemon's end of it in the test's hands. What fails here fails the
+ * test that called.
+ */
+#ifndef TG_TESTS_CLIENT_RIG_H
+#define TG_TESTS_CLIENT_RIG_H
+
+#include "fake_daemon.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+
+struct setup {
+	struct fake fake;
+	struct tg_client *client;
+	struct tg_lane *lane;
+	struct fake_lane *peer;
+};
+
+/* *state is a struct setup. flags: of the lanes' headers; negative: the fake daemon's own. */
+int setup_of(void **state, enum fake_mode mode, uint64_t ring_bytes, int flags);
+int setup_hold(void **state);
+int teardown(void **state);
+#define HOLD(f) cmocka_unit_test_setup_teardown(f, setup_hold, teardown)
+
+int publish(struct setup *s, size_t body_len, uint32_t flags);
+
+/* What poll() says of a descriptor that may become readable. */
+int fires(int fd, int timeout_ms);
+
+/*
+ * Waits that end only because the time is up find what they missed and say 0; so a lost wake-up is
+ * known by how long it took.
+ */
+void wait_in_time(struct tg_lane *lane);
+
+#endif
