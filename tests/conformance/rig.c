@@ -1,10 +1,10 @@
 #include "rig.h"
+#include "rig_events.h"
 
 #include "daemon/config_node.h"
 #include "shm/error.h"
 
 #include <libconfig.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,258 +29,6 @@
 #define FRAME_BODY_PART 64u
 #define HELLO_MAX 4096u /* as the link's */
 #define SAVED_MAX (32u << 10)
-
-__attribute__((format(printf, 2, 3))) static void
-broken(struct rig *rig, const char *format, ...)
-{
-	va_list args;
-
-	if (rig->broken[0] != '\0')
-		return;
-	va_start(args, format);
-	vsnprintf(rig->broken, sizeof(rig->broken), format, args);
-	va_end(args);
-}
-
-static void *
-must(void *memory)
-{
-	if (memory == NULL)
-		abort();
-	return memory;
-}
-
-void
-rig_bytes_add(struct rig_bytes *to, const void *bytes, size_t len)
-{
-	if (len == 0)
-		return;
-	if (to->capacity - to->len < len) {
-		to->capacity = (to->len + len) * 2;
-		to->bytes = must(realloc(to->bytes, to->capacity));
-	}
-	memcpy(to->bytes + to->len, bytes, len);
-	to->len += len;
-}
-
-void
-rig_bytes_fini(struct rig_bytes *bytes)
-{
-	free(bytes->bytes);
-	memset(bytes, 0, sizeof(*bytes));
-}
-
-static void
-digest_word(struct rig_digest *digest, uint64_t word)
-{
-	digest->sum = (digest->sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-	digest->sum ^= digest->sum >> 29;
-}
-
-static void
-digest_add(struct rig_digest *digest, const void *bytes, size_t len)
-{
-	const uint8_t *at = bytes;
-
-	for (; len > 0 && digest->have > 0; len--) {
-		digest->word |= (uint64_t)*at++ << 8 * digest->have;
-		digest->have = (digest->have + 1) % 8;
-		if (digest->have == 0)
-			digest_word(digest, digest->word);
-	}
-	for (; len >= 8; len -= 8, at += 8) {
-		memcpy(&digest->word, at, 8);
-		digest_word(digest, digest->word);
-	}
-	if (digest->have == 0)
-		digest->word = 0;
-	for (; len > 0; len--)
-		digest->word |= (uint64_t)*at++ << 8 * digest->have++;
-}
-
-uint64_t
-rig_digest_value(const struct rig_digest *digest)
-{
-	struct rig_digest end = *digest;
-
-	digest_word(&end, end.have > 0 ? end.word : 0);
-	digest_word(&end, end.have);
-	return end.sum;
-}
-
-__attribute__((format(printf, 2, 3))) static void
-say(struct rig *rig, const char *format, ...)
-{
-	char line[600];
-	va_list args;
-
-	if (rig->quiet || rig->moving)
-		return;
-	va_start(args, format);
-	int n = vsnprintf(line, sizeof(line) - 1, format, args);
-	va_end(args);
-	size_t len = (size_t)n < sizeof(line) - 2 ? (size_t)n : sizeof(line) - 2;
-	line[len++] = '\n';
-	rig_bytes_add(&rig->events, line, len);
-}
-
-/* One seq is answered. Returns 0 if none was due. */
-static int
-answered(struct rig *rig, uint64_t seq)
-{
-	if (seq >= rig->next || !rig->waits[seq])
-		return 0;
-	rig->waits[seq] = 0;
-	rig->outstanding--;
-	return 1;
-}
-
-static void
-acked(struct rig *rig, const struct driver_event *event)
-{
-	uint64_t first = event->seq;
-	int any = 0;
-
-	if (event->outcome != TG_DELIVERED && event->outcome != TG_SENT)
-		broken(rig, "an acknowledgement has outcome %u", event->outcome);
-	while (rig->oldest < rig->next && !rig->waits[rig->oldest])
-		rig->oldest++;
-	if (event->type == EV_ACK_UPTO)
-		first = rig->oldest;
-	for (uint64_t seq = first; seq <= event->seq && seq < rig->next; seq++) {
-		if (!answered(rig, seq))
-			continue;
-		any = 1;
-		uint64_t what[3] = { rig->base + seq, event->outcome, event->type == EV_ACK ? event->reference : 0 };
-		if (rig->quiet)
-			digest_add(&rig->said, what, sizeof(what));
-		else if (what[2] != 0)
-			say(rig, "ack %lu %s reference=%lu", rig->base + seq, outcome_word(event->outcome),
-			    event->reference);
-		else
-			say(rig, "ack %lu %s", rig->base + seq, outcome_word(event->outcome));
-	}
-	if (!any || event->seq >= rig->next)
-		broken(
-		    rig, "acknowledged seq %lu, which waits for nothing (next is %lu)", event->seq, rig->next);
-}
-
-/* For whoever only compares: all that an event says, as far as its type has it. */
-static void
-digest_event(struct rig *rig, const struct driver_event *event)
-{
-	uint64_t what[5] = { event->type, event->seq, event->code, event->fatal, event->text_len };
-
-	if (event->type == EV_UNSURE)
-		what[3] = event->reference;
-	if (event->type == EV_NACK || event->type == EV_AGAIN || event->type == EV_LOST || event->type == EV_UNSURE)
-		what[1] += rig->base;
-	digest_add(&rig->said, what, sizeof(what));
-	digest_add(&rig->said, event->text, event->text_len);
-}
-
-static void
-one_answer(struct rig *rig, const struct driver_event *event)
-{
-	if (!answered(rig, event->seq))
-		broken(rig, "answered seq %lu, which waits for nothing (next is %lu)", event->seq, rig->next);
-}
-
-static void
-on_event(void *owner, const struct driver_event *event)
-{
-	static const char *const kinds[] = { "protocol", "refused", "closed", "unusable", "message" };
-	struct rig *rig = owner;
-	char text[400] = "";
-	int n = event->text_len < 300 ? (int)event->text_len : 300;
-	uint64_t seq = rig->base + event->seq;
-
-	if (rig->dead)
-		broken(rig, "said event %d after the fatal one", event->type);
-	if (!rig->allowed_events)
-		broken(rig, "said event %d outside input()", event->type);
-	if (rig->quiet && !rig->moving && event->type != EV_ACK && event->type != EV_ACK_UPTO)
-		digest_event(rig, event);
-	if (event->text_len > 0 && !rig->quiet)
-		snprintf(text, sizeof(text), " \"%.*s\"", n, event->text);
-	for (char *c = text; *c != '\0'; c++)
-		if ((unsigned char)*c < ' ')
-			*c = '?';
-	switch (event->type) {
-	case EV_UP:
-		if (rig->up)
-			broken(rig, "came up twice");
-		rig->up = 1;
-		say(rig, "up");
-		return;
-	case EV_ALIVE:
-		rig->probing = 0;
-		say(rig, "alive");
-		return;
-	case EV_ACK:
-	case EV_ACK_UPTO:
-		acked(rig, event);
-		return;
-	case EV_NACK:
-		one_answer(rig, event);
-		if (event->code == 0 || event->code > 65535)
-			broken(rig, "a rejection has code %u", event->code);
-		say(rig, "nack %lu 0x%02x%s", seq, event->code, text);
-		return;
-	case EV_AGAIN:
-		one_answer(rig, event);
-		say(rig, "again %lu", seq);
-		return;
-	case EV_LOST:
-		one_answer(rig, event);
-		say(rig, "lost %lu", seq);
-		return;
-	case EV_UNSURE:
-		one_answer(rig, event);
-		if (event->code == 0 || event->code > 65535)
-			broken(rig, "an unsure answer has code %u", event->code);
-		say(rig, "unsure %lu 0x%02x reference=%lu", seq, event->code, event->reference);
-		return;
-	case EV_BLOCKED:
-		say(rig, "blocked%s", text);
-		return;
-	case EV_UNBLOCKED:
-		say(rig, "unblocked");
-		return;
-	case EV_WINDOW:
-	case EV_MAX_BODY:
-	case EV_KEEPALIVE:
-		if (event->seq == 0 && event->type != EV_MAX_BODY)
-			broken(rig, "a limit is 0");
-		say(rig, "%s %lu",
-		    event->type == EV_WINDOW     ? "window"
-		    : event->type == EV_MAX_BODY ? "max-body"
-						 : "keepalive",
-		    event->seq);
-		return;
-	case EV_ENDPOINT:
-		if (event->seq != 0 && event->seq != rig->endpoints)
-			broken(rig, "an endpoint has the number %lu where %lu is next", event->seq, rig->endpoints);
-		rig->endpoints = event->seq + 1;
-		say(rig, "endpoint%s", text);
-		return;
-	case EV_LEAVING:
-		say(rig, "leaving");
-		return;
-	case EV_TLS:
-		rig->securing = 1;
-		say(rig, "tls");
-		return;
-	case EV_FATAL:
-		rig->dead = 1;
-		if (event->text_len == 0)
-			broken(rig, "the end has no text");
-		say(rig, "fatal %s 0x%02x%s", event->fatal <= FATAL_MESSAGE ? kinds[event->fatal] : "?",
-		    event->code, text);
-		return;
-	}
-	broken(rig, "said an event of no known type, %d", event->type);
-}
 
 struct complaint {
 	char *why;
@@ -343,11 +91,11 @@ session_open(struct rig *rig, void *settings)
 
 	rig->session = must(calloc(1, driver->session_size));
 	*rig->session = (struct session){
-		.driver = driver, .settings = settings, .params = &rig->params, .events = { on_event, rig }
+		.driver = driver, .settings = settings, .params = &rig->params, .events = { rig_on_event, rig }
 	};
 	if (driver->open(rig->session) == 0)
 		return 0;
-	broken(rig, "open failed");
+	rig_broken(rig, "open failed");
 	return -1;
 }
 
@@ -421,11 +169,11 @@ digest_output(struct rig *rig, const uint8_t *bytes, size_t len)
 	uintptr_t at = (uintptr_t)bytes - (uintptr_t)rig->lent;
 
 	if (rig->lent == NULL || at >= rig->lent_len || len > rig->lent_len - at) {
-		digest_add(&rig->told, bytes, len);
+		rig_digest_add(&rig->told, bytes, len);
 		return;
 	}
 	uint64_t what[2] = { at, len };
-	digest_add(&rig->told, what, sizeof(what));
+	rig_digest_add(&rig->told, what, sizeof(what));
 }
 
 /* The socket takes everything at once. */
@@ -457,7 +205,7 @@ action(struct rig *rig, const char *name, int (*call)(struct session *, struct o
 		return;
 	int rc = call(rig->session, &rig->out);
 	if (rc != 0)
-		broken(rig, "%s failed: %s", name, error_text(rc));
+		rig_broken(rig, "%s failed: %s", name, error_text(rc));
 	take_output(rig);
 }
 
@@ -536,13 +284,13 @@ rig_feed(struct rig *rig, const uint8_t *bytes, size_t len)
 	rig->replied += out_end(&rig->out) - end;
 	take_output(rig);
 	if (n < 0 && !rig->dead)
-		broken(rig, "input failed with %zd and said nothing", n);
+		rig_broken(rig, "input failed with %zd and said nothing", n);
 	else if (n >= 0 && rig->dead)
-		broken(rig, "input said that the session is over and did not fail");
+		rig_broken(rig, "input said that the session is over and did not fail");
 	else if (n > 0 && (size_t)n > given)
-		broken(rig, "input consumed %zd of %zu bytes", n, given);
+		rig_broken(rig, "input consumed %zd of %zu bytes", n, given);
 	if (rig->replied > REPLY_HANDSHAKE + REPLY_TIMES * rig->heard)
-		broken(rig, "input answered %lu bytes with %lu", rig->heard, rig->replied);
+		rig_broken(rig, "input answered %lu bytes with %lu", rig->heard, rig->replied);
 	if (greeting && n > 0 && rig->broken[0] == '\0')
 		rig_bytes_add(&rig->hello, buffer, (size_t)n);
 	ASAN_POISON_MEMORY_REGION(buffer, given);
@@ -551,7 +299,7 @@ rig_feed(struct rig *rig, const uint8_t *bytes, size_t len)
 	rig->left_at = (size_t)n;
 	rig->left = given - (size_t)n;
 	if (rig->left > DRIVER_INPUT_MAX)
-		broken(rig, "input leaves %zu bytes, more than %u", rig->left, DRIVER_INPUT_MAX);
+		rig_broken(rig, "input leaves %zu bytes, more than %u", rig->left, DRIVER_INPUT_MAX);
 }
 
 /* Bytes in memory that ends where they do. */
@@ -580,13 +328,13 @@ session_restore(struct rig *rig, void *settings, const uint8_t *saved, size_t le
 	ssize_t n = rig->driver->input(rig->session, hello, rig->hello.len, &rig->out);
 	int up = n == (ssize_t)rig->hello.len && !rig->dead && rig->up;
 	if (!up)
-		broken(rig, "does not come up from the %zu bytes of its handshake (%zd)", rig->hello.len, n);
+		rig_broken(rig, "does not come up from the %zu bytes of its handshake (%zd)", rig->hello.len, n);
 	uint64_t end = out_end(&rig->out);
 	if (up && rig->driver->restore != NULL)
 		rc = rig->driver->restore(rig->session, bytes, len);
 	rig->allowed_events = 0;
 	if (out_end(&rig->out) != end)
-		broken(rig, "sends something while it restores");
+		rig_broken(rig, "sends something while it restores");
 	free(hello);
 	free(bytes);
 	take_output(rig);
@@ -618,9 +366,9 @@ try_garbled(struct rig *rig, void *settings, const uint8_t *saved, size_t len)
 	}
 	int rc = session_restore(rig, settings, bytes, len);
 	if (rc != 0 && rc != -TG_EINVAL && rc != -TG_ENOMEM)
-		broken(rig, "restores nothing from garbled bytes, and says %d", rc);
+		rig_broken(rig, "restores nothing from garbled bytes, and says %d", rc);
 	if (rc == 0 && rig->driver->publish(rig->session, 0, &message, &rig->out, &rejection) == DRIVER_FULL)
-		broken(rig, "restores a session from garbled bytes that is full from the beginning");
+		rig_broken(rig, "restores a session from garbled bytes that is full from the beginning");
 	if (rc == 0)
 		action(rig, "probe", rig->driver->probe);
 	take_output(rig);
@@ -642,11 +390,11 @@ rig_move(struct rig *rig)
 	if (len == -TG_EAGAIN || len == -TG_ELIMIT)
 		return -1;
 	if (len < 0 || len > SAVED_MAX) {
-		broken(rig, "saves %zd bytes", len);
+		rig_broken(rig, "saves %zd bytes", len);
 		return -1;
 	}
 	if (len > 0 && driver->save(rig->session, again, (size_t)len - 1) != -TG_ELIMIT)
-		broken(rig, "saves %zd bytes in less room", len);
+		rig_broken(rig, "saves %zd bytes in less room", len);
 	void *settings = (void *)(uintptr_t)rig->session->settings;
 	session_close(rig);
 	rig->moving = 1;
@@ -655,11 +403,11 @@ rig_move(struct rig *rig)
 	if (driver->restore != NULL && rig->garble != 0)
 		try_garbled(rig, settings, saved, (size_t)len);
 	if (rig->broken[0] == '\0' && session_restore(rig, settings, saved, (size_t)len) != 0)
-		broken(rig, "does not restore the %zd bytes that it saved", len);
+		rig_broken(rig, "does not restore the %zd bytes that it saved", len);
 	rig->moving = 0;
 	if (rig->broken[0] == '\0' && driver->save != NULL &&
 	    (driver->save(rig->session, again, sizeof(again)) != len || memcmp(saved, again, (size_t)len) != 0))
-		broken(rig, "saves something else than it has restored");
+		rig_broken(rig, "saves something else than it has restored");
 	return 0;
 }
 
@@ -676,21 +424,21 @@ rig_publish(struct rig *rig, const struct message *message, struct driver_reject
 	int rc = rig->driver->publish(rig->session, rig->next, &record, &rig->out, rejection);
 	if (rc != DRIVER_PUBLISHED && rc != DRIVER_PUBLISHED_NO_ACK) {
 		if (out_end(&rig->out) != end)
-			broken(rig, "publish returned %d and appended bytes", rc);
+			rig_broken(rig, "publish returned %d and appended bytes", rc);
 		if (rc == DRIVER_REJECTED && (rejection->text == NULL || rejection->code == 0))
-			broken(rig, "rejected without a reason");
+			rig_broken(rig, "rejected without a reason");
 		if (rc == DRIVER_FULL && rig->outstanding == 0)
-			broken(rig, "full with nothing outstanding: nothing would end that");
+			rig_broken(rig, "full with nothing outstanding: nothing would end that");
 		if (rc < 0 || rc > DRIVER_FULL)
-			broken(rig, "publish returned %d", rc);
+			rig_broken(rig, "publish returned %d", rc);
 		return rc;
 	}
 	uint64_t size = out_end(&rig->out) - end;
 	if (size == 0)
-		broken(rig, "publish appended nothing");
+		rig_broken(rig, "publish appended nothing");
 	if (size > FRAME_HEAD + 2 * ((uint64_t)message->topic_len + message->key_len + message->headers_len) +
 		       message->body_len + message->body_len / FRAME_BODY_PART)
-		broken(rig, "publish made %lu bytes of a body of %u", size, message->body_len);
+		rig_broken(rig, "publish made %lu bytes of a body of %u", size, message->body_len);
 	if (rig->next == rig->waits_capacity) {
 		rig->waits_capacity = rig->waits_capacity * 2 + 64;
 		rig->waits = must(realloc(rig->waits, rig->waits_capacity));

@@ -72,7 +72,8 @@ build() {
 		built=yes
 		compile $program "${cover[@]}" -- "$root"/daemon/protocol/*.c
 		compile $program -- "$root"/tests/fuzz/fuzz_driver.c "${daemon[@]}" \
-			"$root"/tests/conformance/{rig,transcript,record}.c "$root/daemon/out.c" "$root/shm/error.c"
+			"$root"/tests/conformance/{rig,rig_events,transcript,record}.c "$root/daemon/out.c" \
+			"$root/shm/error.c"
 		;;
 	esac
 	clang "${sanitize[@]}" -fsanitize=fuzzer -o "$build/$program" "${objects[@]}" "${libs[@]}"
