@@ -26,7 +26,7 @@ look_at_slots(struct census *census, const struct lane *lane)
 	if (end - lane->slot_head > SLOTS_LOOKED_AT)
 		end = lane->slot_head + SLOTS_LOOKED_AT;
 	for (uint64_t n = lane->slot_head; n != end; n++) {
-		const struct slot *slot = &lane->slots[n & (lane->slot_capacity - 1)];
+		const struct slot *slot = lane_slot(lane, n);
 		if (slot->state == SLOT_DONE)
 			continue;
 		note_oldest(census, lane, slot->published_ns);

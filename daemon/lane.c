@@ -36,8 +36,7 @@ unmap(struct lane *lane)
 
 	lane_map_fini(&lane->map);
 	lane->map.geo = geo;
-	free(lane->slots);
-	lane->slots = NULL;
+	slots_fini(&lane->slots);
 }
 
 int
@@ -524,7 +523,7 @@ lane_bury(struct lane *lane)
 	struct shard *shard = lane->shard;
 
 	TAILQ_REMOVE(&shard->graveyard, lane, place_entry);
-	if (lane_memfd_bytes(&lane->map.geo) > LANE_INLINE_BYTES || lane->slot_capacity > LANE_INLINE_SLOTS) {
+	if (lane_memfd_bytes(&lane->map.geo) > LANE_INLINE_BYTES || slots_made(&lane->slots) > LANE_INLINE_SLOTS) {
 		lane->job.run = run_unmap;
 		lane->job.done = on_unmapped;
 		shard->world->ops->work(shard->world, &lane->job);

@@ -29,6 +29,7 @@
 #define TG_DAEMON_LANE_H
 
 #include "link.h"
+#include "slots.h"
 #include "shm/ring.h"
 #include "shm/wake.h"
 
@@ -39,30 +40,6 @@
 struct client;
 struct pool;
 struct shard;
-
-enum slot_state { SLOT_PENDING, SLOT_INFLIGHT, SLOT_DONE };
-
-struct slot {
-	uint64_t position;
-	uint64_t tag;
-	uint64_t published_ns;
-	uint64_t deadline_ns;
-	struct link *link; /* INFLIGHT: on which */
-	uint32_t size;
-	uint32_t body_len;
-	uint16_t topic_len;
-	uint16_t key_len;
-	uint16_t headers_len;
-	uint16_t flags;
-	uint8_t state;
-	uint8_t attempts;
-	uint8_t maybe_sent; /* not 0: a byte of it may have reached a broker; 3: before the attempt in flight */
-	uint8_t own_deadline : 1; /* the producer gave one: protocols that carry a deadline carry it */
-	uint8_t blames : 2; /* how often a broker has closed over it when it was alone on a link */
-	uint32_t seq; /* INFLIGHT: the link's number for it, low bits */
-};
-
-_Static_assert(sizeof(struct slot) == 64, "one cache line");
 
 enum lane_place { LANE_ASLEEP, LANE_ACTIVE, LANE_WAIT_LINK, LANE_WAIT_POOL, LANE_STALLED, LANE_GONE };
 
@@ -94,8 +71,7 @@ struct lane {
 	struct wake_sleeper doze;
 	struct wake_ringer ringer;
 
-	struct slot *slots; /* NULL while empty and asleep */
-	uint32_t slot_capacity;
+	struct slots slots;
 	uint64_t slot_head, slot_next, slot_tail;
 	uint32_t unfinished; /* admitted slots that are not DONE */
 	uint64_t floor;      /* no CQ entry below this count names an unreleased record (ring.h, I4) */
@@ -273,7 +249,7 @@ const char *lane_place_word(enum lane_place place);
 static inline struct slot *
 lane_slot(const struct lane *lane, uint64_t number)
 {
-	return &lane->slots[number & (lane->slot_capacity - 1)];
+	return slots_at(&lane->slots, number);
 }
 
 /* Gives most of a sleeping lane's table back, if its records are all released. */

@@ -266,8 +266,9 @@ lane_unbind(struct lane *lane, int rewind)
 	/*
 	 * All that is in flight: where the broker has given one back there are some behind slot_next too.
 	 * And back to the first of them, no further: with none, the record being routed stays the next.
+	 * What waits behind them, half a million records maybe, is not looked at.
 	 */
-	for (uint64_t n = lane->slot_tail; n-- > lane->slot_head;) {
+	for (uint64_t n = lane->slot_head; lane->inflight > 0 && n != lane->slot_tail; n++) {
 		struct slot *slot = lane_slot(lane, n);
 		if (slot->state == SLOT_INFLIGHT) {
 			slot->state = SLOT_PENDING;

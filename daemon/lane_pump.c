@@ -9,36 +9,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SLOTS_MIN 16u
-#define SLOTS_KEEP 64u /* a sleeping lane keeps no more than these */
+#define PIECES_KEEP 2u /* of slots; a sleeping lane keeps no more */
 
 /* ---- admission ---- */
-
-static int
-slots_grow(struct lane *lane)
-{
-	uint32_t capacity = lane->slot_capacity == 0 ? SLOTS_MIN : lane->slot_capacity * 2;
-	struct slot *slots = aligned_alloc(64, capacity * sizeof(*slots));
-
-	if (slots == NULL)
-		return -TG_ENOMEM;
-	for (uint64_t n = lane->slot_head; n != lane->slot_tail; n++)
-		slots[n & (capacity - 1)] = *lane_slot(lane, n);
-	free(lane->slots);
-	lane->slots = slots;
-	lane->slot_capacity = capacity;
-	return 0;
-}
 
 /* Gives a sleeping lane's table back; its records are all released. */
 void
 lane_slots_shrink(struct lane *lane)
 {
-	if (lane->slot_head != lane->slot_tail || lane->slot_capacity <= SLOTS_KEEP)
-		return;
-	free(lane->slots);
-	lane->slots = NULL;
-	lane->slot_capacity = 0;
+	if (lane->slot_head == lane->slot_tail && lane->slots.made > PIECES_KEEP)
+		slots_fini(&lane->slots);
 }
 
 int
@@ -47,7 +27,8 @@ lane_admit(struct lane *lane, uint64_t now_ns, struct slot **out)
 	struct record record;
 	int rc;
 
-	if (lane->slot_tail - lane->slot_head == lane->slot_capacity && (rc = slots_grow(lane)) != 0)
+	if ((lane->slot_tail % SLOTS_PIECE == 0 || lane->slots.pieces == NULL) &&
+	    (rc = slots_reserve(&lane->slots, lane->slot_head, lane->slot_tail)) != 0)
 		return rc;
 	if (sq_peek(&lane->sq, &record) != 0 || record.size > lane_max_record(&lane->map.geo))
 		return -TG_EBROKEN;

@@ -128,7 +128,7 @@ check_publish(struct sim *sim, struct link *link, const struct lane *lane, uint6
 	if (sim->pool_config.order != ORDER_BY_LANE)
 		return;
 	for (uint64_t n = lane->slot_head; n != lane->slot_tail; n++) {
-		const struct slot *slot = &lane->slots[n & (lane->slot_capacity - 1)];
+		const struct slot *slot = lane_slot(lane, n);
 		if (slot->position >= position)
 			break;
 		if (slot->state == SLOT_PENDING || (slot->state == SLOT_INFLIGHT && slot->link != link))

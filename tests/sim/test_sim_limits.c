@@ -45,7 +45,7 @@ memory_stays_bounded_against_a_dead_end(void **state)
 	sim_run_for(&sim, SIM_S(60));
 	for (unsigned i = 0; i < 8; i++) {
 		assert_true(sim.producers[i]->sleeping);
-		assert_true(sim.producers[i]->lane->slot_capacity <= sim.producers[i]->map.geo.cq_entries);
+		assert_true(slots_made(&sim.producers[i]->lane->slots) <= sim.producers[i]->map.geo.cq_entries);
 	}
 	assert_int_equal(sim.producers[0]->map.daemon->writable, 0);
 	sim_broker_freeze(&sim.brokers[0], 0);
