@@ -248,6 +248,8 @@ on_line(struct admin_session *s, const char *line, size_t len)
 	}
 	s->request = request;
 	s->pages = 0;
+	TAILQ_REMOVE(&s->admin->sessions, s, entry);
+	TAILQ_INSERT_TAIL(&s->admin->sessions, s, entry);
 	send_page(s);
 }
 
@@ -309,11 +311,26 @@ next_step(struct admin_session *s)
 
 /* ---- life ---- */
 
+/* All places are taken: whoever has asked nothing for longest, and follows no events, makes way. */
+static void
+make_room(struct admin *admin)
+{
+	struct admin_session *s;
+
+	TAILQ_FOREACH (s, &admin->sessions, entry)
+		if (s->request == NULL && !s->answering && s->follows == 0) {
+			hang_up(s);
+			return;
+		}
+}
+
 void
 admin_accept(struct admin *admin, int fd)
 {
 	struct admin_session *s = calloc(1, sizeof(*s));
 
+	if (admin->connections >= ADMIN_CONNECTIONS)
+		make_room(admin);
 	if (s == NULL || admin->connections >= ADMIN_CONNECTIONS || (s->line = malloc(ADMIN_LINE)) == NULL) {
 		log_limited(&admin->refused_limit, LOG_LEVEL_WARN, "admin_refused", "connections=%u limit=%u",
 		    admin->connections, ADMIN_CONNECTIONS);

@@ -29,7 +29,7 @@
 #include <sys/queue.h>
 #include <uv.h>
 
-#define ADMIN_CONNECTIONS 64u
+#define ADMIN_CONNECTIONS 64u   /* one more, and who has asked nothing for longest goes */
 #define ADMIN_LINE 65536u       /* longest request */
 #define ADMIN_QUEUED (4u << 20) /* most bytes one admin may leave unread */
 #define ADMIN_PAGE 128u         /* rows made in a turn */

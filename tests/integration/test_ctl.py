@@ -1,5 +1,8 @@
 """tidegatectl: every command gives words to people and JSON to programs, and the two agree."""
 
+import contextlib
+import socket
+
 import pytest
 
 from harness import Sink, pool, program, wait_for
@@ -60,3 +63,17 @@ def test_wrong_command_and_no_daemon(box, daemon, sink):
     assert d.stop() == 0
     result = text(d, "status")
     assert result.returncode == 1 and str(d.admin) in result.stderr
+
+
+def test_forgotten_connections_shut_nobody_out(box, daemon, sink):
+    """The daemon has so many places; whoever asks nothing makes way for who does."""
+    d = daemon(pool([sink]))
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(70)]
+        for s in idle:
+            s.settimeout(20)
+            s.connect(str(d.admin))
+        assert text(d, "status").returncode == 0
+        assert idle[0].recv(1) == b""  # the oldest has gone
+        idle[-1].sendall(b'{"cmd":"status"}\n')
+        assert b'"ok":true' in idle[-1].recv(65536)
