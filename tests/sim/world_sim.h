@@ -1,6 +1,9 @@
 /*
  * The world of daemon/world.h, simulated: one clock, one source of chance, hosts and TCP between.
  *
+ *   world_sim.c   clock, chance, events, names, and what the two ends of a connection see
+ *   tcp_sim.c     what TCP does between them
+ *
  * Nothing here knows the daemon beyond that table. A host has a name, a network in front of it and
  * an application behind (struct host_handlers). A connection is two flows of bytes, each with what
  * a sender's TCP keeps: unsent bytes, segments in flight, a retransmission timer that doubles,
