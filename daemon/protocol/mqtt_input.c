@@ -201,19 +201,30 @@ input_connack(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	return 0;
 }
 
+/* Reasons for which a broker disconnects over a PUBLISH that it does not want: mosquitto says 0x82 of a topic
+ * with too many levels. */
+static int
+is_over_a_message(const struct mqtt_session *mqtt, uint8_t code)
+{
+	if (mqtt->oldest == mqtt->next)
+		return 0;
+	return code == 0x81 || code == 0x82 || code == 0x90 || code == 0x95 || code == 0x99 || code == 0x9a;
+}
+
 static int
 input_disconnect(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 {
 	struct mqtt_properties properties = { .reason = NULL };
 	uint8_t code = len > 0 ? bytes[0] : 0;
+	enum driver_fatal kind = is_over_a_message(mqtt, code) ? FATAL_MESSAGE : mqtt_reason_fatal(code);
 
 	if (len > 1) {
 		const char *wrong = mqtt_properties_read(&properties, MQTT_DISCONNECT, bytes + 1, len - 1);
 		if (wrong != NULL)
 			return fatal(mqtt, FATAL_PROTOCOL, 0x81, "DISCONNECT: %s", wrong);
 	}
-	return fatal_reason(mqtt, mqtt_reason_fatal(code), code, "the broker disconnected",
-	    mqtt_reason_text(code), &properties);
+	return fatal_reason(
+	    mqtt, kind, code, "the broker disconnected", mqtt_reason_text(code), &properties);
 }
 
 /* How many bytes a packet of this type may and must have; 0: it may not come now. */

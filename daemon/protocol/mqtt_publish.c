@@ -8,9 +8,20 @@
 #include <stdlib.h>
 
 #define MQTT_KEY_NAME "tidegate-key"
+#define MQTT_4_SLASHES_MAX 200u /* over one more mosquitto closes, and MQTT 3.1.1 has no words for why */
+
+static uint32_t
+count_slashes(const struct message *message)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < message->topic_len; i++)
+		count += message->topic[i] == '/';
+	return count;
+}
 
 static int
-reject_topic(const struct message *message, struct driver_rejection *rejection)
+reject_topic(const struct mqtt_session *mqtt, const struct message *message, struct driver_rejection *rejection)
 {
 	size_t offset = 0;
 
@@ -27,6 +38,12 @@ reject_topic(const struct message *message, struct driver_rejection *rejection)
 	if (fault != UTF8_PLAIN)
 		return driver_reject(
 		    rejection, REJECT_TOPIC, "the topic %s at byte %zu", utf8_fault_text(fault), offset);
+	if (mqtt->version == 4 && message->topic_len > MQTT_4_SLASHES_MAX &&
+	    count_slashes(message) > MQTT_4_SLASHES_MAX)
+		return driver_reject(rejection, REJECT_TOPIC,
+		    "the topic has %u slashes; %u are allowed in MQTT 3.1.1, where brokers close over more without "
+		    "a word",
+		    count_slashes(message), MQTT_4_SLASHES_MAX);
 	return 0;
 }
 
@@ -147,7 +164,7 @@ mqtt_publish(struct session *session, uint64_t seq, const struct message *messag
 
 	if (mqtt->state != MQTT_UP || mqtt->next - mqtt->oldest >= mqtt->window)
 		return DRIVER_FULL;
-	if (reject_topic(message, rejection) != 0)
+	if (reject_topic(mqtt, message, rejection) != 0)
 		return DRIVER_REJECTED;
 	if ((message->key_len | message->headers_len) != 0 &&
 	    measure_users(mqtt, message, &frame.properties, rejection) != 0)

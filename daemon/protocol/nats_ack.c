@@ -184,12 +184,13 @@ delivered(struct nats_session *nats, uint64_t seq, uint64_t reference)
 	uncount(nats, word);
 }
 
-/* Errors that pass by themselves and in which nothing was kept. The rest is the answer. */
+/* Errors that pass by themselves and in which this copy was not kept. The rest is the answer. */
 static int
 is_passing(json_int_t code)
 {
 	return code == 10008 /* JetStream system temporarily unavailable */ ||
-	       code == 10009 /* not the leader */;
+	       code == 10009 /* not the leader */ ||
+	       code == 10158 /* an earlier copy, by its Nats-Msg-Id, is still under way: it may yet be kept */;
 }
 
 static void

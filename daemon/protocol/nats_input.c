@@ -49,7 +49,7 @@ static const struct meaning meanings[] = {
 	{ "server shutdown", FATAL_CLOSED, "the server shuts down" },
 	{ "unknown protocol", FATAL_PROTOCOL, "the server did not understand us" },
 	{ "parser error", FATAL_PROTOCOL, "the server did not understand us" },
-	{ "maximum control line", FATAL_PROTOCOL, "the server allows shorter subjects only" },
+	{ "maximum control line", FATAL_MESSAGE, "the server allows shorter subjects only" },
 };
 
 static int
@@ -74,7 +74,10 @@ input_error(struct nats_session *nats, struct text said)
 		    strncasecmp((const char *)said.at, meanings[i].begins, strlen(meanings[i].begins)) == 0)
 			meaning = &meanings[i];
 	utf8_clean(words, sizeof(words), said.at, said.len);
-	return fatal(nats, meaning != NULL ? meaning->fatal : FATAL_CLOSED, "%s: %s",
+	enum driver_fatal kind = meaning != NULL ? meaning->fatal : FATAL_CLOSED;
+	if (kind == FATAL_MESSAGE && nats->outstanding == 0)
+		kind = FATAL_PROTOCOL; /* over our own CONNECT, then */
+	return fatal(nats, kind, "%s: %s",
 	    meaning != NULL ? meaning->words : "the server reports an error", words);
 }
 

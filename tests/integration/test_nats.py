@@ -158,6 +158,18 @@ def test_body_larger_than_the_server_takes_is_rejected_and_the_link_lives(box, d
     assert d.rows("brokers")[0]["attempts"] == connects
 
 
+def test_subject_longer_than_this_servers_control_line_is_rejected_and_hurts_nobody(box, daemon):
+    """Nothing that the server says beforehand tells that its max_control_line is another."""
+    server = NatsServer(box, lines=["max_control_line: 512"]).start().stream()
+    d = daemon(nats_pool([server], **FAST))
+    beside = Producer(box, d, count=1500, rate=1500, topic="load.t")
+    beside.wait_accepted(200)
+    rejected(d.publish("-m", "x", topic="load." + "x" * 600), 0xff06, "allows shorter subjects only")
+    assert beside.finish() == {"delivered": 1500}
+    assert check_all_arrived([beside], StreamReader(server)) == 0
+    assert 3 <= d.links()[0]["failures"] <= 4, d.links()
+
+
 @pytest.mark.parametrize("topic", ["a..b", ".a", "a.*", ">", "a b", "a\r\nPUB b 0\r\n"])
 def test_bad_subject_is_rejected_before_it_can_hurt_the_link(daemon, server, topic):
     server.stream()
