@@ -120,6 +120,13 @@ client_connect(struct tg_client *client)
 	return rc;
 }
 
+void
+client_hang_up(struct tg_client *client)
+{
+	shutdown(client->fd, SHUT_RDWR);
+	close(client->fd);
+}
+
 int
 tg_client_open(struct tg_client **out, const struct tg_client_options *options)
 {
@@ -158,7 +165,10 @@ tg_client_close(struct tg_client *client)
 		return;
 	while (client->lanes != NULL)
 		lane_free(client->lanes);
-	close(client->fd);
+	if (fork_is_child(&client->mark))
+		close(client->fd); /* the parent is not disturbed */
+	else
+		client_hang_up(client);
 	free(client);
 }
 

@@ -102,6 +102,7 @@ struct tg_lane {
 	/* Every publish reads these. */
 	struct fork_mark mark;
 	int fault; /* 0, or the error every publish from now on gets */
+	int refused; /* the daemon will not have it back: why; set by who mends */
 	int busy;  /* a reservation is open */
 	const uint32_t *closed_word;
 	struct wake_ringer doorbell_ringer;
@@ -113,7 +114,6 @@ struct tg_lane {
 	int doorbell;
 
 	uint64_t check_ns; /* when the control socket is looked at next */
-	int refused;       /* the daemon will not have it back: why; set by who mends */
 	const char *fault_why; /* TG_EBROKEN: what was found first */
 	uint64_t start;        /* position of the first record */
 
@@ -162,6 +162,9 @@ int control_request_fd(struct tg_client *client, struct frame *request, int fd, 
 /* Makes client->fd a new connection. 0 or a negative error with detail; then fd is -1. */
 int client_connect(struct tg_client *client);
 
+/* Ends the connection, for the daemon too: a child that was forked meanwhile has a copy of the descriptor. */
+void client_hang_up(struct tg_client *client);
+
 /* ---- reattach.c ---- */
 
 /* The right to use the control socket and to walk or change the list of lanes. */
@@ -180,6 +183,9 @@ uint64_t client_retry_ns(struct tg_client *client);
 
 /* Connects again and hands all lanes back, if it is time. 0: attached; -TG_EAGAIN: not yet. */
 int client_mend(struct tg_client *client);
+
+/* The same, whatever the time, for whoever holds client_lock. */
+int client_mend_held(struct tg_client *client);
 
 /* Looks whether the daemon is still there, and mends. For calls that do not sleep; now: coarse. */
 void lane_check_daemon(struct tg_lane *lane, uint64_t now);

@@ -194,7 +194,6 @@ tg_lane_open(
 	lane->memfd = lane->doorbell = lane->bell = lane->epoll = lane->self = lane->retry_timer = -1;
 	lane->client = client;
 	lane->mark = client->mark;
-	lane->generation = client->generation;
 	lane->spin_ns = options->spin_us == UINT32_MAX         ? 0
 			: options->spin_us > UINT32_MAX / 1000 ? UINT32_MAX
 							       : options->spin_us * 1000;
@@ -203,13 +202,8 @@ tg_lane_open(
 	client_lock(client);
 	if ((rc = lane_request(lane, pool, options)) == -TG_ECLOSED) {
 		/* It may have been restarted: one attempt more, with the lanes there are handed back. */
-		client_unlock(client);
 		client_lose(client, client_generation(client));
-		ck_pr_store_64(&client->retry_ns, 0);
-		rc = client_mend(client) == 0 ? 0 : -TG_ENODAEMON;
-		client_lock(client);
-		if (rc == 0)
-			rc = lane_request(lane, pool, options);
+		rc = client_mend_held(client) == 0 ? lane_request(lane, pool, options) : -TG_ENODAEMON;
 	}
 	if (rc != 0) {
 		int saved = errno;
@@ -219,6 +213,7 @@ tg_lane_open(
 		errno = saved;
 		return rc;
 	}
+	lane->generation = client_generation(client);
 	lane->next = client->lanes;
 	if (lane->next != NULL)
 		lane->next->link = &lane->next;
@@ -249,8 +244,8 @@ tg_lane_close(struct tg_lane *lane, int timeout_ms)
 		(void)tg_abort(lane);
 	flushed = tg_flush(lane, timeout_ms);
 	frame_init(&request, FRAME_LANE_CLOSE, 0);
-	request.u.lane.lane_id = lane->lane_id;
 	client_lock(client);
+	request.u.lane.lane_id = lane->lane_id; /* which the next daemon may have changed */
 	rc = client_is_lost(client)
 		 ? detail_fail(-TG_ECLOSED, "lane %" PRIu64 ": tidegated is away", lane->lane_id)
 		 : control_request(client, &request, &answer, FRAME_LANE_CLOSED, fds);

@@ -196,7 +196,7 @@ static inline int
 may_publish(struct tg_lane *lane, const struct tg_message *m)
 {
 	if (UNLIKELY(lane == NULL || fork_is_child(&lane->mark) || lane->fault != 0 ||
-		     order_load_relaxed_32(lane->closed_word) != 0))
+		     ck_pr_load_int(&lane->refused) != 0 || order_load_relaxed_32(lane->closed_word) != 0))
 		return lane_trouble(lane);
 	if (UNLIKELY(m == NULL))
 		return bad_argument(lane, "message is NULL");

@@ -193,7 +193,7 @@ mend(struct tg_client *client)
 		rc = hand_back(&fresh, lane);
 	if (rc != 0) {
 		if (fresh.fd >= 0)
-			close(fresh.fd);
+			client_hang_up(&fresh);
 		return rc;
 	}
 	for (lane = client->lanes; lane != NULL; lane = lane->next)
@@ -232,18 +232,12 @@ wake_owners(struct tg_client *client)
 }
 
 int
-client_mend(struct tg_client *client)
+client_mend_held(struct tg_client *client)
 {
-	int rc = -TG_EAGAIN;
+	int rc;
 
 	if (!client_is_lost(client))
 		return 0;
-	if (clock_now_ns() < client_retry_ns(client) || pthread_mutex_trylock(&client->control) != 0)
-		return -TG_EAGAIN;
-	if (!client_is_lost(client)) {
-		client_unlock(client);
-		return 0;
-	}
 	rc = mend(client);
 	if (rc == 0) {
 		ck_pr_inc_32(&client->generation);
@@ -256,8 +250,21 @@ client_mend(struct tg_client *client)
 		client->retry_step_ns = step < RETRY_MAX_NS ? step : RETRY_MAX_NS;
 		ck_pr_store_64(&client->retry_ns, clock_now_ns() + spread(client->retry_step_ns));
 	}
-	client_unlock(client);
 	return rc == 0 ? 0 : -TG_EAGAIN;
+}
+
+int
+client_mend(struct tg_client *client)
+{
+	int rc;
+
+	if (!client_is_lost(client))
+		return 0;
+	if (clock_now_ns() < client_retry_ns(client) || pthread_mutex_trylock(&client->control) != 0)
+		return -TG_EAGAIN;
+	rc = client_mend_held(client);
+	client_unlock(client);
+	return rc;
 }
 
 /* ---- the event loop's descriptor meanwhile ---- */

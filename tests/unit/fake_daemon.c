@@ -244,7 +244,11 @@ answer_return(struct fake *fake, int conn, const struct frame *request)
 	frame_init(&answer, FRAME_LANE_RETURNED, request->serial);
 	answer.u.lane.lane_id = lane->lane_id;
 	answer.u.lane.flags = fake->flags;
-	reply(fake, conn, &answer, fds, 2);
+	if (fake->error != 0) {
+		frame_init(&answer, FRAME_ERROR, request->serial);
+		answer.u.error.code = fake->error;
+	}
+	reply(fake, conn, &answer, fds, fake->error != 0 ? 0 : 2);
 }
 
 static void
@@ -274,6 +278,7 @@ conn_serve(struct fake *fake, int conn)
 		answer_open(fake, conn, &request);
 	} else if (request.type == FRAME_LANE_CLOSE) {
 		fake->closes++;
+		fake->last_close = request.u.lane.lane_id;
 		frame_init(&answer, FRAME_LANE_CLOSED, request.serial);
 		answer.u.lane.lane_id = request.u.lane.lane_id;
 		reply(fake, conn, &answer, NULL, 0);
@@ -488,6 +493,28 @@ fake_closes(struct fake *fake)
 
 	pthread_mutex_lock(&fake->lock);
 	n = fake->closes;
+	pthread_mutex_unlock(&fake->lock);
+	return n;
+}
+
+uint64_t
+fake_last_close(struct fake *fake)
+{
+	uint64_t id;
+
+	pthread_mutex_lock(&fake->lock);
+	id = fake->last_close;
+	pthread_mutex_unlock(&fake->lock);
+	return id;
+}
+
+unsigned
+fake_conns(struct fake *fake)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&fake->lock);
+	n = fake->conn_count;
 	pthread_mutex_unlock(&fake->lock);
 	return n;
 }

@@ -18,7 +18,7 @@
 
 #include <pthread.h>
 
-#define FAKE_LANES 16
+#define FAKE_LANES 128
 #define FAKE_CONNS 16
 #define FAKE_DEADLINE_MS 10000 /* for any state a test waits for */
 
@@ -68,10 +68,11 @@ struct fake {
 	pthread_mutex_t lock; /* everything below */
 	enum fake_mode mode;
 	enum fake_lie lie;
-	int error;       /* answer LANE_OPEN with this error */
+	int error;       /* answer LANE_OPEN and LANE_RETURN with this error */
 	unsigned flags;  /* of the lanes' headers */
 	unsigned rings;  /* doorbells heard */
 	unsigned closes; /* LANE_CLOSE heard */
+	uint64_t last_close;
 	int hang_up, stopping;
 	int takes_back; /* LANE_RETURN is answered, with the flags of the moment */
 	struct frame held;
@@ -92,6 +93,8 @@ void fake_set_flags(struct fake *fake, unsigned flags);
 void fake_take_back(struct fake *fake, unsigned flags);
 unsigned fake_rings(struct fake *fake);
 unsigned fake_closes(struct fake *fake);
+uint64_t fake_last_close(struct fake *fake); /* the number in it */
+unsigned fake_conns(struct fake *fake);
 struct frame fake_last_open(struct fake *fake);
 
 /* Closes every connection, as the kernel does when the daemon dies. Returns when it is done. */

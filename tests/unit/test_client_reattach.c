@@ -2,7 +2,14 @@
 #include "client_rig.h"
 #include "libclient/internal.h"
 
+#include <ck_pr.h>
+#include <errno.h>
 #include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static void
 do_hang_up(struct fake_lane *lane, void *arg)
@@ -149,6 +156,231 @@ descriptor_rests_while_another_lane_reattaches(void **state)
 	assert_int_equal(pthread_mutex_unlock(&s->client->control), 0);
 }
 
+struct looker {
+	pthread_t thread;
+	struct setup *s;
+	int looks, stop;
+};
+
+static void
+look_for_daemon(struct tg_lane *lane)
+{
+	lane->check_ns = 0; /* it is time */
+	(void)tg_writable(lane);
+}
+
+/* The thread of another lane, which looks at the connection as often as it can. */
+static void *
+look_run(void *arg)
+{
+	struct looker *l = arg;
+
+	while (ck_pr_load_int(&l->stop) == 0) {
+		if (ck_pr_load_int(&l->looks) == 0) {
+			sched_yield();
+			continue;
+		}
+		ck_pr_store_64(&l->s->client->retry_ns, 0);
+		look_for_daemon(l->s->lane);
+	}
+	return NULL;
+}
+
+/* Whoever of the two notices first: it is one loss, and one return. */
+static void
+lane_is_opened_while_another_reattaches(void **state)
+{
+	enum { ROUNDS = 100 };
+	struct setup *s = *state;
+	struct looker l = { .s = s };
+	struct tg_lane_options options = { .ring_bytes = LANE_SQ_MIN };
+	struct tg_lane *lane;
+	int rc = 0;
+
+	fake_take_back(&s->fake, 0);
+	assert_int_equal(pthread_create(&l.thread, NULL, look_run, &l), 0);
+	for (unsigned i = 0; i < ROUNDS && rc == 0; i++) {
+		fake_hang_up(&s->fake);
+		ck_pr_store_int(&l.looks, 1);
+		if ((rc = tg_lane_open(s->client, &lane, "events", &options)) == 0)
+			rc = tg_lane_close(lane, 0);
+		ck_pr_store_int(&l.looks, 0);
+	}
+	ck_pr_store_int(&l.stop, 1);
+	assert_int_equal(pthread_join(l.thread, NULL), 0);
+	assert_int_equal(rc, 0);
+	assert_int_equal(s->client->generation, ROUNDS);
+	assert_int_equal(s->client->lost, 0);
+}
+
+struct closer {
+	pthread_t thread;
+	struct tg_lane *lane;
+	int tid;
+	int rc;
+};
+
+static void *
+close_run(void *arg)
+{
+	struct closer *c = arg;
+
+	ck_pr_store_int(&c->tid, (int)syscall(SYS_gettid));
+	c->rc = tg_lane_close(c->lane, 0);
+	return NULL;
+}
+
+/* Of a thread of this process: 'S' as long as it waits. */
+static char
+thread_state(int tid)
+{
+	char path[64], text[256] = "";
+	const char *end;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+	file = fopen(path, "re");
+	if (file == NULL)
+		return '-';
+	if (fgets(text, sizeof(text), file) == NULL)
+		text[0] = '\0';
+	fclose(file);
+	end = strrchr(text, ')');
+	return end != NULL && end[1] == ' ' ? end[2] : '-';
+}
+
+/* The next daemon may know the lane by another number, and it comes while its owner waits to close it. */
+static void
+lane_is_closed_by_the_number_it_has_now(void **state)
+{
+	struct setup *s = *state;
+	struct closer c = { .lane = s->lane };
+	uint64_t begin = fake_now_ms();
+
+	assert_int_equal(pthread_mutex_lock(&s->client->control), 0);
+	assert_int_equal(pthread_create(&c.thread, NULL, close_run, &c), 0);
+	while (ck_pr_load_int(&c.tid) == 0 || thread_state(c.tid) != 'S') {
+		assert_true(fake_now_ms() - begin < FAKE_DEADLINE_MS);
+		sched_yield();
+	}
+	ck_pr_store_64(&s->lane->lane_id, 77); /* as hand_back() does */
+	assert_int_equal(pthread_mutex_unlock(&s->client->control), 0);
+	assert_int_equal(pthread_join(c.thread, NULL), 0);
+	assert_int_equal(c.rc, 0);
+	assert_int_equal(fake_last_close(&s->fake), 77);
+}
+
+/* What the next daemon will not have nobody publishes: that would be lost without a word. */
+static void
+lane_that_is_not_taken_back_takes_no_messages(void **state)
+{
+	struct setup *s = *state;
+	struct tg_message m = { .topic = "t" };
+	uint64_t begin = fake_now_ms();
+
+	fake_take_back(&s->fake, 0);
+	fake_set_error(&s->fake, TG_ENOPOOL);
+	fake_hang_up(&s->fake);
+	while (ck_pr_load_int(&s->lane->refused) == 0) {
+		assert_true(fake_now_ms() - begin < FAKE_DEADLINE_MS);
+		look_for_daemon(s->lane);
+		sched_yield();
+	}
+	assert_int_equal(tg_publish(s->lane, &m, NULL), -TG_ENOPOOL);
+	assert_int_equal(tg_publish_batch(s->lane, &m, 1, NULL), -TG_ENOPOOL);
+	assert_int_equal(tg_publish(s->lane, &m, NULL), -TG_ENOPOOL);
+}
+
+struct child {
+	pid_t pid;
+	int end;
+};
+
+/* A child that lives, with everything that it has inherited open, until child_end(). */
+static void
+child_start(struct child *child)
+{
+	int pair[2];
+	char byte;
+
+	assert_int_equal(pipe(pair), 0);
+	child->pid = fork();
+	assert_true(child->pid >= 0);
+	if (child->pid == 0) {
+		close(pair[1]);
+		while (read(pair[0], &byte, 1) < 0 && errno == EINTR)
+			;
+		_exit(0);
+	}
+	close(pair[0]);
+	child->end = pair[1];
+}
+
+static void
+child_end(struct child *child)
+{
+	int status;
+
+	close(child->end);
+	assert_int_equal(waitpid(child->pid, &status, 0), child->pid);
+}
+
+static int
+conns_become(struct setup *s, unsigned count)
+{
+	uint64_t begin = fake_now_ms();
+
+	while (fake_conns(&s->fake) != count) {
+		if (fake_now_ms() - begin >= FAKE_DEADLINE_MS)
+			return 0;
+		sched_yield();
+	}
+	return 1;
+}
+
+/* A server opens a client, forks its workers, and closes it: the daemon hears so at once. */
+static void
+client_is_closed_though_a_child_has_its_descriptors(void **state)
+{
+	struct setup *s = *state;
+	struct child child;
+	int closed;
+
+	child_start(&child);
+	tg_client_close(s->client);
+	s->client = NULL;
+	closed = conns_become(s, 0);
+	child_end(&child);
+	assert_true(closed);
+}
+
+static void *
+mend_run(void *arg)
+{
+	look_for_daemon(arg);
+	return NULL;
+}
+
+/* A daemon that was too slow still has the lanes, on a connection that a child must not keep alive. */
+static void
+attempt_is_over_though_a_child_has_its_descriptor(void **state)
+{
+	struct setup *s = *state;
+	struct child child;
+	pthread_t thread;
+	int closed;
+
+	fake_hang_up(&s->fake);
+	assert_int_equal(pthread_create(&thread, NULL, mend_run, s->lane), 0);
+	assert_true(conns_become(s, 1)); /* which is not answered */
+	child_start(&child);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(s->client->lost, 1);
+	closed = conns_become(s, 0);
+	child_end(&child);
+	assert_true(closed);
+}
+
 int
 main(void)
 {
@@ -157,6 +389,11 @@ main(void)
 		HOLD(lane_fences_as_the_daemon_that_has_it_needs),
 		HOLD(every_call_finds_the_next_daemon),
 		HOLD(descriptor_rests_while_another_lane_reattaches),
+		HOLD(lane_is_opened_while_another_reattaches),
+		HOLD(lane_is_closed_by_the_number_it_has_now),
+		HOLD(lane_that_is_not_taken_back_takes_no_messages),
+		HOLD(client_is_closed_though_a_child_has_its_descriptors),
+		HOLD(attempt_is_over_though_a_child_has_its_descriptor),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
