@@ -23,8 +23,9 @@ control_may(const struct control *control)
 }
 
 uint64_t
-control_begin(const struct control *control)
+control_begin(struct control *control)
 {
+	control->idle = is_idle(control->shard);
 	return world_now(control->shard->world);
 }
 
@@ -39,7 +40,8 @@ charge(struct control *control, uint64_t began_ns, uint64_t ns)
 void
 control_end(struct control *control, uint64_t began_ns)
 {
-	charge(control, began_ns, (world_now(control->shard->world) - began_ns) * CONTROL_SHARE);
+	if (!control->idle)
+		charge(control, began_ns, (world_now(control->shard->world) - began_ns) * CONTROL_SHARE);
 }
 
 void
