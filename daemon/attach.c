@@ -2,6 +2,7 @@
 
 #include "client.h"
 #include "inject.h"
+#include "keeper.h"
 #include "log.h"
 #include "pool.h"
 #include "shard.h"
@@ -204,6 +205,8 @@ finish(struct attach *attach)
 		lane_begin(lane);
 	if (client == NULL) {
 		close(attach->bell);
+		if (attach->returned)
+			keeper_keep(lane->shard->keeper, lane);
 		lane_orphan(lane);
 		return 0;
 	}
@@ -264,6 +267,7 @@ begin(struct client *client, uint32_t serial, const struct lane_header *header, 
 	if ((rc = lane_make(&lane, header, pool, client, memfd, geo, bell[1])) != 0)
 		goto fail_bell;
 	*taken = 1;
+	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid }); /* who may be gone when it is made */
 	*attach = (struct attach){ .job.run = run,
 		.job.done = on_done,
 		.client = client,

@@ -1,0 +1,139 @@
+/* Lanes that are handed back, in a daemon without links: what becomes of those whose client has gone meanwhile. */
+#include "daemon/attach.h"
+#include "daemon/client.h"
+#include "daemon/config.h"
+#include "daemon/config_node.h"
+#include "daemon/log.h"
+#include "daemon/loop.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define LARGE (UINT64_C(4) << 20) /* which is made beside the loop */
+#define NONCE UINT64_C(0x0123456789abcdef)
+
+static const char config_text[] = "socket = \"/nowhere/s\"; admin = \"/nowhere/a\";\n"
+				  "pools = ( { name = \"events\"; protocol = \"mqtt\";\n"
+				  "            brokers = ( { address = \"127.0.0.1:1\"; } ); } );\n";
+
+struct setup {
+	struct config *config;
+	struct loop loop;
+	int null;
+};
+
+static int
+setup(void **state)
+{
+	struct setup *s = calloc(1, sizeof(*s));
+	char file[] = "/tmp/tidegate-test-attach-XXXXXX";
+	struct config_report report = { .file = file };
+
+	assert_non_null(s);
+	s->null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	log_set_fd(s->null);
+	int fd = mkstemp(file);
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, config_text, sizeof(config_text) - 1), sizeof(config_text) - 1);
+	close(fd);
+	assert_int_equal(config_load(&s->config, file, &report), 0);
+	unlink(file);
+	assert_int_equal(loop_init(&s->loop, s->config), 0);
+	*state = s;
+	return 0;
+}
+
+static int
+teardown(void **state)
+{
+	struct setup *s = *state;
+
+	loop_fini(&s->loop);
+	config_free(s->config);
+	log_set_fd(STDERR_FILENO);
+	close(s->null);
+	free(s);
+	return 0;
+}
+
+/* A lane's memory as a client has it after a daemon's death, one record in it. */
+static int
+memory_with_a_record(void)
+{
+	struct lane_header header = { .lane_id = 1, .nonce = NONCE, .pool = "events" };
+	struct lane_geometry geo;
+	struct lane_map map;
+	struct sq_producer sq;
+	int error;
+
+	assert_int_equal(lane_geometry_make(&geo, LARGE, 0), 0);
+	int memfd = lane_memfd_create(&geo, &header);
+	assert_true(memfd >= 0);
+	assert_int_equal(lane_map_init(&map, memfd, &geo, 0), 0);
+	sq_producer_init(&sq, &map, 0);
+	struct record *record = sq_reserve(&sq, record_bytes(1, 0, 0, 0), &error);
+	assert_non_null(record);
+	*record = (struct record){ .size = (uint32_t)record_bytes(1, 0, 0, 0), .check = record_check(0), .topic_len = 1 };
+	memcpy(record + 1, "t", 1);
+	sq_commit(&sq, record->size);
+	sq_publish(&sq);
+	lane_map_fini(&map);
+	return memfd;
+}
+
+static struct lane *
+only_lane(struct setup *s)
+{
+	return TAILQ_FIRST(&s->loop.shard.pools[0].lanes);
+}
+
+/*
+ * A client that does not wait for the answer must not have its lane go by another identity: not an unlucky one,
+ * whose messages would be stored twice, and not one that wrote an identity into its header that is not his.
+ */
+static void
+lane_of_a_client_that_has_gone_is_still_his(void **state)
+{
+	struct setup *s = *state;
+	struct shard *shard = &s->loop.shard;
+	struct lane owned = { .nonce = NONCE };
+	struct frame request;
+	int pair[2], memfd = memory_with_a_record();
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+	int doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	struct client *client = client_adopt(shard, &s->loop.uv, pair[0], doorbell, 77, 1001, 1001, "t");
+	assert_non_null(client);
+	frame_init(&request, FRAME_LANE_RETURN, 1);
+	assert_int_equal(attach_return(client, &request, &memfd), 0);
+	assert_int_equal(memfd, -1);
+	assert_non_null(client->attach); /* it is on its way */
+	client_close(client);
+	shard->world->ops->settle(shard->world);
+	assert_non_null(only_lane(s));
+	assert_null(only_lane(s)->client);
+	lane_own(&owned, &(struct lane_owner){ .uid = 1001, .pid = 77 });
+	assert_true(only_lane(s)->identity == owned.identity);
+	assert_int_equal(only_lane(s)->owner.uid, 1001);
+	assert_int_equal(only_lane(s)->owner.pid, 77);
+	close(pair[1]);
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(lane_of_a_client_that_has_gone_is_still_his, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
