@@ -9,12 +9,14 @@
 #include <libgen.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #define ACCEPTS_A_TURN 8
+#define LOCK_TRIES 100
 
 static void
 complain(const struct listener *listener, const char *what)
@@ -100,19 +102,63 @@ make_folder(const char *path)
 	mkdir(dirname(copy), 0755);
 }
 
+struct path_lock {
+	int fd; /* -1: none */
+	char name[108 + sizeof(".lock")];
+};
+
+/*
+ * Two daemons that begin at once must not both find nobody on the path: the later would remove the other's socket.
+ * So it is looked at and taken under a lock, of a file beside it that is gone afterwards. What others made, or
+ * could open, is no lock: they could keep us out with it. Then it goes without.
+ * Returns 0, or -TG_ESYSTEM: another daemon is at it.
+ */
 static int
-bind_path(struct listener *listener, mode_t mode, const char *group)
+lock_path(const struct listener *listener, struct path_lock *lock)
+{
+	struct stat ours, there;
+
+	snprintf(lock->name, sizeof(lock->name), "%s.lock", listener->path);
+	for (int i = 0; i < LOCK_TRIES; i++) {
+		lock->fd = open(lock->name, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
+		if (lock->fd < 0)
+			return 0;
+		if (fstat(lock->fd, &ours) != 0 || !S_ISREG(ours.st_mode) || ours.st_uid != geteuid() ||
+		    (ours.st_mode & 077) != 0)
+			break;
+		if (flock(lock->fd, LOCK_EX | LOCK_NB) != 0) {
+			close(lock->fd);
+			errno = EADDRINUSE;
+			complain(listener, "lock");
+			return -TG_ESYSTEM;
+		}
+		if (stat(lock->name, &there) == 0 && there.st_dev == ours.st_dev && there.st_ino == ours.st_ino)
+			return 0;
+		close(lock->fd); /* whoever had it has just removed it */
+		lock->fd = -1;
+	}
+	if (lock->fd >= 0)
+		close(lock->fd);
+	lock->fd = -1;
+	return 0;
+}
+
+static void
+unlock_path(const struct path_lock *lock)
+{
+	if (lock->fd < 0)
+		return;
+	unlink(lock->name);
+	close(lock->fd);
+}
+
+static int
+take_path(struct listener *listener, mode_t mode, const char *group)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	struct stat st;
 
 	memcpy(addr.sun_path, listener->path, sizeof(addr.sun_path));
-	listener->fd = socket(AF_UNIX, listener->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (listener->fd < 0) {
-		complain(listener, "socket");
-		return -TG_ESYSTEM;
-	}
-	make_folder(listener->path);
 	if (lstat(listener->path, &st) == 0) {
 		if (!S_ISSOCK(st.st_mode)) {
 			errno = EEXIST;
@@ -145,6 +191,25 @@ bind_path(struct listener *listener, mode_t mode, const char *group)
 		return -TG_ESYSTEM;
 	}
 	return 0;
+}
+
+static int
+bind_path(struct listener *listener, mode_t mode, const char *group)
+{
+	struct path_lock lock;
+
+	listener->fd = socket(AF_UNIX, listener->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (listener->fd < 0) {
+		complain(listener, "socket");
+		return -TG_ESYSTEM;
+	}
+	make_folder(listener->path);
+	int rc = lock_path(listener, &lock);
+	if (rc != 0)
+		return rc;
+	rc = take_path(listener, mode, group);
+	unlock_path(&lock);
+	return rc;
 }
 
 int
