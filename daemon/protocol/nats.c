@@ -231,7 +231,8 @@ probe(struct session *session, struct out *out)
 	if (nats->ping_count == 0)
 		nats->pings[(nats->ping_first + nats->ping_count++) % NATS_PINGS] = (struct nats_ping){ 0 };
 	nats->pings[(nats->ping_first + nats->ping_count - 1) % NATS_PINGS].probes++;
-	return nats->asking > 0 ? nats_ask_again(nats, out) : 0;
+	rc = nats->asking > 0 ? nats_ask_again(nats, out) : 0;
+	return rc == 0 ? nats_ask_silent(nats, out) : rc;
 }
 
 const struct driver driver_nats = {

@@ -70,7 +70,8 @@ struct nats_subject {
 	uint64_t hash; /* 0: none */
 	uint8_t *text;
 	uint32_t len, room;
-	int asking; /* an answer is due */
+	int asking;      /* an answer is due */
+	uint64_t silent; /* ... asked in a silence, on behalf of every unanswered seq below; 0: because of a doubt */
 };
 
 struct nats_session {
@@ -145,6 +146,8 @@ void nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len);
 void nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message *message);
 /* Repeats the questions that were not answered: who should have may be gone. Returns 0 or -TG_ENOMEM. */
 int nats_ask_again(struct nats_session *nats, struct out *out);
+/* Nothing has come for a while: asks about what is unanswered. Returns 0 or -TG_ENOMEM. */
+int nats_ask_silent(struct nats_session *nats, struct out *out);
 /* Core: a PONG says that everything below upto was taken, or denied. */
 void nats_taken(struct nats_session *nats, uint64_t upto);
 

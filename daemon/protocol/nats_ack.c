@@ -11,6 +11,11 @@
  * such a message is rejected. Without JetStream, or with a stream that has no leader, this is no server to
  * publish to now, and everything is sent again, elsewhere or later.
  *
+ * Nobody says anything of a subject that no stream takes and others listen to: the server has handed the message on.
+ * So JetStream is asked about what is unanswered after a silence, too. If no stream takes the subject as far as it
+ * knows, the answer will never come (EV_LOST); a mapping of subjects or another domain's stream may have taken it all
+ * the same. What such a question finds else means nothing: a stream may be slow.
+ *
  * Others may listen on a subject too and answer to its reply subject: what is no acknowledgement, or
  * a second one, is dropped.
  */
@@ -313,11 +318,31 @@ nats_ask_again(struct nats_session *nats, struct out *out)
 	return rc;
 }
 
+int
+nats_ask_silent(struct nats_session *nats, struct out *out)
+{
+	if (!nats->jetstream || nats->may_not_ask)
+		return 0;
+	for (uint64_t seq = nats->oldest; seq != nats->next; seq++) {
+		uint64_t word = *word_of(nats, seq), hash = word & ~NATS_FLAGS;
+		struct nats_subject *subject = &nats->subjects[nats_place(hash)];
+		if ((word & (NATS_ANSWERED | NATS_DOUBTED)) != 0 || subject->hash != hash || subject->asking)
+			continue;
+		int rc = send_question(nats, subject, out);
+		if (rc != 0)
+			return rc;
+		subject->asking = 1;
+		subject->silent = nats->next;
+		nats->asking++;
+	}
+	return 0;
+}
+
 static void
-send_again(struct nats_session *nats, uint64_t seq)
+give_back(struct nats_session *nats, uint64_t seq, enum driver_event_type how)
 {
 	settle(nats, seq);
-	driver_emit(&nats->base, EV_AGAIN, seq);
+	driver_emit(&nats->base, how, seq);
 }
 
 static int
@@ -330,33 +355,40 @@ no_stream(struct nats_session *nats, uint64_t seq, struct out *out)
 	if (nats->may_not_ask)
 		nack_no_stream(nats, seq);
 	else if (!kept && !subject->asking)
-		send_again(nats, seq);
+		give_back(nats, seq, EV_AGAIN);
 	else
 		*word_of(nats, seq) = hash | NATS_DOUBTED | (word & NATS_ASKED);
 	uncount(nats, word);
 	return kept && !subject->asking && !nats->may_not_ask ? ask(nats, subject, out) : 0;
 }
 
-/* No stream takes the subject, or nobody may know: what was in doubt when that was asked is rejected. */
+/*
+ * The question is answered. none: no stream takes the subject, or nobody may know; what was in doubt when that was
+ * asked is rejected, what was unanswered is not waited for any more.
+ */
 static int
-asked(struct nats_session *nats, struct nats_subject *subject, struct out *out)
+asked(struct nats_session *nats, struct nats_subject *subject, int none, struct out *out)
 {
-	uint64_t end = nats->next;
+	uint64_t end = nats->next, silent = subject->silent;
 	int more = 0;
 
 	subject->asking = 0;
+	subject->silent = 0;
 	nats->asking--;
 	for (uint64_t seq = nats->oldest; seq != end; seq++) {
 		uint64_t word = *word_of(nats, seq), hash = word & ~NATS_FLAGS;
-		if ((word & (NATS_DOUBTED | NATS_ANSWERED)) != NATS_DOUBTED ||
-		    &nats->subjects[nats_place(hash)] != subject)
+		if ((word & NATS_ANSWERED) != 0 || &nats->subjects[nats_place(hash)] != subject)
 			continue;
-		if (hash != subject->hash)
-			send_again(nats, seq); /* it had no place to ask from */
-		else if ((word & NATS_ASKED) != 0)
+		if ((word & NATS_DOUBTED) == 0) {
+			if (none && hash == subject->hash && seq < silent && (word & NATS_DENIED) == 0)
+				give_back(nats, seq, EV_LOST);
+		} else if (hash != subject->hash) {
+			give_back(nats, seq, EV_AGAIN); /* it had no place to ask from */
+		} else if ((word & NATS_ASKED) != 0) {
 			nack_no_stream(nats, seq);
-		else
+		} else {
 			more = 1;
+		}
 	}
 	return more ? ask(nats, subject, out) : 0;
 }
@@ -371,22 +403,26 @@ names_came(struct nats_session *nats, struct nats_subject *subject, const struct
 
 	if (!subject->asking)
 		return 0;
-	if (is_no_responders(reply->headers, reply->headers_len))
-		return nats->no_streams ? asked(nats, subject, out)
-					: driver_fatal(&nats->base, FATAL_UNUSABLE, 0,
-					      "JetStream has ended on this server, or its cluster has no leader");
+	if (is_no_responders(reply->headers, reply->headers_len)) {
+		if (nats->no_streams || subject->silent != 0)
+			return asked(nats, subject, nats->no_streams, out);
+		return driver_fatal(&nats->base, FATAL_UNUSABLE, 0,
+		    "JetStream has ended on this server, or its cluster has no leader");
+	}
 	json_t *answer = json_loadb((const char *)reply->body, reply->body_len, 0, &where);
 	const json_t *error = json_object_get(answer, "error");
 	const json_t *words = json_is_object(error) ? json_object_get(error, "description")
 						    : json_array_get(json_object_get(answer, "streams"), 0);
 	const char *text = json_string_value(words);
 	utf8_clean(said, sizeof(said), (const uint8_t *)(text != NULL ? text : ""), json_string_length(words));
-	if (json_is_object(error))
+	if (subject->silent != 0)
+		rc = asked(nats, subject, !json_is_object(error) && text == NULL, out);
+	else if (json_is_object(error))
 		rc = driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "JetStream is not there: %s", said);
 	else if (text != NULL)
 		rc = driver_fatal(&nats->base, FATAL_UNUSABLE, 0, "stream \"%s\" has no leader", said);
 	else
-		rc = asked(nats, subject, out);
+		rc = asked(nats, subject, 1, out);
 	json_decref(answer);
 	return rc;
 }
@@ -407,8 +443,10 @@ nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len)
 	/* It is ours, and not for this user to ask. */
 	nats->may_not_ask = 1;
 	nats->asking = 0;
-	for (uint32_t i = 0; i < NATS_SUBJECTS; i++)
+	for (uint32_t i = 0; i < NATS_SUBJECTS; i++) {
 		nats->subjects[i].asking = 0;
+		nats->subjects[i].silent = 0;
+	}
 	uint64_t end = nats->next;
 	for (uint64_t seq = nats->oldest; seq != end; seq++)
 		if ((*word_of(nats, seq) & (NATS_DOUBTED | NATS_ANSWERED)) == NATS_DOUBTED)

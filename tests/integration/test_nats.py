@@ -170,6 +170,24 @@ def test_subject_longer_than_this_servers_control_line_is_rejected_and_hurts_nob
     assert 3 <= d.links()[0]["failures"] <= 4, d.links()
 
 
+def test_message_that_nobody_answers_holds_up_nobody(box, daemon, server):
+    """A subject that no stream takes and somebody listens to: the server has no status to give, the listener no answer.
+    The messages of it are unknown when their time is up, and nobody else's wait for them, though there are more of
+    those than the link holds behind one that is unanswered."""
+    server.stream()
+    listener = Subscriber(server, "listen.>")
+    d = daemon(nats_pool([server], window={"messages": 50, "low": 25},
+                         health={"idle_ms": 200, "probe_timeout_ms": 300, "ack_timeout_ms": 2000}))
+    silent = Producer(box, d, 1, count=3, topic="listen.a", words=["-F", "-T", "6000"])
+    listener.wait(1)
+    beside = Producer(box, d, 2, count=3000, topic="load.t", words=["-F"])
+    assert beside.finish() == {"delivered": 3000}
+    assert silent.process.alive()
+    assert silent.finish() == {"unknown": 3}
+    assert check_all_arrived([beside], StreamReader(server)) == 0
+    assert d.links()[0]["failures"] == 0, d.links()
+
+
 @pytest.mark.parametrize("topic", ["a..b", ".a", "a.*", ">", "a b", "a\r\nPUB b 0\r\n"])
 def test_bad_subject_is_rejected_before_it_can_hurt_the_link(daemon, server, topic):
     server.stream()
