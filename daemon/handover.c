@@ -211,6 +211,16 @@ give_up(struct handover *handover, const char *why)
 	close_handles(handover);
 }
 
+/* Whoever did that means the successor, too, which would not know. */
+static int
+is_told_to_stop(struct handover *handover)
+{
+	if (!handover->loop->shard.stopping)
+		return 0;
+	give_up(handover, "the daemon was told to stop");
+	return 1;
+}
+
 static void
 finish(struct handover *handover)
 {
@@ -266,6 +276,8 @@ on_timer(struct timer *timer)
 		give_up(handover, "the new daemon was not ready in 10 s");
 		return;
 	}
+	if (is_told_to_stop(handover))
+		return;
 	/* Lanes on their way are waited for: their memory would have no owner. */
 	if (!TAILQ_EMPTY(&shard->making) && shard->now_ns >= handover->until_ns + MAKING_MS * NS_PER_MS) {
 		give_up(handover, "a lane is still being made");
@@ -296,6 +308,8 @@ on_readable(uv_poll_t *poll, int status, int events)
 	}
 	handover->waiting_ready = 0;
 	uv_poll_stop(poll);
+	if (is_told_to_stop(handover))
+		return;
 	shard->paused = 1;
 	handover->until_ns = shard->now_ns + QUIET_MS * NS_PER_MS;
 	timer_set(&shard->timers, &handover->timer, shard->now_ns);

@@ -345,3 +345,21 @@ def test_upgrades_wait_for_lanes_that_are_being_made(box, daemon, sink):
         opener.kill()
     d.wait_no_lanes()
     assert d.publish("-m", "x").returncode == 0
+
+
+@pytest.mark.sanitizers
+def test_daemon_that_is_told_to_stop_does_not_hand_over(box, daemon):
+    """Whoever stops a daemon means the one that would come after it, too."""
+    sink = Sink(box, options=["--ack-delay", "2000"]).start()  # so that the upgrade waits for an answer
+    d = daemon(pool([sink]))
+    Upgraded(box, d)
+    producer = Producer(box, d, number=1, count=100, batch=8)
+    wait_for(lambda: sum(link["outstanding"] for link in d.rows("links")) == 100, "all of them on their way")
+    os.kill(d.process.pid, signal.SIGUSR2)
+    wait_for(lambda: "event=upgrading" in d.process.text(), "the upgrade's beginning")
+    os.kill(d.process.pid, signal.SIGTERM)
+    wait_for(lambda: not d.process.alive(), "its end", 30)
+    assert not d.answers()
+    text = d.process.text()
+    assert "event=upgraded" not in text and "event=stopping drained=yes" in text, text
+    assert producer.finish() == {"delivered": 100}
