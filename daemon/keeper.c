@@ -340,8 +340,8 @@ keeper_restore(struct keeper *keeper)
 		name_make(name, back->nonce, &back->owner);
 		log_event(LOG_LEVEL_WARN, "lane_not_restored", "name=%s cause=\"%s\"", name, error_text(rc));
 		close(back->fd);
-		/* A pool may be configured again, and the binary put back: then the manager still has it. */
-		if (rc != -TG_ENOPOOL && rc != -TG_EVERSION && rc != -TG_EBUSY)
+		/* A pool may be configured again, the binary put back, memory be there: then the manager still has it. */
+		if (rc == -TG_EBROKEN)
 			forget(keeper, name);
 	}
 	log_event(LOG_LEVEL_INFO, "lanes_restored", "lanes=%u of=%d", restored, keeper->back_count);

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.skipif("define HAVE_SYSTEMD 1" not in (BUILD / "build_c
 
 HIGH = 200  # descriptors that are kept are numbered from here on, those that are passed from 3 on
 LAUNCH = """
-import os, sys
+import os, resource, sys
+if "ADDRESS_SPACE" in os.environ:
+    resource.setrlimit(resource.RLIMIT_AS, (int(os.environ["ADDRESS_SPACE"]),) * 2)
 for at, fd in enumerate(int(number) for number in sys.argv[1].split(",") if number):
     os.dup2(fd, 3 + at)
 os.environ["LISTEN_PID"] = str(os.getpid())
@@ -264,6 +266,30 @@ def test_what_the_manager_passes_is_not_believed(box, managed, closed_sink):
                                             "lane-0000000000000008-0-1x", "stranger"}, lambda: managed.store, 20)
     d.wait_ready()
     assert d.publish("-m", "x").returncode == 0
+
+
+@pytest.mark.skipif(SANITIZED, reason="sanitizers need all the address space there is")
+def test_lane_there_is_no_memory_for_stays_kept(box, managed, closed_sink):
+    """The next daemon may have more of it."""
+    d = managed.daemon
+    closed_sink.start()
+    d.process.kill()
+    sq, cq = 1 << 30, 128
+    large = sealed(header(sq=sq, cq=cq), 4096 + sq + cq * 32)
+    managed.put("lane-0000000000000001-0-1", large)
+    os.close(large)
+    managed.environment["ADDRESS_SPACE"] = str(2 << 30)
+    managed.start()
+    wait_for(lambda: "lanes_restored" in d.process.text(), "the lane to be looked at")
+    assert 'event=lane_not_restored name=lane-0000000000000001-0-1 cause="out of memory"' in d.process.text()
+    del managed.environment["ADDRESS_SPACE"]
+    # Another comes and goes: what was said of the large one before has been read.
+    Producer(box, d, number=1, count=10).finish()
+    wait_for(lambda: any("FDSTOREREMOVE" in words for words in managed.said), "a lane to be dropped")
+    assert set(managed.store) == {"lane-0000000000000001-0-1"}
+    managed.restart()
+    wait_for(lambda: "lanes=1 of=1" in d.process.text(), "the lane to be restored")
+    managed.wait_kept(0)
 
 
 def test_manager_that_does_not_read_holds_nobody_up(box, daemon, sink):
