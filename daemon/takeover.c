@@ -128,8 +128,8 @@ handover_listener(struct handover_taken *taken, const char *path)
 	return -1;
 }
 
-/* A lane whose pool is gone, or whose memory makes no sense: its client is told. */
-static void
+/* geo: its pool is gone, or what lies in it makes no sense, and its client is told. Returns whether that could be done. */
+static int
 refuse_lane(const struct taken_item *item, const struct lane_geometry *geo, const char *why)
 {
 	static const char one = 1;
@@ -137,14 +137,16 @@ refuse_lane(const struct taken_item *item, const struct lane_geometry *geo, cons
 
 	log_event(LOG_LEVEL_WARN, "lane_not_taken", "cause=\"%s\"", why);
 	if (geo == NULL || lane_map_init(&map, item->fds[0], geo, 0) != 0)
-		return;
+		return 0;
 	order_store_relaxed_32(&map.daemon->closed, 1);
 	if (write(item->fds[1], &one, sizeof(one)) < 0)
 		log_event(LOG_LEVEL_DEBUG, "bell_failed", "errno=%d", errno);
 	lane_map_fini(&map);
+	return 1;
 }
 
-static void
+/* Returns whether its client can stay: a lane there is no memory for now is to be handed back. */
+static int
 adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 {
 	const struct handover_frame *f = &item->packet.frame;
@@ -153,22 +155,16 @@ adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 	struct lane *lane;
 	int rc = lane_header_read(item->fds[0], &header, &geo);
 
-	if (rc != 0) {
-		refuse_lane(item, NULL, error_text(rc));
-		return;
-	}
+	if (rc != 0)
+		return refuse_lane(item, NULL, error_text(rc));
 	struct pool *pool = shard_pool(shard, header.pool);
-	if (pool == NULL) {
-		refuse_lane(item, &geo, "its pool is not configured any more");
-		return;
-	}
+	if (pool == NULL)
+		return refuse_lane(item, &geo, "its pool is not configured any more");
 	header.lane_id = f->u.lane.id;
 	header.nonce = f->u.lane.nonce;
 	rc = lane_return(&lane, &header, pool, client, item->fds[0], &geo, item->fds[1]);
-	if (rc != 0) {
-		refuse_lane(item, &geo, error_text(rc));
-		return;
-	}
+	if (rc != 0)
+		return refuse_lane(item, rc == -TG_EBROKEN ? &geo : NULL, error_text(rc));
 	item->fds[0] = item->fds[1] = -1;
 	lane_own(lane, &(struct lane_owner){ .uid = f->u.lane.uid, .pid = f->u.lane.pid });
 	if (f->u.lane.kept)
@@ -181,6 +177,7 @@ adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 		keeper_keep(shard->keeper, lane);
 		lane_orphan(lane);
 	}
+	return 1;
 }
 
 static void
@@ -229,7 +226,10 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 				item->fds[0] = item->fds[1] = -1;
 			break;
 		case HANDOVER_LANE:
-			adopt_lane(shard, f->orphan ? NULL : client, item);
+			if (adopt_lane(shard, f->orphan ? NULL : client, item) || f->orphan || client == NULL)
+				break;
+			client_close(client); /* it comes back with all its lanes */
+			client = NULL;
 			break;
 		case HANDOVER_LINK:
 			adopt_link(shard, item);

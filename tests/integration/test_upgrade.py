@@ -4,13 +4,14 @@
 
 import os
 import re
+import resource
 import signal
 import threading
 
 import pytest
 
 import harness_amqp
-from harness import FULL, Mosquitto, Process, Sink, have, libconfig, pool, program, wait_for
+from harness import FULL, SANITIZED, Mosquitto, Process, Sink, have, libconfig, pool, program, wait_for
 from harness_amqp import QueueArrivals, Rabbit
 from harness_nats import NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, percentile, wait_all_arrived
@@ -362,4 +363,29 @@ def test_daemon_that_is_told_to_stop_does_not_hand_over(box, daemon):
     assert not d.answers()
     text = d.process.text()
     assert "event=upgraded" not in text and "event=stopping drained=yes" in text, text
+    assert producer.finish() == {"delivered": 100}
+
+
+def size_of(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmSize:"))
+
+
+@pytest.mark.skipif(SANITIZED, reason="sanitizers need all the address space there is")
+def test_lane_that_a_new_daemon_has_no_memory_for_comes_back(box, daemon):
+    """Its client is told so, and hands it back until there is some."""
+    ring = 64 << 20
+    sink = Sink(box, options=["--freeze"]).start()
+    d = daemon(pool([sink]), ready=False)
+    serving = Upgraded(box, d)
+    before = size_of(serving.pid())
+    producer = Producer(box, d, number=1, count=100, batch=8, ring=ring)
+    producer.wait_accepted(100)
+    resource.prlimit(d.process.pid, resource.RLIMIT_AS, (before + ring, resource.RLIM_INFINITY))
+    assert serving.upgrade().returncode == 0
+    wait_for(lambda: "event=lane_not_taken" in d.process.text(), "the new daemon to have no memory")
+    assert not d.rows("lanes")
+    resource.prlimit(serving.pid(), resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    wait_for(lambda: d.rows("lanes"), "the lane to come back", 20)
+    sink.tell("set", "freeze", "off")
     assert producer.finish() == {"delivered": 100}
