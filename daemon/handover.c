@@ -4,6 +4,7 @@
 #include "handover.h"
 
 #include "client.h"
+#include "keeper.h"
 #include "log.h"
 #include "pool.h"
 
@@ -80,7 +81,7 @@ give_lane(int fd, const struct lane *lane)
 	frame.u.lane.orphaned_ns = lane->orphaned_ns;
 	frame.u.lane.uid = lane->owner.uid;
 	frame.u.lane.pid = lane->owner.pid;
-	frame.u.lane.kept = lane->kept != 0;
+	frame.u.lane.kept = (uint32_t)keeper_has(lane->shard->keeper, lane);
 	return handover_send(fd, &frame, fds, lane->bell >= 0 ? 2 : 1);
 }
 

@@ -203,18 +203,40 @@ keeper_keep_on(struct keeper *keeper, struct lane *lane)
 	keeper->kept++;
 }
 
+/* What waits to be said of a lane that is to be kept, or NULL. */
+static struct saying *
+unsaid(const struct keeper *keeper, const char *name)
+{
+	struct saying *saying;
+
+	TAILQ_FOREACH (saying, &keeper->pending, entry)
+		if (saying->fd >= 0 && strcmp(saying->name, name) == 0)
+			return saying;
+	return NULL;
+}
+
+int
+keeper_has(const struct keeper *keeper, const struct lane *lane)
+{
+	char name[NAME_MAX_LEN];
+
+	if (keeper == NULL || !lane->kept)
+		return 0;
+	name_make(name, lane->nonce, &lane->owner);
+	return unsaid(keeper, name) == NULL;
+}
+
 static void
 forget(struct keeper *keeper, const char *name)
 {
-	struct saying *saying;
+	struct saying *saying = unsaid(keeper, name);
 	const char *why;
 
 	/* What has not been said need not be taken back. */
-	TAILQ_FOREACH (saying, &keeper->pending, entry)
-		if (saying->fd >= 0 && strcmp(saying->name, name) == 0) {
-			saying_free(keeper, saying);
-			return;
-		}
+	if (saying != NULL) {
+		saying_free(keeper, saying);
+		return;
+	}
 	if ((why = tell(keeper, name, -1)) != NULL)
 		complain(keeper, name, why);
 }

@@ -48,6 +48,9 @@ void keeper_restore(struct keeper *keeper);
 /* Has the manager keep a lane, which has an owner; nothing if it does already. */
 void keeper_keep(struct keeper *keeper, struct lane *lane);
 
+/* Whether the manager has a lane. One that waits to be said, and would not be if this process ended now, it has not. */
+int keeper_has(const struct keeper *keeper, const struct lane *lane);
+
 /* It keeps a lane already: the daemon before us saw to that. */
 void keeper_keep_on(struct keeper *keeper, struct lane *lane);
 

@@ -337,3 +337,18 @@ def test_upgraded_daemon_goes_on_with_the_store(box, managed, closed_sink):
     d.wait_no_lanes()
     managed.wait_kept(0)
     check_all_arrived([producer, dead], closed_sink)
+
+
+def test_upgraded_daemon_says_what_the_manager_has_not_heard(box, daemon, sink):
+    d = daemon(pool([sink]))
+    d.stop()
+    manager = Manager(box, d, reads=False).start()
+    Upgraded(box, d)
+    held = Producer(box, d, number=1, count=10, lanes=32, words=["-O", "1", "-L"])
+    wait_for(lambda: len(d.rows("lanes")) == 32, "the lanes")
+    Process(box, "upgrade", [program("tidegatectl"), "-s", d.admin, "upgrade"])
+    wait_for(lambda: "event=taken_over" in d.process.text(), "the new daemon", 20)
+    manager.read()
+    manager.wait_kept(32)
+    held.process.kill()
+    manager.wait_kept(0)
