@@ -9,6 +9,7 @@
 #include "pool.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -150,6 +151,15 @@ give_links(struct handover *handover)
 	return 0;
 }
 
+/* libuv has made it so that it does not: a thousand lanes are more than the socket takes before they are read. */
+static int
+let_it_wait(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	return flags >= 0 && fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0 ? 0 : -TG_ESYSTEM;
+}
+
 static int
 give_all(struct handover *handover)
 {
@@ -160,9 +170,9 @@ give_all(struct handover *handover)
 	int fd = handover->fd, rc;
 
 	shard_turn(shard); /* paused, it frames nothing: what was answered meanwhile is committed */
-	if ((rc = give_listener(fd, handover->control)) != 0 || (rc = give_listener(fd, handover->admin)) != 0 ||
-	    (rc = give_clients(fd, shard)) != 0 || (rc = give_links(handover)) != 0 ||
-	    (rc = handover_send(fd, &frame, NULL, 0)) != 0)
+	if ((rc = let_it_wait(fd)) != 0 || (rc = give_listener(fd, handover->control)) != 0 ||
+	    (rc = give_listener(fd, handover->admin)) != 0 || (rc = give_clients(fd, shard)) != 0 ||
+	    (rc = give_links(handover)) != 0 || (rc = handover_send(fd, &frame, NULL, 0)) != 0)
 		return rc;
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	if (poll(&p, 1, TAKEN_MS) <= 0)
@@ -229,7 +239,7 @@ finish(struct handover *handover)
 	int rc = give_all(handover);
 
 	if (rc != 0) {
-		give_up(handover, error_text(rc));
+		give_up(handover, rc == -TG_EAGAIN ? "the new daemon does not read" : error_text(rc));
 		return;
 	}
 	log_event(LOG_LEVEL_INFO, "upgraded", "to_pid=%d lanes=%u clients=%u links=%u outstanding=%llu",

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 import harness_amqp
+import tidegate_lib as tide
 from harness import FULL, SANITIZED, Mosquitto, Process, Sink, have, libconfig, pool, program, wait_for
 from harness_amqp import QueueArrivals, Rabbit
 from harness_nats import NatsServer, StreamReader, Subscriber
@@ -389,3 +390,28 @@ def test_lane_that_a_new_daemon_has_no_memory_for_comes_back(box, daemon):
     wait_for(lambda: d.rows("lanes"), "the lane to come back", 20)
     sink.tell("set", "freeze", "off")
     assert producer.finish() == {"delivered": 100}
+
+
+@pytest.fixture
+def many_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.sanitizers
+def test_thousand_lanes_are_handed_over_at_once(box, daemon, sink, many_descriptors):
+    d = daemon(pool([sink]))
+    serving = Upgraded(box, d)
+    client = tide.Client(d.socket)
+    lanes = [client.lane(ring_bytes=16384) for _ in range(1000)]
+    for _ in range(3):
+        result = serving.upgrade()
+        assert result.returncode == 0, result.stderr
+        assert len(d.rows("lanes")) == len(lanes)
+    for lane in lanes:
+        lane.publish(b"x")
+    for lane in lanes:
+        lane.flush()
+    client.close()
