@@ -12,6 +12,72 @@
 static const char *const taken[] = { "destination", "content-length", "receipt", "transaction", "persistent",
 	"expires", "expiration" };
 
+/* Headers that brokers read as numbers. ActiveMQ closes the connection over what is none, without a word; the
+ * most is that of the type it reads. */
+static const struct {
+	const char *name;
+	uint64_t most;
+	int negative; /* may be */
+} numbers[] = {
+	{ "priority", INT32_MAX, 1 },
+	{ "timestamp", INT64_MAX, 1 },
+	{ "JMSDeliveryMode", INT32_MAX, 1 },
+	{ "JMSExpiration", INT64_MAX, 1 },
+	{ "JMSPriority", INT32_MAX, 1 },
+	{ "JMSTimestamp", INT64_MAX, 1 },
+	{ "JMSXDeliveryCount", INT32_MAX, 1 },
+	{ "JMSXGroupSeq", INT32_MAX, 1 },
+	{ "AMQ_SCHEDULED_DELAY", INT64_MAX, 0 },
+	{ "AMQ_SCHEDULED_PERIOD", INT64_MAX, 0 },
+	{ "AMQ_SCHEDULED_REPEAT", INT32_MAX, 0 },
+};
+
+static int
+is_named(const struct header_view *header, const char *name)
+{
+	return header->name_len == strlen(name) && memcmp(header->name, name, header->name_len) == 0;
+}
+
+/* ActiveMQ closes the connection, without a word, over a destination that has no name behind its kind. */
+static int
+has_name(const uint8_t *bytes, size_t len)
+{
+	static const char *const kinds[] = { "/queue/", "/topic/", "/remote-temp-queue/", "/remote-temp-topic/" };
+	size_t at = 0;
+
+	if (len > 0 && bytes[0] == '?')
+		return 0;
+	for (size_t i = 0; at == 0 && i < sizeof(kinds) / sizeof(kinds[0]); i++)
+		if (len >= strlen(kinds[i]) && memcmp(bytes, kinds[i], strlen(kinds[i])) == 0)
+			at = strlen(kinds[i]);
+	while (at < len && (bytes[at] == ' ' || bytes[at] == '\t' || bytes[at] == '\r' || bytes[at] == '\n'))
+		at++;
+	return at < len;
+}
+
+/* A number or a destination where a broker wants one. Returns 0 or DRIVER_REJECTED. */
+static int
+check_value(const struct header_view *header, struct driver_rejection *rejection)
+{
+	uint64_t value;
+
+	if (is_named(header, "reply-to") && header->value_len > 0 && !has_name(header->value, header->value_len))
+		return driver_reject(rejection, REJECT_HEADER,
+		    "the header \"reply-to\" is a destination without a name, over which brokers close the connection");
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+		if (!is_named(header, numbers[i].name))
+			continue;
+		unsigned sign = numbers[i].negative && header->value_len > 0 && header->value[0] == '-';
+		if (stomp_number(header->value + sign, header->value_len - sign, numbers[i].most, &value) == 0)
+			return 0;
+		unsigned long long most = numbers[i].most;
+		return driver_reject(rejection, REJECT_HEADER,
+		    "the header \"%s\" is no whole number from %s%llu to %llu, over which brokers close the connection",
+		    numbers[i].name, numbers[i].negative ? "-" : "", numbers[i].negative ? most : 0, most);
+	}
+	return 0;
+}
+
 /*
  * Adds to *size what text takes in a header, escaped; *plain stays set if nothing needs an escape. A
  * tabulator, CR and LF may be in it: escapes are there for the latter. Returns a fault.
@@ -106,10 +172,11 @@ measure_header(const struct header_view *header, struct stomp_send *send, struct
 		return driver_reject(
 		    rejection, REJECT_HEADER, "a header has no name, which STOMP cannot express");
 	for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++)
-		if (header->name_len == strlen(taken[i]) &&
-		    memcmp(header->name, taken[i], header->name_len) == 0)
+		if (is_named(header, taken[i]))
 			return driver_reject(rejection, REJECT_HEADER,
 			    "a header has the name \"%.40s\", which is STOMP's own", taken[i]);
+	if (check_value(header, rejection) != 0)
+		return DRIVER_REJECTED;
 	send->own_type |= header->name_len == 12 && memcmp(header->name, "content-type", 12) == 0;
 	send->head += 2;
 	fault = measure_text(header->name, header->name_len, &send->head, &send->users_plain, &offset);
@@ -267,6 +334,9 @@ stomp_publish(struct session *session, uint64_t seq, const struct message *messa
 	if (fault != UTF8_PLAIN)
 		return driver_reject(
 		    rejection, REJECT_TOPIC, "the topic %s at byte %zu", utf8_fault_text(fault), offset);
+	if (!has_name(message->topic, message->topic_len))
+		return driver_reject(rejection, REJECT_TOPIC,
+		    "the destination has no name, over which brokers close the connection");
 	if ((message->key_len | message->headers_len) != 0 && measure_users(message, &send, rejection) != 0)
 		return DRIVER_REJECTED;
 	if (message->expiry_ms > 0)

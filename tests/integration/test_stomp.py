@@ -133,6 +133,28 @@ def test_invalid_destination_is_refused_before_it_can_hurt_the_link(daemon, shar
     assert d.links()[0]["failures"] == 0
 
 
+NUMBERS = ["priority", "timestamp", "JMSDeliveryMode", "JMSExpiration", "JMSPriority", "JMSTimestamp", "JMSXDeliveryCount",
+           "JMSXGroupSeq", "AMQ_SCHEDULED_DELAY", "AMQ_SCHEDULED_PERIOD", "AMQ_SCHEDULED_REPEAT"]
+
+
+@needs_activemq
+def test_what_activemq_closes_over_without_a_word_is_refused_before_it_can_hurt_the_link(daemon, shared):
+    """Each of these was tried on it: the connection is closed, and no ERROR comes."""
+    d = daemon(stomp_pool(shared, login(shared)))
+    for name in NUMBERS:
+        for value in ("abc", "", " 5", "99999999999999999999"):
+            result = d.publish("-H", f"{name}={value}", "-m", "x", topic="/queue/open.numbers")
+            assert summary(result) == {"accepted": 1, "rejected": 1} and "65283" in result.stderr, (name, value, result.stderr)
+        result = d.publish("-H", f"{name}=5", "-m", "x", topic="/queue/open.numbers")
+        assert summary(result) == {"accepted": 1, "delivered": 1}, (name, result.stderr)
+    result = d.publish("-H", "reply-to=/queue/", "-m", "x", topic="/queue/open.numbers")
+    assert summary(result) == {"accepted": 1, "rejected": 1} and "65283" in result.stderr, result.stderr
+    for topic in ("/queue/", "/queue/ ", "/topic/", "/remote-temp-queue/", "/remote-temp-topic/\t", " ", "?"):
+        result = d.publish("-m", "x", topic=topic)
+        assert summary(result) == {"accepted": 1, "rejected": 1} and "65281" in result.stderr, (topic, result.stderr)
+    assert d.links()[0]["connects"] == 1, d.links()
+
+
 @needs_activemq
 def test_body_larger_than_the_broker_takes_is_found_and_rejected(daemon, shared, box, tmp_path):
     """ActiveMQ closes the connection and does not say which message was too large: it is sent again
