@@ -286,11 +286,15 @@ lane_watch_retry(struct tg_lane *lane)
 	if (retry < soon)
 		retry = soon;
 	if (lane->retry_timer < 0) {
-		lane->retry_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-		if (lane->retry_timer < 0 ||
-		    epoll_ctl(lane->epoll, EPOLL_CTL_ADD, lane->retry_timer, &event) != 0)
-			return detail_fail(-TG_ESYSTEM, "lane %" PRIu64 ": a timer to wait on: %s",
-			    lane->lane_id, strerror(errno));
+		int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), saved;
+		if (timer < 0 || epoll_ctl(lane->epoll, EPOLL_CTL_ADD, timer, &event) != 0) {
+			saved = errno;
+			if (timer >= 0)
+				close(timer);
+			return detail_fail(-TG_ESYSTEM, "lane %" PRIu64 ": a timer to wait on: %s", lane->lane_id,
+			    strerror(saved));
+		}
+		lane->retry_timer = timer; /* it is watched: the next call need not */
 	}
 	if (!lane->watching_retry) {
 		epoll_ctl(lane->epoll, EPOLL_CTL_DEL, lane->bell, NULL);
