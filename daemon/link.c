@@ -322,6 +322,7 @@ disconnect(struct link *link)
 	link->probe_ns = 0;
 	link->probe_misses = 0;
 	link->ready_ns = 0;
+	link->unblocked_ns = 0;
 }
 
 static void

@@ -160,6 +160,7 @@ struct link {
 	uint32_t probe_misses;
 	uint64_t probe_rtt_ns;     /* of the last answered one */
 	uint64_t suspect_ns;       /* since when it is suspect */
+	uint64_t unblocked_ns;     /* when the broker has last said that it is no longer blocked; 0: never */
 	uint32_t gone_looks;       /* looks in a row at which its peer's TCP seemed to be gone */
 	uint64_t slow_mark;        /* `next` at slow_ns: what was in flight then is to be answered in good time */
 	uint64_t slow_base;        /* `base` at slow_ns */

@@ -284,6 +284,7 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		break;
 	case EV_UNBLOCKED:
 		link->blocked = 0;
+		link->unblocked_ns = link->shard->now_ns;
 		break;
 	case EV_WINDOW:
 		link_set_window(link, event->seq);

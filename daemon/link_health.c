@@ -14,7 +14,7 @@
  *   (c) the kernel: the peer's TCP is gone when the segment at the front has timed out
  *       GONE_RETRANSMITS times or GONE_PROBES window probes went unanswered. Then the link fails at
  *       once; a suspect whose TCP answers has stall_timeout_ms from its last answer on, and no limit
- *       while it has said that it is blocked.
+ *       while it has said that it is blocked; that it no longer is counts as an answer.
  *
  * Slow is not dead: a suspect that comes back carries on with what it held.
  *
@@ -236,8 +236,11 @@ judge(struct link *link, const struct config_health *health)
 {
 	struct world *world = link->shard->world;
 	uint64_t since_ns = link->last_progress_ns > link->suspect_ns ? link->last_progress_ns : link->suspect_ns;
-	uint64_t since_ms = (link->shard->now_ns - since_ns) / NS_PER_MS;
 	struct sock_info info;
+
+	if (since_ns < link->unblocked_ns)
+		since_ns = link->unblocked_ns;
+	uint64_t since_ms = (link->shard->now_ns - since_ns) / NS_PER_MS;
 
 	/* Whoever has just said something is there, however badly ours gets through. */
 	if (link->shard->now_ns - link->last_read_ns >= GONE_UNANSWERED_MS * NS_PER_MS &&

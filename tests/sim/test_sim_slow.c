@@ -50,6 +50,41 @@ blocked_does_not_hold_up_other_keys(void **state)
 	blocked_for_a_minute(ORDER_BY_KEY);
 }
 
+/* What it is owed since before it was blocked it may answer when it is not: only then can it stall. */
+static void
+who_was_blocked_has_its_time_to_answer(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 33, 2);
+	sim.w.hosts[0].latency_ns = SIM_MS(20); /* so that something is on its way whenever it is blocked */
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 8, SIM_MS(10), 4);
+	sim_run_for(&sim, SIM_S(1));
+	sim_broker_block(&sim.brokers[0], 1);
+	sim_run_for(&sim, SIM_S(40));
+	assert_int_equal(sim_link(&sim, 0, 0)->state, LINK_SUSPECT);
+	assert_true(sim_link(&sim, 0, 0)->outstanding > 0);
+	sim.brokers[0].ack_ns = SIM_MS(800);
+	sim_broker_block(&sim.brokers[0], 0);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(5)));
+	assert_int_equal(sim.failed, 0);
+	/* And no longer than that. */
+	sim.brokers[0].ack_ns = 0;
+	sim_run_for(&sim, SIM_S(1));
+	sim_broker_block(&sim.brokers[0], 1);
+	sim_run_for(&sim, SIM_S(40));
+	sim_broker_mute(&sim.brokers[0], 1);
+	sim_broker_block(&sim.brokers[0], 0);
+	sim_run_for(&sim, SIM_MS(9900));
+	assert_int_equal(sim.failed, 0);
+	sim_run_for(&sim, SIM_MS(400));
+	assert_int_equal(sim.failed, 1);
+	sim_broker_mute(&sim.brokers[0], 0);
+	end_all_delivered(&sim, SIM_S(20));
+}
+
 /* Memory runs out, of all times, when the bytes of a broker that has just said so are to be kept. */
 static int memory_has_run_out;
 int __real_out_own(struct out *out);
@@ -240,6 +275,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(blocked_is_not_dead_and_others_carry_the_load),
 		cmocka_unit_test(blocked_does_not_hold_up_other_keys),
+		cmocka_unit_test(who_was_blocked_has_its_time_to_answer),
 		cmocka_unit_test(no_memory_for_what_a_blocked_broker_leaves_ends_the_link),
 		cmocka_unit_test(what_may_have_been_sent_is_not_called_rejected),
 		cmocka_unit_test(what_is_refused_for_now_is_not_overtaken),
