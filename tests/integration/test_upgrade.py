@@ -400,7 +400,7 @@ def many_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.sanitizers
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer's library cannot be loaded into Python")
 def test_thousand_lanes_are_handed_over_at_once(box, daemon, sink, many_descriptors):
     d = daemon(pool([sink]))
     serving = Upgraded(box, d)
