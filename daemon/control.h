@@ -4,7 +4,8 @@
  * Connecting, opening and closing a lane cost the loop tens of microseconds each, and cost who asks for them
  * next to nothing: one client could keep the loop from everybody's messages. So the time such work takes is
  * measured, and while there are messages it gets an eighth of all time, and a burst when it has had nothing
- * for a while; what it had while there were none is not owed. What is too much waits: whoever asked is held
+ * for a while; what it had while there were none is owed for a tenth of a second at most: a client that waits
+ * for each of his messages leaves such moments, too. What is too much waits: whoever asked is held
  * (his socket is not read), and those who are held take turns. The large part, memory, is not done on the loop
  * at all: see attach.h.
  *
@@ -29,7 +30,6 @@ TAILQ_HEAD(held_list, client);
 struct control {
 	struct shard *shard;
 	uint64_t free_ns; /* there is time for such work from here on; at most CONTROL_BURST_NS ago */
-	int idle; /* there were no messages when the piece of work began */
 	struct timer timer;
 	struct held_list held;     /* by held_entry */
 	struct listener *listener; /* the control socket's; NULL: none */
@@ -45,7 +45,7 @@ void control_fini(struct control *control);
 int control_may(const struct control *control);
 
 /* Around each piece of work: control_end(control, control_begin(control)). */
-uint64_t control_begin(struct control *control);
+uint64_t control_begin(const struct control *control);
 void control_end(struct control *control, uint64_t began_ns);
 
 /* What was done for a client beside the loop costs his like, too, as long as it took: it takes a processor. */
