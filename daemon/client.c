@@ -20,9 +20,12 @@
 
 #define FRAMES_A_TURN 8  /* bound of one client's requests in a turn */
 #define LOOKS_A_TURN 64u /* lanes looked at for one ring of the doorbell */
+#define IDLE_RING_SHARE 32u
+#define IDLE_RING_REST_NS (ALLOWANCE_BURST_NS / 2) /* who is deaf stays so until that much is to be had at once again */
 
 static void on_control(uv_poll_t *poll, int status, int events);
 static void on_doorbell(uv_poll_t *poll, int status, int events);
+static void on_deaf_end(struct timer *timer);
 
 int
 client_pid(const struct client *client)
@@ -41,8 +44,13 @@ client_start(struct client *client, uv_loop_t *loop)
 	TAILQ_INIT(&client->asleep);
 	TAILQ_INIT(&client->lanes);
 	client->control_poll.data = client->doorbell_poll.data = client;
-	if (uv_poll_init(loop, &client->control_poll, client->fd) != 0)
+	client->deaf.fire = on_deaf_end;
+	if (timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
+	if (uv_poll_init(loop, &client->control_poll, client->fd) != 0) {
+		timers_unreserve(&shard->timers);
+		return -TG_ENOMEM;
+	}
 	client->open_handles = 1;
 	TAILQ_INSERT_TAIL(&shard->clients, client, entry);
 	shard->client_count++;
@@ -147,6 +155,8 @@ client_close(struct client *client)
 	if (client->to_look > 0)
 		TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
 	client->to_look = 0;
+	timer_stop(&client->shard->timers, &client->deaf);
+	timers_unreserve(&client->shard->timers);
 	control_gone(&client->shard->control, client);
 	if (client->attach != NULL)
 		attach_abandon(client->attach);
@@ -318,6 +328,56 @@ on_control(uv_poll_t *poll, int status, int events)
 		serve_some(client, FRAMES_A_TURN);
 }
 
+static void
+on_deaf_end(struct timer *timer)
+{
+	struct client *client = (struct client *)(void *)((char *)timer - offsetof(struct client, deaf));
+
+	uv_poll_start(&client->doorbell_poll, UV_READABLE, on_doorbell);
+}
+
+/* It has rung, and no lane had anything. */
+static void
+charge_idle_ring(struct client *client, uint64_t now_ns, uint64_t took_ns)
+{
+	allowance_charge(&client->idle_rings, now_ns, took_ns, IDLE_RING_SHARE);
+	if (client->idle_rings.free_ns <= now_ns)
+		return;
+	client->shard->count.deaf++;
+	uv_poll_stop(&client->doorbell_poll);
+	timer_set(&client->shard->timers, &client->deaf, client->idle_rings.free_ns + IDLE_RING_REST_NS);
+}
+
+/* Looks at some of the lanes that a ring has left to be looked at. */
+static void
+look(struct client *client)
+{
+	for (uint32_t looks = 0; looks < LOOKS_A_TURN; looks++) {
+		struct lane *lane = TAILQ_FIRST(&client->asleep);
+		if (lane == NULL || --client->to_look == 0) {
+			client->to_look = 0;
+			TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
+			return;
+		}
+		int found = lane_hear(lane) > 0;
+		client->found |= found;
+		if (!found && lane->place == LANE_ASLEEP) {
+			TAILQ_REMOVE(&client->asleep, lane, place_entry);
+			TAILQ_INSERT_TAIL(&client->asleep, lane, place_entry);
+		}
+	}
+}
+
+static void
+look_since(struct client *client, uint64_t began_ns)
+{
+	look(client);
+	uint64_t now_ns = world_now(client->shard->world);
+	client->look_ns += now_ns - began_ns;
+	if (client->to_look == 0 && !client->found)
+		charge_idle_ring(client, now_ns, client->look_ns);
+}
+
 /*
  * A ring says only that some sleeping lane of this client has a record. They are looked at a few a
  * turn: a client that rings without end costs one read and that much.
@@ -328,32 +388,27 @@ on_doorbell(uv_poll_t *poll, int status, int events)
 	struct client *client = poll->data;
 	uint64_t rings;
 	struct iovec iov = { .iov_base = &rings, .iov_len = sizeof(rings) };
+	uint64_t began_ns = world_now(client->shard->world);
 
 	loop_refresh_clock(client->shard);
 	/* Taken before the lanes are looked at: a ring that comes while we look is not lost. Never blocks,
 	 * even if the client has taken O_NONBLOCK off the description it shares with us, and emptied it. */
-	if (preadv2(client->doorbell, &iov, 1, -1, RWF_NOWAIT) < 0)
+	if (preadv2(client->doorbell, &iov, 1, -1, RWF_NOWAIT) < 0) {
+		uint64_t now_ns = world_now(client->shard->world);
+		charge_idle_ring(client, now_ns, now_ns - began_ns);
 		return;
+	}
 	client->shard->count.doorbells++;
 	if (client->to_look == 0)
 		TAILQ_INSERT_TAIL(&client->shard->looking, client, looking_entry);
 	client->to_look = client->asleep_count + 1;
-	client_look(client);
+	client->found = 0;
+	client->look_ns = 0;
+	look_since(client, began_ns);
 }
 
 void
 client_look(struct client *client)
 {
-	for (uint32_t looks = 0; looks < LOOKS_A_TURN; looks++) {
-		struct lane *lane = TAILQ_FIRST(&client->asleep);
-		if (lane == NULL || --client->to_look == 0) {
-			client->to_look = 0;
-			TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
-			return;
-		}
-		if (lane_hear(lane) == 0 && lane->place == LANE_ASLEEP) {
-			TAILQ_REMOVE(&client->asleep, lane, place_entry);
-			TAILQ_INSERT_TAIL(&client->asleep, lane, place_entry);
-		}
-	}
+	look_since(client, world_now(client->shard->world));
 }

@@ -6,12 +6,18 @@
  *
  * Everything that comes from it is checked; an answer that its socket does not take at once ends it.
  *
+ * A ring that wakes no lane is nobody's fault now and then (wake.h), and a nuisance without end: it costs the
+ * loop more than who rings. It is charged, and whose rings for nothing take more than a thirty-second of the
+ * loop's time is not heard for some milliseconds; meanwhile only his own records wait, of lanes that slept.
+ *
  * Owner: the shard. One thread.
  */
 #ifndef TG_DAEMON_CLIENT_H
 #define TG_DAEMON_CLIENT_H
 
+#include "allowance.h"
 #include "lane.h"
+#include "timer.h"
 
 #include <stdint.h>
 #include <sys/queue.h>
@@ -35,6 +41,10 @@ struct client {
 	struct lane_list asleep; /* by place_entry */
 	uint32_t asleep_count;
 	uint32_t to_look; /* sleeping lanes still to be looked at since the last ring; 0: not on the list */
+	int found;        /* one of them had something */
+	uint64_t look_ns; /* what looking took since then */
+	struct allowance idle_rings; /* doorbells rung for nothing */
+	struct timer deaf;           /* set: its doorbell is not listened to until then */
 	TAILQ_ENTRY(client) looking_entry;
 	struct lane_list lanes;  /* by client_entry */
 	uint32_t lane_count;

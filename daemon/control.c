@@ -5,9 +5,6 @@
 #include "shard.h"
 
 #define CONTROL_SHARE 8u /* one part in so many of the time */
-#define CONTROL_BURST_NS (4 * NS_PER_MS)
-/* The most that is owed: what was had of an idle daemon's time hurt nobody, and would take minutes to pay back. */
-#define CONTROL_DEBT_NS (100 * NS_PER_MS)
 
 /* Nobody's messages are kept waiting. */
 static int
@@ -21,7 +18,7 @@ control_may(const struct control *control)
 {
 	const struct shard *shard = control->shard;
 
-	return !shard->paused && (is_idle(shard) || control->free_ns <= world_now(shard->world));
+	return !shard->paused && (is_idle(shard) || control->allowance.free_ns <= world_now(shard->world));
 }
 
 uint64_t
@@ -30,28 +27,18 @@ control_begin(const struct control *control)
 	return world_now(control->shard->world);
 }
 
-static void
-charge(struct control *control, uint64_t began_ns, uint64_t ns)
-{
-	uint64_t most = world_now(control->shard->world) + CONTROL_DEBT_NS;
-
-	if (control->free_ns + CONTROL_BURST_NS < began_ns)
-		control->free_ns = began_ns - CONTROL_BURST_NS;
-	control->free_ns += ns;
-	if (control->free_ns > most)
-		control->free_ns = most;
-}
-
 void
 control_end(struct control *control, uint64_t began_ns)
 {
-	charge(control, began_ns, (world_now(control->shard->world) - began_ns) * CONTROL_SHARE);
+	uint64_t now_ns = world_now(control->shard->world);
+
+	allowance_charge(&control->allowance, now_ns, now_ns - began_ns, CONTROL_SHARE);
 }
 
 void
 control_charge(struct control *control, uint64_t took_ns)
 {
-	charge(control, world_now(control->shard->world) - took_ns, took_ns);
+	allowance_charge(&control->allowance, world_now(control->shard->world), took_ns, 1);
 }
 
 static void
@@ -61,7 +48,8 @@ wait_for_time(struct control *control)
 
 	if (shard->paused || (TAILQ_EMPTY(&control->held) && !control->listener_held))
 		return;
-	uint64_t at_ns = is_idle(shard) || control->free_ns < shard->now_ns ? shard->now_ns : control->free_ns;
+	uint64_t free_ns = control->allowance.free_ns;
+	uint64_t at_ns = is_idle(shard) || free_ns < shard->now_ns ? shard->now_ns : free_ns;
 	timer_set(&shard->timers, &control->timer, at_ns);
 }
 

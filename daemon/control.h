@@ -3,9 +3,9 @@
  *
  * Connecting, opening and closing a lane cost the loop tens of microseconds each, and cost who asks for them
  * next to nothing: one client could keep the loop from everybody's messages. So the time such work takes is
- * measured, and while there are messages it gets an eighth of all time, and a burst when it has had nothing
- * for a while; what it had while there were none is owed for a tenth of a second at most: a client that waits
- * for each of his messages leaves such moments, too. What is too much waits: whoever asked is held
+ * measured, and while there are messages it gets an eighth of all time (allowance.h); what it had while there
+ * were none is charged, too: a client that waits for each of his messages leaves such moments. What is too much
+ * waits: whoever asked is held
  * (his socket is not read), and those who are held take turns. The large part, memory, is not done on the loop
  * at all: see attach.h.
  *
@@ -16,6 +16,7 @@
 #ifndef TG_DAEMON_CONTROL_H
 #define TG_DAEMON_CONTROL_H
 
+#include "allowance.h"
 #include "timer.h"
 
 #include <stdint.h>
@@ -29,7 +30,7 @@ TAILQ_HEAD(held_list, client);
 
 struct control {
 	struct shard *shard;
-	uint64_t free_ns; /* there is time for such work from here on; at most CONTROL_BURST_NS ago */
+	struct allowance allowance;
 	struct timer timer;
 	struct held_list held;     /* by held_entry */
 	struct listener *listener; /* the control socket's; NULL: none */

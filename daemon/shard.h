@@ -79,8 +79,8 @@ struct shard {
 	uint8_t *copy_buffer; /* topic, key and headers of the record being framed */
 
 	struct {
-		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, overslept, doorbells, bells,
-		    clients, refused;
+		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, overslept, doorbells, deaf,
+		    bells, clients, refused;
 	} count;
 };
 

@@ -7,8 +7,11 @@
  *   return BYTES  hands back a lane of which as many records are finished as can be, closes it, and again
  *   connect       connects and hangs up
  *   ask           asks for a pool that does not exist, several requests ahead
- *   unread        publishes and never takes a completion; new lanes when they are all full
+ *   unread        publishes on lanes that get full, and never takes a completion
+ *   discard       the same, and opens new lanes when they are all full
+ *   expired       publishes records whose time is over, as fast as they are taken
  *   publish       publishes valid records as fast as they are taken
+ *   nag           rings the doorbell for nothing, often, then publishes a record and waits for its completion
  *   spin PERCENT  touches nothing: uses so much of a processor
  *
  * Says `ready` when it has begun. Exit status: 1 when the daemon refuses or hangs up; 2 wrong use.
@@ -29,6 +32,7 @@
 #define RECORD_BODY 80u /* a record of 128 bytes: as many as the completion ring has entries */
 #define UNREAD_LANES 16u
 #define SLICE_NS 2000000u
+#define NAGS 1000u
 
 struct attached {
 	uint64_t id, tail;
@@ -56,6 +60,15 @@ ready(void)
 		puts("ready");
 		fflush(stdout);
 	}
+}
+
+static uint64_t
+now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
 }
 
 static int
@@ -240,9 +253,12 @@ detach(int control, struct attached *a)
 	close(a->bell);
 }
 
-/* Returns whether there was room; a completion slot is kept for each record if `honest`. */
+/* By the rules, but that completions are not taken, that the message's time is over. */
+enum { UNREAD = 1, EXPIRED = 2 };
+
+/* Returns whether there was room. */
 static int
-publish(struct attached *a, int honest)
+publish(struct attached *a, int how)
 {
 	static const uint64_t one = 1;
 	uint64_t size = record_bytes(1, 0, 0, RECORD_BODY);
@@ -252,7 +268,11 @@ publish(struct attached *a, int honest)
 		return 0;
 	struct record *record = (struct record *)(void *)(a->map.sq + (a->tail & mask));
 	*record = (struct record){
-		.size = (uint32_t)size, .check = record_check(a->tail), .body_len = RECORD_BODY, .topic_len = 1
+		.size = (uint32_t)size,
+		.check = record_check(a->tail),
+		.published_ns = (how & EXPIRED) ? 0 : now_ns(),
+		.body_len = RECORD_BODY,
+		.topic_len = 1
 	};
 	*(char *)(record + 1) = 'g';
 	a->tail += size;
@@ -260,25 +280,44 @@ publish(struct attached *a, int honest)
 	order_fence_full(ORDER_C);
 	if (wake_must_ring(&a->ringer) && write(a->doorbell, &one, sizeof(one)) < 0 && errno != EAGAIN)
 		die("doorbell");
-	if (honest)
+	if (!(how & UNREAD))
 		order_store_release_64(ORDER_E, &a->map.client->cq_head, order_load_acquire_64(ORDER_D, &a->map.daemon->cq_tail));
 	return 1;
 }
 
 static void
-publish_without_end(void)
+publish_without_end(int how)
 {
 	struct attached a;
 
 	attach(connect_daemon(), &a);
 	for (;;) {
-		publish(&a, 1);
+		publish(&a, how);
 		ready();
 	}
 }
 
 static void
-never_read(void)
+nag_without_end(void)
+{
+	static const struct timespec pause = { .tv_nsec = 100000 };
+	static const uint64_t one = 1;
+	struct attached a;
+
+	attach(connect_daemon(), &a);
+	for (uint64_t taken = 0;; taken++) {
+		for (unsigned i = 0; i < NAGS; i++)
+			if (write(a.doorbell, &one, sizeof(one)) < 0 && errno != EAGAIN)
+				die("doorbell");
+		publish(&a, 0);
+		while (order_load_acquire_64(ORDER_D, &a.map.daemon->cq_tail) == taken)
+			nanosleep(&pause, NULL);
+		ready();
+	}
+}
+
+static void
+never_read(int discard)
 {
 	struct attached lanes[UNREAD_LANES];
 	int control = connect_daemon();
@@ -288,24 +327,15 @@ never_read(void)
 	for (;;) {
 		unsigned full = 0;
 		for (unsigned i = 0; i < UNREAD_LANES; i++)
-			full += !publish(&lanes[i], 0);
+			full += !publish(&lanes[i], UNREAD);
 		ready();
-		if (full < UNREAD_LANES)
+		if (full < UNREAD_LANES || !discard)
 			continue;
 		for (unsigned i = 0; i < UNREAD_LANES; i++) {
 			detach(control, &lanes[i]);
 			attach(control, &lanes[i]);
 		}
 	}
-}
-
-static uint64_t
-now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
 }
 
 static void
@@ -332,7 +362,7 @@ main(int argc, char **argv)
 	uint64_t argument = argc > 4 ? strtoull(argv[4], NULL, 0) : 0;
 
 	if (argc < 4 || strlen(argv[1]) >= sizeof(address.sun_path)) {
-		fprintf(stderr, "usage: greedy SOCKET POOL open|return|connect|ask|unread|publish|spin [ARGUMENT]\n");
+		fprintf(stderr, "usage: greedy SOCKET POOL open|return|connect|ask|unread|discard|expired|publish|nag|spin [ARGUMENT]\n");
 		return 2;
 	}
 	strcpy(address.sun_path, argv[1]);
@@ -346,9 +376,15 @@ main(int argc, char **argv)
 	else if (strcmp(mode, "ask") == 0)
 		ask_without_end();
 	else if (strcmp(mode, "unread") == 0)
-		never_read();
+		never_read(0);
+	else if (strcmp(mode, "discard") == 0)
+		never_read(1);
 	else if (strcmp(mode, "publish") == 0)
-		publish_without_end();
+		publish_without_end(0);
+	else if (strcmp(mode, "expired") == 0)
+		publish_without_end(EXPIRED);
+	else if (strcmp(mode, "nag") == 0)
+		nag_without_end();
 	else if (strcmp(mode, "spin") == 0)
 		spin((unsigned)(argument < 100 ? argument : 100));
 	fprintf(stderr, "greedy: %s: no such mode\n", mode);

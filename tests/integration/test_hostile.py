@@ -34,3 +34,17 @@ def test_lying_client_hurts_only_its_own_lanes(box, daemon, kind):
     d.wait_no_lanes(60)
     wait_for(lambda: d.process.descriptors() <= descriptors, lambda: f"{descriptors} descriptors, {d.process.descriptors()}")
     assert d.stop() == 0
+
+
+@pytest.mark.sanitizers
+def test_who_rings_for_nothing_is_heard_a_little_later(box, daemon):
+    d = daemon(pool([Sink(box, record=False).start()]))
+    nag = Process(box, "nag", [program("greedy"), d.socket, "events", "nag"])
+    try:
+        wait_for(lambda: d.rows("stats")["doorbells_unheard"] > 0, nag.text)
+        delivered = d.rows("stats")["pools"]["events"]["delivered"]
+        wait_for(lambda: d.rows("stats")["pools"]["events"]["delivered"] >= delivered + 20, nag.text)
+    finally:
+        nag.kill()
+    d.wait_no_lanes(60)
+    assert d.stop() == 0

@@ -2,7 +2,8 @@
 beside a process that is only busy, and beside each kind of greed and of lies in shared memory.
 
 Two processors are shared by the sink, the daemon, the honest client and who disturbs it, so that anything busy
-costs something: each kind is compared, turn by turn, with a process that spins. With TG_FULL=1 the turns are
+costs something: each kind is compared, turn by turn, with a process that spins; one whose messages are carried, with
+one that publishes by the rules. With TG_FULL=1 the turns are
 long and the table's worst ratio is held to what is promised; the short form only catches a daemon that stands
 still, on any machine."""
 
@@ -27,14 +28,17 @@ GREED = {
     "connects and hangs up": ("greedy", "connect"),
     "asks nonsense": ("greedy", "ask"),
     "takes no completions": ("greedy", "unread"),
+    "publishes what has expired": ("greedy", "expired"),
     "random bytes": ("hostile", "bytes"),
     "random cursors": ("hostile", "words"),
     "lying records": ("hostile", "records"),
     "punched holes": ("hostile", "holes"),
     "doorbell flood": ("hostile", "flood"),
 }
-# Not greed: it gets its share of the broker, and what it publishes is carried.
-FAIR = {"publishes valid records": ("greedy", "publish")}
+# What these publish is carried: they have a share of the broker, and what is left beside a process that publishes
+# as fast as it can is what is left beside them.
+CARRIED = {"publishes and never takes a completion, on new lanes all the time": ("greedy", "discard")}
+BUSY, PUBLISHER = ("greedy", "spin", 100), ("greedy", "publish")
 
 
 class Disturber:
@@ -69,10 +73,10 @@ def beside(box, d, disturber):
         disturber.process.freeze()
 
 
-def compare(box, d, kind, number):
-    """Alone, beside a busy process, beside this kind: medians; and of the pairs' ratio, and the longest wait."""
+def compare(box, d, kind, number, measure):
+    """Alone, beside the measure, beside this kind: medians; and of the pairs' ratio, and the longest wait."""
     alone, neutral, greedy = [], [], []
-    with Disturber(box, d, ("greedy", "spin", 100), number) as busy, Disturber(box, d, kind, number) as bad:
+    with Disturber(box, d, measure, number) as busy, Disturber(box, d, kind, number) as bad:
         for _ in range(TURNS):
             alone.append(round_trips(box, d))
             neutral.append(beside(box, d, busy))
@@ -86,7 +90,7 @@ def row(name, alone, neutral, greedy, ratio, longest):
     return f"| {name} | {alone:,.0f} | {neutral:,.0f} | {greedy:,.0f} | {ratio:.2f} | {longest / 1000:.1f} ms |"
 
 
-HEAD = ("| beside one that … | alone | beside a busy process | beside it | of a busy process's | longest wait |\n"
+HEAD = ("| beside one that … | alone | beside one by the rules | beside it | ratio | longest wait |\n"
         "|---|---|---|---|---|---|")
 
 
@@ -95,19 +99,18 @@ def test_honest_client_keeps_its_share(box, daemon, capsys):
     sink = Sink(box, record=False).start()
     d = daemon(pool([sink]), limits={"ring_bytes": 64 * MIB})
     lines, worst = [HEAD], {}
-    for number, (name, kind) in enumerate({**GREED, **FAIR}.items()):
-        figures = compare(box, d, kind, number + 1)
-        for again in range(1, AGAIN) if name in GREED else ():
+    for number, (name, kind) in enumerate({**GREED, **CARRIED}.items()):
+        measure = BUSY if name in GREED else PUBLISHER
+        figures = compare(box, d, kind, number + 1, measure)
+        for again in range(1, AGAIN):
             if figures[3] >= PROMISED:
                 break
-            figures = max(figures, compare(box, d, kind, number + 1 + 100 * again), key=lambda f: f[3])
+            figures = max(figures, compare(box, d, kind, number + 1 + 100 * again, measure), key=lambda f: f[3])
         lines.append(row(name, *figures))
-        if name in GREED:
-            worst[name] = figures[3]
+        worst[name] = figures[3]
     with capsys.disabled():
         print("\nround trips a second of an honest client, load "
               + open("/proc/loadavg").read().split()[0] + "\n" + "\n".join(lines))
-    starved = {name: ratio for name, ratio in worst.items() if ratio < PROMISED}
-    assert not starved, "\n".join(lines)
+    assert min(worst.values()) >= PROMISED, "\n".join(lines)
     d.wait_no_lanes(60)
     assert d.stop() == 0
