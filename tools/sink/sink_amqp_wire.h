@@ -6,7 +6,7 @@
 #ifndef TG_SINK_AMQP_WIRE_H
 #define TG_SINK_AMQP_WIRE_H
 
-#include "record.h"
+#include "sink_wire.h"
 
 #include <string.h>
 
@@ -39,47 +39,12 @@ enum {
 #define FRAME_EXTRA 8u
 #define CHANNELS 2048u
 
-/* A payload read from the front; `bad` is set by the first read past its end. */
-struct cursor {
-	const uint8_t *at;
-	const uint8_t *end;
-	bool bad;
-};
-
 struct frame {
 	uint32_t type;
 	uint32_t channel;
 	struct cursor payload;
 	size_t size; /* with head and end */
 };
-
-static inline uint64_t
-take_int(struct cursor *cursor, unsigned bytes)
-{
-	uint64_t n = 0;
-
-	if ((size_t)(cursor->end - cursor->at) < bytes) {
-		cursor->bad = true;
-		return 0;
-	}
-	while (bytes-- > 0)
-		n = n << 8 | *cursor->at++;
-	return n;
-}
-
-static inline struct record_view
-take_bytes(struct cursor *cursor, uint64_t len)
-{
-	struct record_view view = { cursor->at, 0 };
-
-	if ((uint64_t)(cursor->end - cursor->at) < len) {
-		cursor->bad = true;
-		return view;
-	}
-	view.len = (size_t)len;
-	cursor->at += len;
-	return view;
-}
 
 static inline struct record_view
 take_short(struct cursor *cursor)
@@ -94,15 +59,7 @@ take_long(struct cursor *cursor)
 }
 
 static inline uint8_t *
-put_int(uint8_t *to, uint64_t n, int bytes)
-{
-	while (bytes-- > 0)
-		*to++ = (uint8_t)(n >> (8 * bytes));
-	return to;
-}
-
-static inline uint8_t *
-put_text(uint8_t *to, const char *text, int length_bytes)
+put_text(uint8_t *to, const char *text, unsigned length_bytes)
 {
 	size_t len = strlen(text);
 

@@ -48,7 +48,7 @@ take_properties(struct conn *conn, struct cursor *cursor, uint64_t allowed, stru
 	uint32_t number = 0;
 
 	while (!section.bad && section.at < section.end) {
-		uint32_t id = take_int(&section, 1);
+		uint32_t id = (uint32_t)take_int(&section, 1);
 		enum property_type type = property_type(id);
 		if (type == NO_PROPERTY || !(allowed & BIT(id)))
 			return RC_MALFORMED;
@@ -59,7 +59,7 @@ take_properties(struct conn *conn, struct cursor *cursor, uint64_t allowed, stru
 		case BYTE:
 		case TWO:
 		case FOUR:
-			number = take_int(&section, type == BYTE ? 1 : type == TWO ? 2 : 4);
+			number = (uint32_t)take_int(&section, type == BYTE ? 1 : type == TWO ? 2 : 4);
 			if (type == BYTE && number > 1)
 				return RC_PROTOCOL_ERROR;
 			break;
@@ -286,7 +286,8 @@ on_connect(struct conn *conn, struct cursor *packet)
 	struct properties ignored = { 0 };
 
 	struct record_view name = take_binary(packet);
-	uint32_t version = take_int(packet, 1), flags = take_int(packet, 1), keepalive = take_int(packet, 2);
+	uint32_t version = (uint32_t)take_int(packet, 1), flags = (uint32_t)take_int(packet, 1);
+	uint32_t keepalive = (uint32_t)take_int(packet, 2);
 	if (packet->bad || !same(name, "MQTT"))
 		return bad(conn, RC_MALFORMED, "CONNECT: not MQTT");
 	if (version != 4 && version != 5) {
@@ -461,7 +462,7 @@ on_subscribe(struct conn *conn, uint8_t type, struct cursor *packet)
 	const struct mqtt *mqtt = conn->state;
 	struct properties ignored = { 0 };
 	struct buf body = { 0 };
-	uint32_t id = take_int(packet, 2);
+	uint32_t id = (uint32_t)take_int(packet, 2);
 	bool wrong = packet->bad || id == 0;
 
 	put_int(buf_room(&body, 3), id << 8, 3); /* the id and, in version 5, no properties */

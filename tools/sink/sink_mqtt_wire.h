@@ -6,9 +6,8 @@
 #ifndef TG_SINK_MQTT_WIRE_H
 #define TG_SINK_MQTT_WIRE_H
 
-#include "record.h"
+#include "sink_wire.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 enum {
@@ -43,47 +42,10 @@ enum {
 	RC_QOS = 0x9b,
 };
 
-/* A packet or a part of it, read from the front; `bad` is set by the first read past its end. */
-struct cursor {
-	const uint8_t *at;
-	const uint8_t *end;
-	bool bad;
-};
-
-static inline uint32_t
-take_int(struct cursor *cursor, unsigned bytes)
-{
-	uint32_t n = 0;
-
-	if ((size_t)(cursor->end - cursor->at) < bytes) {
-		cursor->bad = true;
-		return 0;
-	}
-	while (bytes-- > 0)
-		n = n << 8 | *cursor->at++;
-	return n;
-}
-
-static inline struct record_view
-take_bytes(struct cursor *cursor, size_t len)
-{
-	struct record_view view = { cursor->at, len };
-
-	if ((size_t)(cursor->end - cursor->at) < len) {
-		cursor->bad = true;
-		view.len = 0;
-		return view;
-	}
-	cursor->at += len;
-	return view;
-}
-
 static inline struct record_view
 take_binary(struct cursor *cursor)
 {
-	uint32_t len = take_int(cursor, 2);
-
-	return take_bytes(cursor, len);
+	return take_bytes(cursor, take_int(cursor, 2));
 }
 
 /* Returns how many bytes the variable byte integer takes, 0 if more are needed, -1 if it is not one. */
@@ -216,17 +178,9 @@ property_type(uint32_t id)
 /* --- what the sink sends ----------------------------------------------------------------------- */
 
 static inline uint8_t *
-put_int(uint8_t *to, uint32_t value, unsigned bytes)
-{
-	while (bytes-- > 0)
-		*to++ = (uint8_t)(value >> (8 * bytes));
-	return to;
-}
-
-static inline uint8_t *
 put_string(uint8_t *to, const char *text, size_t len)
 {
-	to = put_int(to, (uint32_t)len, 2);
+	to = put_int(to, len, 2);
 	memcpy(to, text, len);
 	return to + len;
 }
