@@ -459,7 +459,7 @@ stats(struct admin_query *query)
 	answer_count(&all, "lanes_returned", shard->count.lanes_returned);
 	answer_count(&all, "lanes_quarantined", shard->count.lanes_quarantined);
 	answer_count(&all, "doorbells", shard->count.doorbells);
-	answer_count(&all, "doorbells_unheard", shard->count.deaf);
+	answer_count(&all, "clients_unheard", shard->count.unheard);
 	answer_count(&all, "bells", shard->count.bells);
 	answer_count(&all, "lane_memory_bytes", shard->lane_memory);
 	answer_count(&all, "resident_bytes", resident_bytes());

@@ -20,12 +20,17 @@
 
 #define FRAMES_A_TURN 8  /* bound of one client's requests in a turn */
 #define LOOKS_A_TURN 64u /* lanes looked at for one ring of the doorbell */
-#define IDLE_RING_SHARE 32u
-#define IDLE_RING_REST_NS (ALLOWANCE_BURST_NS / 2) /* who is deaf stays so until that much is to be had at once again */
+
+/* Rings for nothing. */
+#define RING_SHARE 32u                 /* one part in so many of the time */
+#define RING_BURST_NS (10 * NS_PER_MS) /* some dozen at once */
+#define RING_BESIDE_NS 20000u          /* what one costs others beside the look, measured: it moves the loop about */
+#define RING_MOST_NS NS_PER_MS         /* what took longer was the machine */
+#define RING_REST_NS (2 * NS_PER_MS)   /* who is unheard stays so until that much is his again */
 
 static void on_control(uv_poll_t *poll, int status, int events);
 static void on_doorbell(uv_poll_t *poll, int status, int events);
-static void on_deaf_end(struct timer *timer);
+static void on_heard_again(struct timer *timer);
 
 int
 client_pid(const struct client *client)
@@ -44,7 +49,7 @@ client_start(struct client *client, uv_loop_t *loop)
 	TAILQ_INIT(&client->asleep);
 	TAILQ_INIT(&client->lanes);
 	client->control_poll.data = client->doorbell_poll.data = client;
-	client->deaf.fire = on_deaf_end;
+	client->unheard.fire = on_heard_again;
 	if (timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
 	if (uv_poll_init(loop, &client->control_poll, client->fd) != 0) {
@@ -143,6 +148,12 @@ on_closed(uv_handle_t *handle)
 	free(client);
 }
 
+static int
+is_unheard(const struct client *client)
+{
+	return client->unheard.place != 0;
+}
+
 void
 client_close(struct client *client)
 {
@@ -155,7 +166,9 @@ client_close(struct client *client)
 	if (client->to_look > 0)
 		TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
 	client->to_look = 0;
-	timer_stop(&client->shard->timers, &client->deaf);
+	if (is_unheard(client))
+		client->shard->unheard--;
+	timer_stop(&client->shard->timers, &client->unheard);
 	timers_unreserve(&client->shard->timers);
 	control_gone(&client->shard->control, client);
 	if (client->attach != NULL)
@@ -205,6 +218,7 @@ client_add_lane(struct client *client, struct lane *lane)
 {
 	TAILQ_INSERT_TAIL(&client->lanes, lane, client_entry);
 	client->lane_count++;
+	client->rings_owed++; /* who had the lane under another daemon rings once without asking */
 	if (lane->kept)
 		return; /* under the name it has */
 	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid });
@@ -329,23 +343,30 @@ on_control(uv_poll_t *poll, int status, int events)
 }
 
 static void
-on_deaf_end(struct timer *timer)
+on_heard_again(struct timer *timer)
 {
-	struct client *client = (struct client *)(void *)((char *)timer - offsetof(struct client, deaf));
+	struct client *client = (struct client *)(void *)((char *)timer - offsetof(struct client, unheard));
 
+	client->shard->unheard--;
 	uv_poll_start(&client->doorbell_poll, UV_READABLE, on_doorbell);
 }
 
-/* It has rung, and no lane had anything. */
+/* It has rung for nothing. */
 static void
 charge_idle_ring(struct client *client, uint64_t now_ns, uint64_t took_ns)
 {
-	allowance_charge(&client->idle_rings, now_ns, took_ns, IDLE_RING_SHARE);
+	struct shard *shard = client->shard;
+
+	if (took_ns > RING_MOST_NS)
+		took_ns = RING_MOST_NS;
+	allowance_charge(&client->idle_rings, now_ns, took_ns + RING_BESIDE_NS, RING_SHARE * (1 + shard->unheard),
+	    RING_BURST_NS);
 	if (client->idle_rings.free_ns <= now_ns)
 		return;
-	client->shard->count.deaf++;
+	shard->count.unheard++;
+	shard->unheard++;
 	uv_poll_stop(&client->doorbell_poll);
-	timer_set(&client->shard->timers, &client->deaf, client->idle_rings.free_ns + IDLE_RING_REST_NS);
+	timer_set(&shard->timers, &client->unheard, client->idle_rings.free_ns + RING_REST_NS);
 }
 
 /* Looks at some of the lanes that a ring has left to be looked at. */
@@ -359,9 +380,7 @@ look(struct client *client)
 			TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
 			return;
 		}
-		int found = lane_hear(lane) > 0;
-		client->found |= found;
-		if (!found && lane->place == LANE_ASLEEP) {
+		if (lane_hear(lane) == 0 && lane->place == LANE_ASLEEP) {
 			TAILQ_REMOVE(&client->asleep, lane, place_entry);
 			TAILQ_INSERT_TAIL(&client->asleep, lane, place_entry);
 		}
@@ -374,13 +393,17 @@ look_since(struct client *client, uint64_t began_ns)
 	look(client);
 	uint64_t now_ns = world_now(client->shard->world);
 	client->look_ns += now_ns - began_ns;
-	if (client->to_look == 0 && !client->found)
+	if (client->to_look > 0)
+		return;
+	if (client->rings_owed > 0)
+		client->rings_owed--;
+	else
 		charge_idle_ring(client, now_ns, client->look_ns);
 }
 
 /*
  * A ring says only that some sleeping lane of this client has a record. They are looked at a few a
- * turn: a client that rings without end costs one read and that much.
+ * turn, and the next ring is taken when that has come to its end.
  */
 static void
 on_doorbell(uv_poll_t *poll, int status, int events)
@@ -390,6 +413,8 @@ on_doorbell(uv_poll_t *poll, int status, int events)
 	struct iovec iov = { .iov_base = &rings, .iov_len = sizeof(rings) };
 	uint64_t began_ns = world_now(client->shard->world);
 
+	if (client->to_look > 0)
+		return;
 	loop_refresh_clock(client->shard);
 	/* Taken before the lanes are looked at: a ring that comes while we look is not lost. Never blocks,
 	 * even if the client has taken O_NONBLOCK off the description it shares with us, and emptied it. */
@@ -399,10 +424,8 @@ on_doorbell(uv_poll_t *poll, int status, int events)
 		return;
 	}
 	client->shard->count.doorbells++;
-	if (client->to_look == 0)
-		TAILQ_INSERT_TAIL(&client->shard->looking, client, looking_entry);
+	TAILQ_INSERT_TAIL(&client->shard->looking, client, looking_entry);
 	client->to_look = client->asleep_count + 1;
-	client->found = 0;
 	client->look_ns = 0;
 	look_since(client, began_ns);
 }

@@ -6,9 +6,11 @@
  *
  * Everything that comes from it is checked; an answer that its socket does not take at once ends it.
  *
- * A ring that wakes no lane is nobody's fault now and then (wake.h), and a nuisance without end: it costs the
- * loop more than who rings. It is charged, and whose rings for nothing take more than a thirty-second of the
- * loop's time is not heard for some milliseconds; meanwhile only his own records wait, of lanes that slept.
+ * One sleep of a lane is rung once (wake.h), so there are no more rings than wakings; those that come after the
+ * waking, which another ring or a look of the daemon's own has brought about, are still owed. A ring that nobody
+ * owed and that wakes no lane costs the loop more than who rings. It is charged, and who rings so for more than
+ * a thirty-second of the loop's time (a smaller part where several do) is not listened to until he has some
+ * again, a tenth of a second at most; meanwhile only his own records wait, of lanes that slept.
  *
  * Owner: the shard. One thread.
  */
@@ -41,10 +43,10 @@ struct client {
 	struct lane_list asleep; /* by place_entry */
 	uint32_t asleep_count;
 	uint32_t to_look; /* sleeping lanes still to be looked at since the last ring; 0: not on the list */
-	int found;        /* one of them had something */
-	uint64_t look_ns; /* what looking took since then */
-	struct allowance idle_rings; /* doorbells rung for nothing */
-	struct timer deaf;           /* set: its doorbell is not listened to until then */
+	uint32_t rings_owed; /* wakings without a ring so far; at most one a lane */
+	uint64_t look_ns;    /* what looking took since the last ring */
+	struct allowance idle_rings; /* those that nobody owed */
+	struct timer unheard;        /* set: its doorbell is not listened to until then */
 	TAILQ_ENTRY(client) looking_entry;
 	struct lane_list lanes;  /* by client_entry */
 	uint32_t lane_count;

@@ -5,6 +5,7 @@
 #include "shard.h"
 
 #define CONTROL_SHARE 8u /* one part in so many of the time */
+#define CONTROL_BURST_NS (4 * NS_PER_MS)
 
 /* Nobody's messages are kept waiting. */
 static int
@@ -32,13 +33,13 @@ control_end(struct control *control, uint64_t began_ns)
 {
 	uint64_t now_ns = world_now(control->shard->world);
 
-	allowance_charge(&control->allowance, now_ns, now_ns - began_ns, CONTROL_SHARE);
+	allowance_charge(&control->allowance, now_ns, now_ns - began_ns, CONTROL_SHARE, CONTROL_BURST_NS);
 }
 
 void
 control_charge(struct control *control, uint64_t took_ns)
 {
-	allowance_charge(&control->allowance, world_now(control->shard->world), took_ns, 1);
+	allowance_charge(&control->allowance, world_now(control->shard->world), took_ns, 1, CONTROL_BURST_NS);
 }
 
 static void

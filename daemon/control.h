@@ -5,9 +5,8 @@
  * next to nothing: one client could keep the loop from everybody's messages. So the time such work takes is
  * measured, and while there are messages it gets an eighth of all time (allowance.h); what it had while there
  * were none is charged, too: a client that waits for each of his messages leaves such moments. What is too much
- * waits: whoever asked is held
- * (his socket is not read), and those who are held take turns. The large part, memory, is not done on the loop
- * at all: see attach.h.
+ * waits: whoever asked is held (his socket is not read), and those who are held take turns. The large part,
+ * memory, is not done on the loop at all: see attach.h.
  *
  * While the shard is paused (an upgrade) everything is held; what is unread then is the successor's to answer.
  *

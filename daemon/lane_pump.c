@@ -10,7 +10,6 @@
 #include <string.h>
 
 #define PIECES_KEEP 2u /* of slots; a sleeping lane keeps no more */
-#define UNSENT_COST 4096 /* bytes: the least a record that is not sent takes of its lane's share of a turn */
 
 /* ---- admission ---- */
 
@@ -387,9 +386,8 @@ lane_pump(struct lane *lane, int32_t budget)
 			lane->deficit -= (int32_t)slot->size;
 			lane->slot_next++;
 			break;
-		case FRAMED_NOT_THIS:
-			/* Expired, cancelled, refused: that was work, too, and no link's watermark bounds it. */
-			lane->deficit -= slot->size > UNSENT_COST ? (int32_t)slot->size : UNSENT_COST;
+		case FRAMED_NOT_THIS: /* expired, cancelled, refused: that was work, too */
+			lane->deficit -= (int32_t)slot->size;
 			break;
 		case FRAMED_MOVED:
 			return LANE_PUMP_MOVED;

@@ -60,6 +60,7 @@ struct shard {
 	struct client_list clients;
 	struct client_list looking;  /* clients that have rung, by looking_entry */
 	uint32_t client_count;
+	uint32_t unheard; /* clients whose doorbells are not listened to now: client.h */
 	uint32_t lane_count;
 	uint64_t lane_memory; /* bytes of all lanes' memfds, as long as they are mapped */
 	int expedited;        /* membarrier works: clients need no fence */
@@ -79,7 +80,7 @@ struct shard {
 	uint8_t *copy_buffer; /* topic, key and headers of the record being framed */
 
 	struct {
-		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, overslept, doorbells, deaf,
+		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, overslept, doorbells, unheard,
 		    bells, clients, refused;
 	} count;
 };

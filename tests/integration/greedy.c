@@ -7,11 +7,12 @@
  *   return BYTES  hands back a lane of which as many records are finished as can be, closes it, and again
  *   connect       connects and hangs up
  *   ask           asks for a pool that does not exist, several requests ahead
- *   unread        publishes on lanes that get full, and never takes a completion
- *   discard       the same, and opens new lanes when they are all full
- *   expired       publishes records whose time is over, as fast as they are taken
- *   publish       publishes valid records as fast as they are taken
- *   nag           rings the doorbell for nothing, often, then publishes a record and waits for its completion
+ *   unread        publishes and never takes a completion, and rings when its lanes are full
+ *   discard       the same, and opens new lanes instead
+ *   expired LANES publishes records whose time is over, on so many lanes, as fast as they are taken
+ *   publish LANES publishes valid records
+ *   ring CLIENTS  rings for nothing on so many connections with a lane each, in turn
+ *   nag           rings for nothing, often, then publishes a record and waits for its completion
  *   spin PERCENT  touches nothing: uses so much of a processor
  *
  * Says `ready` when it has begun. Exit status: 1 when the daemon refuses or hangs up; 2 wrong use.
@@ -31,6 +32,7 @@
 #define AHEAD 8u
 #define RECORD_BODY 80u /* a record of 128 bytes: as many as the completion ring has entries */
 #define UNREAD_LANES 16u
+#define MANY 64u /* lanes, connections */
 #define SLICE_NS 2000000u
 #define NAGS 1000u
 
@@ -253,14 +255,22 @@ detach(int control, struct attached *a)
 	close(a->bell);
 }
 
-/* By the rules, but that completions are not taken, that the message's time is over. */
+/* What is against the rules: completions are not taken; the message's time is over. */
 enum { UNREAD = 1, EXPIRED = 2 };
+
+static void
+ring(const struct attached *a)
+{
+	static const uint64_t one = 1;
+
+	if (write(a->doorbell, &one, sizeof(one)) < 0 && errno != EAGAIN)
+		die("doorbell");
+}
 
 /* Returns whether there was room. */
 static int
 publish(struct attached *a, int how)
 {
-	static const uint64_t one = 1;
 	uint64_t size = record_bytes(1, 0, 0, RECORD_BODY);
 	uint64_t mask = a->map.geo.sq_bytes - 1;
 
@@ -278,21 +288,38 @@ publish(struct attached *a, int how)
 	a->tail += size;
 	order_store_release_64(ORDER_A, &a->map.client->sq_tail, a->tail);
 	order_fence_full(ORDER_C);
-	if (wake_must_ring(&a->ringer) && write(a->doorbell, &one, sizeof(one)) < 0 && errno != EAGAIN)
-		die("doorbell");
+	if (wake_must_ring(&a->ringer))
+		ring(a);
 	if (!(how & UNREAD))
 		order_store_release_64(ORDER_E, &a->map.client->cq_head, order_load_acquire_64(ORDER_D, &a->map.daemon->cq_tail));
 	return 1;
 }
 
 static void
-publish_without_end(int how)
+publish_without_end(int how, uint64_t count)
 {
-	struct attached a;
+	struct attached lanes[MANY];
+	int control = connect_daemon();
 
-	attach(connect_daemon(), &a);
+	for (unsigned i = 0; i < count; i++)
+		attach(control, &lanes[i]);
 	for (;;) {
-		publish(&a, how);
+		for (unsigned i = 0; i < count; i++)
+			publish(&lanes[i], how);
+		ready();
+	}
+}
+
+static void
+ring_without_end(uint64_t count)
+{
+	struct attached lanes[MANY];
+
+	for (unsigned i = 0; i < count; i++)
+		attach(connect_daemon(), &lanes[i]);
+	for (;;) {
+		for (unsigned i = 0; i < count; i++)
+			ring(&lanes[i]);
 		ready();
 	}
 }
@@ -301,14 +328,12 @@ static void
 nag_without_end(void)
 {
 	static const struct timespec pause = { .tv_nsec = 100000 };
-	static const uint64_t one = 1;
 	struct attached a;
 
 	attach(connect_daemon(), &a);
 	for (uint64_t taken = 0;; taken++) {
 		for (unsigned i = 0; i < NAGS; i++)
-			if (write(a.doorbell, &one, sizeof(one)) < 0 && errno != EAGAIN)
-				die("doorbell");
+			ring(&a);
 		publish(&a, 0);
 		while (order_load_acquire_64(ORDER_D, &a.map.daemon->cq_tail) == taken)
 			nanosleep(&pause, NULL);
@@ -329,8 +354,12 @@ never_read(int discard)
 		for (unsigned i = 0; i < UNREAD_LANES; i++)
 			full += !publish(&lanes[i], UNREAD);
 		ready();
-		if (full < UNREAD_LANES || !discard)
+		if (full < UNREAD_LANES)
 			continue;
+		if (!discard) {
+			ring(&lanes[0]);
+			continue;
+		}
 		for (unsigned i = 0; i < UNREAD_LANES; i++) {
 			detach(control, &lanes[i]);
 			attach(control, &lanes[i]);
@@ -362,7 +391,7 @@ main(int argc, char **argv)
 	uint64_t argument = argc > 4 ? strtoull(argv[4], NULL, 0) : 0;
 
 	if (argc < 4 || strlen(argv[1]) >= sizeof(address.sun_path)) {
-		fprintf(stderr, "usage: greedy SOCKET POOL open|return|connect|ask|unread|discard|expired|publish|nag|spin [ARGUMENT]\n");
+		fprintf(stderr, "usage: greedy SOCKET POOL open|return|connect|ask|unread|discard|expired|publish|ring|nag|spin [ARGUMENT]\n");
 		return 2;
 	}
 	strcpy(address.sun_path, argv[1]);
@@ -380,9 +409,11 @@ main(int argc, char **argv)
 	else if (strcmp(mode, "discard") == 0)
 		never_read(1);
 	else if (strcmp(mode, "publish") == 0)
-		publish_without_end(0);
+		publish_without_end(0, argument < MANY ? argument : MANY);
 	else if (strcmp(mode, "expired") == 0)
-		publish_without_end(EXPIRED);
+		publish_without_end(EXPIRED, argument < MANY ? argument : MANY);
+	else if (strcmp(mode, "ring") == 0)
+		ring_without_end(argument < MANY ? argument : MANY);
 	else if (strcmp(mode, "nag") == 0)
 		nag_without_end();
 	else if (strcmp(mode, "spin") == 0)

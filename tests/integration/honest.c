@@ -1,12 +1,13 @@
 /*
  * honest: one message and its answer, one after the other, for a while: what the others leave a client.
  *
- *   honest SOCKET POOL MS      prints `round_trips=N us=N longest_us=N`
+ *   honest SOCKET POOL MS [THREADS]      prints `round_trips=N us=N longest_us=N`
  *
- * Exit status: 0; 1 when the library gives an error; 2 wrong use.
+ * Each thread has a lane of its own. Exit status: 0; 1 when the library gives an error; 2 wrong use.
  */
 #include "libclient/tidegate.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,15 @@
 
 #define WARM_UP 100u
 #define ANSWER_MS 30000
+#define THREADS 64u
+
+struct worker {
+	pthread_t thread;
+	struct tg_client *client;
+	const char *pool;
+	unsigned long long limit_us, round_trips, us, longest_us;
+	int failed;
+};
 
 static unsigned long long
 now_us(void)
@@ -31,44 +41,77 @@ fail(struct tg_client *client, const char *what, int error)
 	return 1;
 }
 
+static void *
+work(void *arg)
+{
+	struct worker *w = arg;
+	struct tg_message message = { .topic = "honest", .body = "one message and its answer", .body_len = 26 };
+	struct tg_lane *lane = NULL;
+	unsigned long long start = 0, last = 0;
+	int rc;
+
+	if ((rc = tg_lane_open(w->client, &lane, w->pool, NULL)) != 0) {
+		w->failed = fail(w->client, "tg_lane_open", rc);
+		return NULL;
+	}
+	for (unsigned n = 0; n <= WARM_UP || last - start < w->limit_us; n++) {
+		struct tg_completion completion;
+
+		if ((rc = tg_publish_sync(lane, &message, ANSWER_MS, &completion)) != 0) {
+			w->failed = fail(w->client, "tg_publish_sync", rc);
+			break;
+		}
+		unsigned long long now = now_us();
+		if (n < WARM_UP) {
+			start = last = now;
+			continue;
+		}
+		w->round_trips++;
+		w->longest_us = now - last > w->longest_us ? now - last : w->longest_us;
+		last = now;
+	}
+	w->us = last - start;
+	tg_lane_close(lane, ANSWER_MS);
+	return NULL;
+}
+
 int
 main(int argc, char **argv)
 {
+	static struct worker workers[THREADS];
 	struct tg_client_options options = { .name = "honest" };
-	struct tg_message message = { .topic = "honest", .body = "one message and its answer", .body_len = 26 };
 	struct tg_client *client = NULL;
-	struct tg_lane *lane = NULL;
-	unsigned long long round_trips = 0, start = 0, longest = 0, last = 0;
+	struct worker all = { .failed = 0 };
 	int rc;
 
-	if (argc != 4) {
-		fprintf(stderr, "usage: honest SOCKET POOL MS\n");
+	unsigned long threads = argc == 5 ? strtoul(argv[4], NULL, 10) : 1;
+	if (argc < 4 || argc > 5 || threads < 1 || threads > THREADS) {
+		fprintf(stderr, "usage: honest SOCKET POOL MS [THREADS of at most %u]\n", THREADS);
 		return 2;
 	}
-	unsigned long long limit = strtoull(argv[3], NULL, 10) * 1000;
 	options.socket = argv[1];
 	if ((rc = tg_client_open(&client, &options)) != 0)
 		return fail(client, "tg_client_open", rc);
-	if ((rc = tg_lane_open(client, &lane, argv[2], NULL)) != 0)
-		return fail(client, "tg_lane_open", rc);
-	for (unsigned n = 0;; n++) {
-		struct tg_completion completion;
-
-		if ((rc = tg_publish_sync(lane, &message, ANSWER_MS, &completion)) != 0)
-			return fail(client, "tg_publish_sync", rc);
-		if (n < WARM_UP) {
-			start = last = now_us();
-			continue;
+	for (unsigned i = 0; i < threads; i++) {
+		workers[i] = (struct worker){
+			.client = client, .pool = argv[2], .limit_us = strtoull(argv[3], NULL, 10) * 1000
+		};
+		if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0) {
+			perror("honest: pthread_create");
+			return 1;
 		}
-		unsigned long long now = now_us();
-		round_trips++;
-		longest = now - last > longest ? now - last : longest;
-		last = now;
-		if (now - start >= limit)
-			break;
 	}
-	printf("round_trips=%llu us=%llu longest_us=%llu\n", round_trips, last - start, longest);
-	tg_lane_close(lane, ANSWER_MS);
+	for (unsigned i = 0; i < threads; i++) {
+		const struct worker *w = &workers[i];
+
+		pthread_join(w->thread, NULL);
+		all.failed |= w->failed;
+		all.round_trips += w->round_trips;
+		all.us = w->us > all.us ? w->us : all.us;
+		all.longest_us = w->longest_us > all.longest_us ? w->longest_us : all.longest_us;
+	}
 	tg_client_close(client);
-	return 0;
+	if (!all.failed)
+		printf("round_trips=%llu us=%llu longest_us=%llu\n", all.round_trips, all.us, all.longest_us);
+	return all.failed;
 }

@@ -84,40 +84,6 @@ what_a_waiting_lane_costs_at_a_time_is_bounded(void **state)
 	sim_fini(&sim);
 }
 
-static int
-all_finished(struct sim *sim)
-{
-	static uint64_t expired; /* when it looked last: once a turn */
-	const struct producer *p = sim->producers[0];
-
-	assert_in_range(p->lane->count.expired - expired, 0, 16);
-	expired = p->lane->count.expired;
-	return p->unfinished == 0;
-}
-
-/* A record that is not sent costs no link anything, so it is only its lane's turn that bounds how many there are. */
-static void
-what_is_not_sent_takes_its_part_of_a_turn(void **state)
-{
-	enum { RECORDS = 300 };
-	struct sim sim;
-	struct producer *p;
-
-	sim_init(&sim, 22, 1);
-	sim_start(&sim);
-	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
-	p = sim_producer(&sim, 0);
-	sim.shard.paused = 1;
-	for (uint32_t n = 0; n < RECORDS; n++)
-		assert_int_equal(producer_publish(p, 8, 1), 0);
-	sim_run_for(&sim, SIM_MS(2));
-	sim.shard.paused = 0;
-	assert_int_equal(p->unfinished, RECORDS);
-	assert_true(sim_run_until(&sim, all_finished, SIM_MS(10)));
-	assert_int_equal(p->done.outcome[TG_EXPIRED], RECORDS);
-	sim_fini(&sim);
-}
-
 /* Deadlines of what waits and of what is in flight. */
 static void
 deadlines_are_kept(void **state)
@@ -284,7 +250,6 @@ main(void)
 		cmocka_unit_test(late_answers_do_not_hold_up_what_may_be_sent),
 		cmocka_unit_test(memory_stays_bounded_against_a_dead_end),
 		cmocka_unit_test(what_a_waiting_lane_costs_at_a_time_is_bounded),
-		cmocka_unit_test(what_is_not_sent_takes_its_part_of_a_turn),
 		cmocka_unit_test(deadlines_are_kept),
 		cmocka_unit_test(deadlines_are_kept_while_blocked),
 		cmocka_unit_test(a_pause_frames_nothing),
