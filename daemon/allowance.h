@@ -5,7 +5,7 @@
  *
  * Everything is counted in the time it takes to earn: work that took 1 us of an eighth of the time counts 8 us.
  *
- * Owner: whoever embeds it; zeroed is a full burst. One thread.
+ * Owner: whoever embeds it; zeroed is a full burst, now_ns none. One thread.
  */
 #ifndef TG_DAEMON_ALLOWANCE_H
 #define TG_DAEMON_ALLOWANCE_H

@@ -23,9 +23,9 @@
 
 /* Rings for nothing. */
 #define RING_SHARE 32u                 /* one part in so many of the time */
-#define RING_BURST_NS (10 * NS_PER_MS) /* some dozen at once */
-#define RING_BESIDE_NS 20000u          /* what one costs others beside the look, measured: it moves the loop about */
-#define RING_MOST_NS NS_PER_MS         /* what took longer was the machine */
+#define RING_BURST_NS (10 * NS_PER_MS) /* a dozen at once, or one with a thousand lanes */
+#define RING_NS 20000u                 /* what one costs others, measured: it moves the loop about */
+#define RING_LOOK_NS 250u              /* and each look at a lane that sleeps, a cache line or two of memory */
 #define RING_REST_NS (2 * NS_PER_MS)   /* who is unheard stays so until that much is his again */
 
 static void on_control(uv_poll_t *poll, int status, int events);
@@ -116,6 +116,7 @@ client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int doorbell, pid_t p
 	if (client == NULL)
 		return NULL;
 	client->shard = shard;
+	client->idle_rings.free_ns = world_now(shard->world); /* nothing saved up: connecting anew gains nothing */
 	client->fd = fd;
 	client->doorbell = doorbell;
 	client->pid = pid;
@@ -186,6 +187,8 @@ client_lane_gone(struct client *client, struct lane *lane)
 {
 	TAILQ_REMOVE(&client->lanes, lane, client_entry);
 	client->lane_count--;
+	if (client->rings_owed > client->lane_count + 1)
+		client->rings_owed = client->lane_count + 1;
 }
 
 /* ---- answers ---- */
@@ -218,7 +221,7 @@ client_add_lane(struct client *client, struct lane *lane)
 {
 	TAILQ_INSERT_TAIL(&client->lanes, lane, client_entry);
 	client->lane_count++;
-	client->rings_owed++; /* who had the lane under another daemon rings once without asking */
+	client_owe_ring(client); /* who had the lane under another daemon rings once without asking */
 	if (lane->kept)
 		return; /* under the name it has */
 	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid });
@@ -351,18 +354,20 @@ on_heard_again(struct timer *timer)
 	uv_poll_start(&client->doorbell_poll, UV_READABLE, on_doorbell);
 }
 
-/* It has rung for nothing. */
+/* It has rung for nothing, and so many lanes were looked at. */
 static void
-charge_idle_ring(struct client *client, uint64_t now_ns, uint64_t took_ns)
+charge_idle_ring(struct client *client, uint32_t looks)
 {
 	struct shard *shard = client->shard;
+	uint64_t now_ns = world_now(shard->world);
 
-	if (took_ns > RING_MOST_NS)
-		took_ns = RING_MOST_NS;
-	allowance_charge(&client->idle_rings, now_ns, took_ns + RING_BESIDE_NS, RING_SHARE * (1 + shard->unheard),
+	allowance_charge(&client->idle_rings, now_ns, RING_NS + looks * RING_LOOK_NS, RING_SHARE * (1 + shard->unheard),
 	    RING_BURST_NS);
 	if (client->idle_rings.free_ns <= now_ns)
 		return;
+	log_limited(&shard->unheard_limit, LOG_LEVEL_WARN, "client_unheard",
+	    "pid=%d uid=%u lanes=%u ms=%llu cause=\"rings for nothing\"", client_pid(client), client->uid, client->lane_count,
+	    (unsigned long long)((client->idle_rings.free_ns + RING_REST_NS - now_ns) / NS_PER_MS));
 	shard->count.unheard++;
 	shard->unheard++;
 	uv_poll_stop(&client->doorbell_poll);
@@ -387,18 +392,23 @@ look(struct client *client)
 	}
 }
 
-static void
-look_since(struct client *client, uint64_t began_ns)
+void
+client_owe_ring(struct client *client)
+{
+	if (client->rings_owed <= client->lane_count)
+		client->rings_owed++;
+}
+
+void
+client_look(struct client *client)
 {
 	look(client);
-	uint64_t now_ns = world_now(client->shard->world);
-	client->look_ns += now_ns - began_ns;
 	if (client->to_look > 0)
 		return;
 	if (client->rings_owed > 0)
 		client->rings_owed--;
 	else
-		charge_idle_ring(client, now_ns, client->look_ns);
+		charge_idle_ring(client, client->looks);
 }
 
 /*
@@ -411,7 +421,6 @@ on_doorbell(uv_poll_t *poll, int status, int events)
 	struct client *client = poll->data;
 	uint64_t rings;
 	struct iovec iov = { .iov_base = &rings, .iov_len = sizeof(rings) };
-	uint64_t began_ns = world_now(client->shard->world);
 
 	if (client->to_look > 0)
 		return;
@@ -419,19 +428,12 @@ on_doorbell(uv_poll_t *poll, int status, int events)
 	/* Taken before the lanes are looked at: a ring that comes while we look is not lost. Never blocks,
 	 * even if the client has taken O_NONBLOCK off the description it shares with us, and emptied it. */
 	if (preadv2(client->doorbell, &iov, 1, -1, RWF_NOWAIT) < 0) {
-		uint64_t now_ns = world_now(client->shard->world);
-		charge_idle_ring(client, now_ns, now_ns - began_ns);
+		charge_idle_ring(client, 0);
 		return;
 	}
 	client->shard->count.doorbells++;
 	TAILQ_INSERT_TAIL(&client->shard->looking, client, looking_entry);
-	client->to_look = client->asleep_count + 1;
-	client->look_ns = 0;
-	look_since(client, began_ns);
-}
-
-void
-client_look(struct client *client)
-{
-	look_since(client, world_now(client->shard->world));
+	client->looks = client->asleep_count;
+	client->to_look = client->looks + 1;
+	client_look(client);
 }

@@ -6,11 +6,11 @@
  *
  * Everything that comes from it is checked; an answer that its socket does not take at once ends it.
  *
- * One sleep of a lane is rung once (wake.h), so there are no more rings than wakings; those that come after the
+ * One sleep of a lane is rung once (wake.h), so there are hardly more rings than wakings; those that come after the
  * waking, which another ring or a look of the daemon's own has brought about, are still owed. A ring that nobody
- * owed and that wakes no lane costs the loop more than who rings. It is charged, and who rings so for more than
- * a thirty-second of the loop's time (a smaller part where several do) is not listened to until he has some
- * again, a tenth of a second at most; meanwhile only his own records wait, of lanes that slept.
+ * owed costs the loop more than who rings. It is charged, and who rings so for more than a thirty-second of the
+ * loop's time (a smaller part where several do) is not listened to until he has some again, about a tenth of a
+ * second at most; meanwhile only his own records wait, of lanes that slept.
  *
  * Owner: the shard. One thread.
  */
@@ -43,8 +43,8 @@ struct client {
 	struct lane_list asleep; /* by place_entry */
 	uint32_t asleep_count;
 	uint32_t to_look; /* sleeping lanes still to be looked at since the last ring; 0: not on the list */
-	uint32_t rings_owed; /* wakings without a ring so far; at most one a lane */
-	uint64_t look_ns;    /* what looking took since the last ring */
+	uint32_t looks;      /* how many they were at that ring */
+	uint32_t rings_owed; /* wakings without a ring so far; at most one a lane, and one that is just being read */
 	struct allowance idle_rings; /* those that nobody owed */
 	struct timer unheard;        /* set: its doorbell is not listened to until then */
 	TAILQ_ENTRY(client) looking_entry;
@@ -85,6 +85,9 @@ void client_end(struct client *client, int why);
 
 /* Hangs up; its lanes become orphans. The memory goes when the loop has let go of it. */
 void client_close(struct client *client);
+
+/* A lane of it has been woken, or may be rung without having slept: a ring of its doorbell may still come. */
+void client_owe_ring(struct client *client);
 
 /* Looks at some of its sleeping lanes; for the shard's turn. */
 void client_look(struct client *client);

@@ -195,8 +195,7 @@ lane_set_place(struct lane *lane, enum lane_place place)
 	case LANE_ASLEEP:
 		TAILQ_REMOVE(&lane->client->asleep, lane, place_entry);
 		lane->client->asleep_count--;
-		if (lane->client->rings_owed < lane->client->lane_count)
-			lane->client->rings_owed++;
+		client_owe_ring(lane->client);
 		wake_rise(&lane->doze);
 		break;
 	case LANE_ACTIVE:

@@ -68,6 +68,7 @@ struct shard {
 	struct keeper *keeper; /* keeps lanes for the next daemon; NULL: nobody does */
 	struct log_limit orphan_limit; /* a host's processes may all die at once */
 	struct log_limit overslept_limit;
+	struct log_limit unheard_limit;
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
 	int paused; /* nothing new is framed: a successor is about to take over */
