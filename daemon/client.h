@@ -43,11 +43,11 @@ struct client {
 	struct lane_list asleep; /* by place_entry */
 	uint32_t asleep_count;
 	uint32_t to_look; /* sleeping lanes still to be looked at since the last ring; 0: not on the list */
-	uint32_t looks;      /* how many they were at that ring */
+	uint32_t looks;   /* how many they were at that ring */
+	TAILQ_ENTRY(client) looking_entry;
 	uint32_t rings_owed; /* wakings without a ring so far; at most one a lane, and one that is just being read */
 	struct allowance idle_rings; /* those that nobody owed */
 	struct timer unheard;        /* set: its doorbell is not listened to until then */
-	TAILQ_ENTRY(client) looking_entry;
 	struct lane_list lanes;  /* by client_entry */
 	uint32_t lane_count;
 	TAILQ_ENTRY(client) entry;

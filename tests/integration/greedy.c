@@ -335,6 +335,7 @@ nag_without_end(void)
 		for (unsigned i = 0; i < NAGS; i++)
 			ring(&a);
 		publish(&a, 0);
+		/* It has no library, and needs no bell: it looks for its completion now and then. */
 		while (order_load_acquire_64(ORDER_D, &a.map.daemon->cq_tail) == taken)
 			nanosleep(&pause, NULL);
 		ready();
@@ -391,7 +392,8 @@ main(int argc, char **argv)
 	uint64_t argument = argc > 4 ? strtoull(argv[4], NULL, 0) : 0;
 
 	if (argc < 4 || strlen(argv[1]) >= sizeof(address.sun_path)) {
-		fprintf(stderr, "usage: greedy SOCKET POOL open|return|connect|ask|unread|discard|expired|publish|ring|nag|spin [ARGUMENT]\n");
+		fprintf(stderr, "usage: greedy SOCKET POOL MODE [ARGUMENT]\n"
+		                "MODE: open return connect ask unread discard expired publish ring nag spin\n");
 		return 2;
 	}
 	strcpy(address.sun_path, argv[1]);
