@@ -17,10 +17,14 @@ const struct behaviour_info behaviour_list[BEHAVIOUR_COUNT] = {
 #define TEXT(field, name_, argument_, help_) \
 	[BEHAVIOUR_##                        \
 	    field] = { name_, argument_, help_, BEHAVIOUR_TEXT, 0, 0, 0, offsetof(struct behaviour, field) },
+#define CHOICE(field, name_, words_, help_) \
+	[BEHAVIOUR_##                       \
+	    field] = { name_, words_, help_, BEHAVIOUR_CHOICE, 0, 0, 0, offsetof(struct behaviour, field) },
 #include "behaviour.def"
 #undef NUMBER
 #undef FLAG
 #undef TEXT
+#undef CHOICE
 };
 
 static uint64_t *
@@ -79,6 +83,7 @@ behaviour_fini(struct behaviour *behaviour)
 		*text = NULL;
 	}
 	forget_auth(behaviour);
+	faults_fini(&behaviour->rules);
 }
 
 int
@@ -170,6 +175,8 @@ set_text(struct behaviour *behaviour, enum behaviour_id id, const char *value, c
 	if (!value || !*value) {
 		if (id == BEHAVIOUR_auth)
 			forget_auth(behaviour);
+		if (id == BEHAVIOUR_faults)
+			faults_fini(&behaviour->rules);
 		free(*text);
 		*text = NULL;
 		return 0;
@@ -181,11 +188,49 @@ set_text(struct behaviour *behaviour, enum behaviour_id id, const char *value, c
 	}
 	if (id == BEHAVIOUR_auth && set_auth(behaviour, value, why) < 0)
 		return -1;
+	if (id == BEHAVIOUR_faults && faults_parse(&behaviour->rules, value, why, BEHAVIOUR_WHY_MAX) < 0)
+		return -1;
 	free(*text);
 	*text = strdup(value);
 	if (!*text)
 		abort();
 	return 0;
+}
+
+/* The next of the words with | between them, and its length; NULL: there is none. */
+static const char *
+next_word(const char **at, size_t *len)
+{
+	const char *word = *at;
+
+	if (*word == '\0')
+		return NULL;
+	*len = strcspn(word, "|");
+	*at = word + *len + (word[*len] == '|');
+	return word;
+}
+
+static int
+parse_choice(const struct behaviour_info *info, const char *value, uint64_t *number)
+{
+	const char *at = info->argument, *word;
+	size_t len;
+
+	for (*number = 0; (word = next_word(&at, &len)) != NULL; ++*number)
+		if (value && strlen(value) == len && memcmp(word, value, len) == 0)
+			return 0;
+	return -1;
+}
+
+void
+behaviour_word(const struct behaviour *behaviour, enum behaviour_id id, char *word, size_t size)
+{
+	const char *at = behaviour_list[id].argument, *from = at;
+	size_t len = 0;
+
+	for (uint64_t left = behaviour_number(behaviour, id) + 1; left > 0; left--)
+		from = next_word(&at, &len);
+	snprintf(word, size, "%.*s", (int)len, from);
 }
 
 int
@@ -202,6 +247,14 @@ behaviour_set(struct behaviour *behaviour, enum behaviour_id id, const char *val
 	case BEHAVIOUR_FLAG:
 		if (parse_flag(value ? value : "on", &number) < 0) {
 			snprintf(why, BEHAVIOUR_WHY_MAX, "%s: \"%.100s\": want on or off", info->name, value);
+			return -1;
+		}
+		*number_at(behaviour, id) = number;
+		break;
+	case BEHAVIOUR_CHOICE:
+		if (parse_choice(info, value, &number) < 0) {
+			snprintf(why, BEHAVIOUR_WHY_MAX, "%s: \"%.100s\": want %s", info->name,
+			    value ? value : "", info->argument);
 			return -1;
 		}
 		*number_at(behaviour, id) = number;

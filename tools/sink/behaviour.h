@@ -5,6 +5,8 @@
 #ifndef TG_SINK_BEHAVIOUR_H
 #define TG_SINK_BEHAVIOUR_H
 
+#include "fault.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -14,13 +16,16 @@ struct behaviour {
 #define NUMBER(field, name, argument, least, most, preset, help) uint64_t field;
 #define FLAG(field, name, help) uint64_t field;
 #define TEXT(field, name, argument, help) char *field; /* NULL: not set */
+#define CHOICE(field, name, words, help) uint64_t field;
 #include "behaviour.def"
 #undef NUMBER
 #undef FLAG
 #undef TEXT
+#undef CHOICE
 	/* Derived, so that a good broker pays nothing for all this: */
 	bool rejects; /* any of reject, reject-every, reject-topic */
 	bool counts;  /* any of stall-after, close-after, reset-after */
+	struct faults rules; /* of faults */
 	char *user;   /* of auth */
 	char *password;
 	size_t password_len;
@@ -30,18 +35,23 @@ enum behaviour_id {
 #define NUMBER(field, name, argument, least, most, preset, help) BEHAVIOUR_##field,
 #define FLAG(field, name, help) BEHAVIOUR_##field,
 #define TEXT(field, name, argument, help) BEHAVIOUR_##field,
+#define CHOICE(field, name, words, help) BEHAVIOUR_##field,
 #include "behaviour.def"
 #undef NUMBER
 #undef FLAG
 #undef TEXT
+#undef CHOICE
 	BEHAVIOUR_COUNT
 };
 
-enum behaviour_type { BEHAVIOUR_NUMBER, BEHAVIOUR_FLAG, BEHAVIOUR_TEXT };
+enum behaviour_type { BEHAVIOUR_NUMBER, BEHAVIOUR_FLAG, BEHAVIOUR_TEXT, BEHAVIOUR_CHOICE };
+
+/* Values of mqtt5. */
+enum { MQTT5_TAKEN, MQTT5_REFUSED, MQTT5_REFUSED_AS_311, MQTT5_CLOSED, MQTT5_UNANSWERED };
 
 struct behaviour_info {
 	const char *name;
-	const char *argument; /* NULL for flags */
+	const char *argument; /* NULL for flags; of choices their words, with | between them */
 	const char *help;
 	enum behaviour_type type;
 	uint64_t least;
@@ -67,6 +77,8 @@ int behaviour_find(const char *name);
 int behaviour_set(struct behaviour *behaviour, enum behaviour_id id, const char *value, char *why);
 
 uint64_t behaviour_number(const struct behaviour *behaviour, enum behaviour_id id);
+/* The word of a choice's value, in word (size bytes). */
+void behaviour_word(const struct behaviour *behaviour, enum behaviour_id id, char *word, size_t size);
 const char *behaviour_text(const struct behaviour *behaviour, enum behaviour_id id);
 
 /* The behaviours' part of --help. */

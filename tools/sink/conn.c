@@ -1,13 +1,11 @@
 /*
- * A connection: what it reads, the judgement on each message, the answers that wait, what it writes
- * and how it ends.
+ * A connection: what it reads, the answers that wait, what it writes and how it ends. message.c judges what came.
  */
 #include "build_config.h"
 
 #include "sink.h"
 
 #include <errno.h>
-#include <fnmatch.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -303,80 +301,6 @@ conn_answer(struct conn *conn, const struct answer *answer)
 	server_dirty(conn->sink, conn);
 }
 
-static bool
-topic_matches(const char *pattern, struct record_view topic)
-{
-	char name[65536];
-
-	if (topic.len >= sizeof(name))
-		return false;
-	memcpy(name, topic.bytes, topic.len);
-	name[topic.len] = '\0';
-	return fnmatch(pattern, name, 0) == 0;
-}
-
-/* The code a message is answered with, if the behaviour rejects anything at all. */
-static uint32_t
-judge(struct conn *conn, const struct record_message *message)
-{
-	struct sink *sink = conn->sink;
-	const struct behaviour *behaviour = &sink->behaviour;
-
-	if (behaviour->reject_topic && !topic_matches(behaviour->reject_topic, message->topic))
-		return 0;
-	if (behaviour->reject_every && ++sink->reject_turn % behaviour->reject_every != 0)
-		return 0;
-	return behaviour->reject ? (uint32_t)behaviour->reject : conn->protocol->reject_code;
-}
-
-/* One message less to go until it stalls, closes or resets. */
-static void
-count_down(struct conn *conn)
-{
-	const struct behaviour *behaviour = &conn->sink->behaviour;
-
-	if (behaviour->stall_after && conn->left[0] && --conn->left[0] == 0) {
-		conn->stalled = true;
-		conn->stop = true;
-	}
-	if (behaviour->close_after && conn->left[1] && --conn->left[1] == 0)
-		conn_end(conn, CONN_FLUSH);
-	if (behaviour->reset_after && conn->left[2] && --conn->left[2] == 0)
-		conn_end(conn, CONN_RESET);
-}
-
-void
-conn_message(struct conn *conn, const struct record_message *message, struct answer *answer)
-{
-	struct sink *sink = conn->sink;
-
-	conn->counters.messages++;
-	conn->counters.bytes += message->body.len;
-	sink->counters.messages++;
-	sink->counters.bytes += message->body.len;
-	if (message->dup) {
-		conn->counters.dups++;
-		sink->counters.dups++;
-	}
-	answer->code = sink->behaviour.rejects ? judge(conn, message) : 0;
-	if (answer->code >= conn->protocol->reject_least) {
-		conn->counters.rejected++;
-		sink->counters.rejected++;
-		if (conn->reject_closes) {
-			conn_end(conn, CONN_FLUSH);
-			return;
-		}
-	} else {
-		record_add(&sink->record, message, sink->time_ns, conn->number, conn->counters.messages);
-	}
-	if (answer->kind)
-		conn_answer(conn, answer);
-	else
-		server_dirty(sink, conn);
-	if (sink->behaviour.counts)
-		count_down(conn);
-}
-
 /* How many of the waiting answers are due. */
 static uint32_t
 due(struct conn *conn)
@@ -463,6 +387,10 @@ parse(struct conn *conn, const uint8_t *bytes, size_t len)
 		keep(conn, bytes, 0);
 		return;
 	}
+	if (conn->last_words && conn->protocol->farewell)
+		conn->protocol->farewell(conn, conn->last_code);
+	if (conn->last_words || conn->trails)
+		conn_end(conn, CONN_FLUSH);
 	conn->unparsed = conn->stop;
 	keep(conn, bytes + used, len - (size_t)used);
 }

@@ -106,6 +106,7 @@ control_stats(const struct sink *sink, bool with_connections)
 	json_object_set_new(object, "tls_handshakes", json_integer((json_int_t)sink->tls_handshakes));
 	json_object_set_new(object, "tls_resumed", json_integer((json_int_t)sink->tls_resumed));
 	json_object_set_new(object, "tls_failed", json_integer((json_int_t)sink->tls_failed));
+	json_object_set_new(object, "faulted", json_integer((json_int_t)sink->faulted));
 	json_object_set_new(object, "malformed", json_integer((json_int_t)sink->malformed));
 	json_object_set_new(object, "pending", json_integer((json_int_t)pending));
 	json_object_set_new(object, "recorded", json_integer((json_int_t)sink->record.lines));
@@ -162,6 +163,11 @@ behaviour_json(const struct behaviour *behaviour, enum behaviour_id id)
 	if (behaviour_list[id].type == BEHAVIOUR_TEXT) {
 		const char *text = behaviour_text(behaviour, id);
 		return text ? json_string(text) : json_null();
+	}
+	if (behaviour_list[id].type == BEHAVIOUR_CHOICE) {
+		char word[64];
+		behaviour_word(behaviour, id, word, sizeof(word));
+		return json_string(word);
 	}
 	uint64_t number = behaviour_number(behaviour, id);
 	return behaviour_list[id].type == BEHAVIOUR_FLAG ? json_boolean(number != 0)

@@ -132,6 +132,9 @@ struct conn {
 	bool stop;          /* the parser must return: stalled or ending */
 	bool stalled;       /* by stall-after */
 	bool reject_closes; /* the protocol cannot say no to one message */
+	bool last_words;    /* farewell with last_code, then the end: when the parser has returned */
+	bool trails;        /* what is parsed yet is rejected with last_code, then the end */
+	uint32_t last_code;
 	bool write_blocked;
 	bool unparsed;    /* `in` may hold whole packets, left when stop was set */
 	uint64_t left[3]; /* messages to go until stall-, close-, reset-after; see conn_rearm() */
@@ -196,6 +199,7 @@ struct sink {
 	uint64_t tls_handshakes;      /* that came to an end */
 	uint64_t tls_resumed;         /* of them, those that took up a session again */
 	uint64_t tls_failed;          /* connections ended because TLS failed */
+	uint64_t faulted;             /* messages that a rule of faults picked */
 	uint64_t malformed;           /* connections ended for what the client sent */
 	uint8_t *scratch;             /* SINK_READ_BYTES * 2: where reads land */
 	struct record_pair *pairs;    /* headers of the message at hand */
@@ -259,8 +263,9 @@ int conn_fail(struct conn *conn, const char *format, ...) __attribute__((format(
 /*
  * A message arrived: counted, judged, recorded if it was not rejected, and its answer queued
  * (answer->kind 0: none). answer->code and arrived_ns are filled in. The caller looks at conn->stop.
+ * Returns whether the caller may answer it; false: a rule of --faults has seen to it.
  */
-void conn_message(struct conn *conn, const struct record_message *message, struct answer *answer);
+bool conn_message(struct conn *conn, const struct record_message *message, struct answer *answer);
 
 /* Queues an answer that belongs to no message (the second half of QoS 2). */
 void conn_answer(struct conn *conn, const struct answer *answer);

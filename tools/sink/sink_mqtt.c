@@ -277,6 +277,29 @@ session_limits(struct conn *conn)
 	conn->reject_closes = mqtt->version == 4;
 }
 
+/* What a broker that does not speak MQTT 5 does with its CONNECT. */
+static int
+speak_311_only(struct conn *conn)
+{
+	struct mqtt *mqtt = conn->state;
+
+	switch (conn->sink->behaviour.mqtt5) {
+	case MQTT5_REFUSED:
+		mqtt->version = 5;
+		return refuse(conn, RC_VERSION, "no MQTT 5, as told");
+	case MQTT5_REFUSED_AS_311:
+		mqtt->version = 4;
+		return refuse(conn, 1, "no MQTT 5, as told");
+	case MQTT5_CLOSED:
+		conn->sink->connections_refused++;
+		conn_end(conn, CONN_FLUSH);
+		return 0;
+	default:
+		mqtt->version = 5; /* what comes on it later finds a session */
+		return 0;
+	}
+}
+
 static int
 on_connect(struct conn *conn, struct cursor *packet)
 {
@@ -290,6 +313,8 @@ on_connect(struct conn *conn, struct cursor *packet)
 	uint32_t keepalive = (uint32_t)take_int(packet, 2);
 	if (packet->bad || !same(name, "MQTT"))
 		return bad(conn, RC_MALFORMED, "CONNECT: not MQTT");
+	if (version == 5 && behaviour->mqtt5 != MQTT5_TAKEN)
+		return speak_311_only(conn);
 	if (version != 4 && version != 5) {
 		mqtt->version = version > 5 ? 5 : 4;
 		return refuse(conn, version > 5 ? RC_VERSION : 1, "version not 3.1.1 or 5");
@@ -427,7 +452,8 @@ on_publish(struct conn *conn, uint8_t flags, struct cursor *packet)
 	if (message.qos > 0 && ++mqtt->outstanding > mqtt->receive_maximum && mqtt->version == 5)
 		return bad(
 		    conn, RC_RECEIVE_MAXIMUM, "PUBLISH: more unanswered messages than the receive maximum");
-	conn_message(conn, &message, &answer);
+	if (!conn_message(conn, &message, &answer))
+		return 0;
 	if (message.qos == 2 && answer.code >= RC_UNSPECIFIED)
 		mqtt->unreleased[answer.id >> 3] &= (uint8_t) ~(1u << (answer.id & 7));
 	return 0;

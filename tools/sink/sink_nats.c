@@ -271,7 +271,8 @@ publish(struct conn *conn, const struct words *words, size_t head_words, struct 
 	}
 	if (headers.len > 0 && take_headers(conn->sink, headers, &message) < 0)
 		return conn_fail(conn, "HPUB: malformed headers");
-	conn_message(conn, &message, &answer);
+	if (!conn_message(conn, &message, &answer))
+		return 0;
 	if (answer.kind != ANSWER_NONE || answer.code == 0 || !conn_may_answer(conn))
 		return 0;
 	/* Core's way to say no, at once and in its place. */

@@ -377,8 +377,9 @@ on_send(struct conn *conn, const struct frame *frame)
 		return bad(conn, "SEND without destination");
 	if (frame->has_receipt && !number(frame->receipt, &answer.id))
 		return bad(conn, "SEND with a receipt that is not a number, which is all this server knows");
-	conn_message(conn, &message, &answer);
-	if (answer.code >= REJECT_UNNAMED) {
+	if (!conn_message(conn, &message, &answer))
+		return 0;
+	if (answer.code >= REJECT_UNNAMED && !conn->trails && !conn->last_words) {
 		/* What lies behind it is not looked at, and answers that are not due are never given. */
 		if (conn_may_answer(conn)) {
 			in_turn(conn);
