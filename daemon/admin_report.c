@@ -185,7 +185,7 @@ status(struct admin_query *query)
 	answer_count(&s, "links", all);
 	answer_count(&s, "accepted", accepted);
 	answer_count(&s, "finished", answered);
-	answer_count(&s, "lane_memory_bytes", shard->lane_memory);
+	answer_count(&s, "lane_memory_bytes", shard->accounts.used[ACCOUNT_MEMORY]);
 	answer_count(&s, "resident_bytes", resident_bytes());
 	answer_json(&query->answer, "status", answer_end(&s));
 }
@@ -461,7 +461,7 @@ stats(struct admin_query *query)
 	answer_count(&all, "doorbells", shard->count.doorbells);
 	answer_count(&all, "clients_unheard", shard->count.unheard);
 	answer_count(&all, "bells", shard->count.bells);
-	answer_count(&all, "lane_memory_bytes", shard->lane_memory);
+	answer_count(&all, "lane_memory_bytes", shard->accounts.used[ACCOUNT_MEMORY]);
 	answer_count(&all, "resident_bytes", resident_bytes());
 	answer_init(&by_pool);
 	FOR_EACH_POOL (query, pool) {

@@ -49,29 +49,31 @@ refuse_pool(struct client *client, uint32_t serial, const char *name)
 	return client_refuse(client, serial, TG_ENOPOOL, "pool \"%s\" does not exist; there are: %s", name, names);
 }
 
-/* Which configured limit a lane of this geometry would break; 0 and *rc set if one did. */
+/*
+ * Which configured limit a lane of this geometry would break; 0 and *rc set if one did. returned: it is handed back.
+ * It holds records that were accepted, so a limit that is lower than before is not held against it, see account.h.
+ */
 static int
-within_limits(struct client *client, const struct frame *request, const struct lane_geometry *geo, int *rc)
+within_limits(
+    struct client *client, const struct frame *request, const struct lane_geometry *geo, int returned, int *rc)
 {
-	struct shard *shard = client->shard;
-	const struct config_limits *limits = &shard->config->limits;
+	struct account *account = client->account;
+	const struct config_limits *limits = &client->shard->config->limits;
 	uint32_t serial = request->serial;
+	struct account_no no;
 
-	if (geo->sq_bytes > limits->ring_bytes)
+	if (!returned && geo->sq_bytes > limits->ring_bytes)
 		*rc = client_refuse(client, serial, TG_ELIMIT, "a ring of %llu bytes is too large: limits.ring_bytes is %llu",
 		    (unsigned long long)geo->sq_bytes, (unsigned long long)limits->ring_bytes);
-	else if (shard->lane_count >= limits->lanes)
-		*rc = client_refuse(client, serial, TG_ELIMIT, "%u lanes are open: limits.lanes is %u", shard->lane_count,
-		    limits->lanes);
-	else if (client->lane_count >= limits->lanes_per_client)
+	else if (!returned && client->lane_count >= limits->lanes_per_client)
 		*rc = client_refuse(client, serial, TG_ELIMIT,
 		    "process %d has %u lanes open: limits.lanes_per_client is %u", client_pid(client),
 		    client->lane_count, limits->lanes_per_client);
-	else if (shard->lane_memory + lane_memfd_bytes(geo) > limits->memory_bytes)
-		*rc = client_refuse(client, serial, TG_ELIMIT,
-		    "all lanes hold %llu bytes, this one would need %llu: limits.memory_bytes is %llu",
-		    (unsigned long long)shard->lane_memory, (unsigned long long)lane_memfd_bytes(geo),
-		    (unsigned long long)limits->memory_bytes);
+	else if (!account_may(account, ACCOUNT_LANES, 1, returned, &no) ||
+	         (!returned && !account_may(account, ACCOUNT_ORPHANS, 1, 0, &no)) ||
+	         !account_may(account, ACCOUNT_MEMORY, lane_memfd_bytes(geo), returned, &no) ||
+	         !account_may(account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS, returned, &no))
+		*rc = client_refuse_limit(client, serial, &no);
 	else
 		return 1;
 	return 0;
@@ -334,7 +336,7 @@ attach_open(struct client *client, const struct frame *request)
 		    "a lane of %llu bytes and %u completions: at most %llu and %u are possible",
 		    (unsigned long long)request->u.open.sq_bytes, request->u.open.cq_entries,
 		    (unsigned long long)LANE_SQ_MAX, LANE_CQ_MAX);
-	if (!within_limits(client, request, &geo, &rc))
+	if (!within_limits(client, request, &geo, 0, &rc))
 		return rc;
 	header.flags = shard->expedited ? LANE_F_EXPEDITED : 0;
 	header.nonce = world_random(shard->world);
@@ -381,7 +383,7 @@ attach_return(struct client *client, const struct frame *request, int *handed)
 	int served = same != NULL && same->place != LANE_GONE; /* and not one on its way */
 	if (served && same->client == NULL)
 		return reclaim_lane(client, request, same);
-	if (!within_limits(client, request, &geo, &rc))
+	if (!within_limits(client, request, &geo, 1, &rc))
 		return rc;
 	if (same != NULL)
 		return client_refuse(client, request->serial, TG_EBUSY, "lane %llu was handed back twice",

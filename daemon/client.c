@@ -71,15 +71,15 @@ client_start(struct client *client, uv_loop_t *loop)
 }
 
 static int
-refuse_client(struct shard *shard, int fd)
+refuse_client(struct shard *shard, int fd, struct account *account, const struct account_no *no, pid_t pid)
 {
 	struct frame frame;
 
 	frame_init(&frame, FRAME_ERROR, 0);
 	frame.u.error.code = TG_ELIMIT;
-	snprintf(frame.u.error.text, sizeof(frame.u.error.text),
-	    "%u clients are attached: limits.clients allows no more", shard->client_count);
+	account_no_text(account, no, frame.u.error.text, sizeof(frame.u.error.text));
 	frame_send(fd, &frame, NULL, 0);
+	account_no_log(account, no, pid);
 	shard->count.refused++;
 	close(fd);
 	return -TG_ELIMIT;
@@ -90,10 +90,17 @@ client_new(struct shard *shard, uv_loop_t *loop, int fd)
 {
 	struct ucred cred = { .pid = 0 };
 	socklen_t len = sizeof(cred);
+	struct account_no no;
 
-	if (shard->client_count >= shard->config->limits.clients)
-		return refuse_client(shard, fd);
 	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
+	struct account *account = account_hold(&shard->accounts, cred.uid);
+	int rc = 0;
+	if (!account_may(account, ACCOUNT_CLIENTS, 1, 0, &no) ||
+	    !account_may(account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS, 0, &no))
+		rc = refuse_client(shard, fd, account, &no, cred.pid);
+	account_drop(account);
+	if (rc != 0)
+		return rc;
 	int doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (doorbell < 0) {
 		close(fd);
@@ -105,6 +112,14 @@ client_new(struct shard *shard, uv_loop_t *loop, int fd)
 		return -TG_ENOMEM;
 	}
 	return 0;
+}
+
+static void
+refund(struct client *client)
+{
+	account_refund(client->account, ACCOUNT_CLIENTS, 1);
+	account_refund(client->account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS);
+	account_drop(client->account);
 }
 
 struct client *
@@ -123,7 +138,11 @@ client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int doorbell, pid_t p
 	client->uid = uid;
 	client->gid = gid;
 	snprintf(client->name, sizeof(client->name), "%.31s", name);
+	client->account = account_hold(&shard->accounts, uid);
+	account_charge(client->account, ACCOUNT_CLIENTS, 1);
+	account_charge(client->account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS);
 	if (client_start(client, loop) < 0) {
+		refund(client);
 		free(client);
 		return NULL;
 	}
@@ -145,6 +164,7 @@ on_closed(uv_handle_t *handle)
 	else
 		close(client->fd);
 	close(client->doorbell);
+	refund(client);
 	control_end(&client->shard->control, began);
 	free(client);
 }
@@ -212,6 +232,15 @@ client_refuse(struct client *client, uint32_t serial, int code, const char *form
 	va_end(args);
 	client->shard->count.refused++;
 	return client_answer(client, &frame, NULL, 0);
+}
+
+int
+client_refuse_limit(struct client *client, uint32_t serial, const struct account_no *no)
+{
+	char text[FRAME_TEXT];
+
+	account_no_log(client->account, no, client->pid);
+	return client_refuse(client, serial, TG_ELIMIT, "%s", account_no_text(client->account, no, text, sizeof(text)));
 }
 
 /* ---- lanes ---- */

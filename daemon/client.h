@@ -17,6 +17,7 @@
 #ifndef TG_DAEMON_CLIENT_H
 #define TG_DAEMON_CLIENT_H
 
+#include "account.h"
 #include "allowance.h"
 #include "lane.h"
 #include "timer.h"
@@ -29,6 +30,8 @@
 struct attach;
 struct frame;
 
+#define CLIENT_DESCRIPTORS 2u /* its socket and its doorbell */
+
 struct client {
 	struct shard *shard;
 	int fd;
@@ -36,6 +39,7 @@ struct client {
 	pid_t pid;
 	uid_t uid;
 	gid_t gid;
+	struct account *account;
 	char name[32];
 	uv_poll_t control_poll;
 	uv_poll_t doorbell_poll;
@@ -79,6 +83,9 @@ void client_serve_held(struct client *client);
 int client_answer(struct client *client, const struct frame *frame, const int *fds, unsigned nfds);
 int client_refuse(struct client *client, uint32_t serial, int code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+
+/* The same for a limit (account.h), and a line in the log. */
+int client_refuse_limit(struct client *client, uint32_t serial, const struct account_no *no);
 
 /* Says why, and closes. */
 void client_end(struct client *client, int why);

@@ -86,6 +86,12 @@ struct config_limits {
 	uint32_t clients;          /* 16384 */
 	uint64_t ring_bytes;       /* 67108864: the largest ring a lane may have */
 	uint64_t memory_bytes;     /* 4294967296: all lanes' shared memory together */
+	/* Of one user; 0: as much as is left free (account.h). */
+	uint32_t clients_per_user;
+	uint32_t lanes_per_user;
+	uint32_t orphans_per_user;
+	uint64_t memory_per_user;
+	uint32_t descriptors_per_user;
 };
 
 struct config {

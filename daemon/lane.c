@@ -62,9 +62,54 @@ lane_make(struct lane **out, const struct lane_header *header, struct pool *pool
 	lane->place = LANE_GONE;
 	TAILQ_INSERT_TAIL(&shard->making, lane, place_entry);
 	shard->lane_count++;
-	shard->lane_memory += lane_memfd_bytes(geo);
+	lane->owner.uid = client != NULL ? client->uid : geteuid(); /* until lane_own() says */
+	lane->account = account_hold(&shard->accounts, lane->owner.uid);
+	account_charge(lane->account, ACCOUNT_LANES, 1);
+	account_charge(lane->account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
+	lane_charge(lane, lane_memfd_bytes(geo));
 	*out = lane;
 	return 0;
+}
+
+void
+lane_charge(struct lane *lane, uint64_t bytes)
+{
+	lane->charged_bytes += bytes;
+	account_charge(lane->account, ACCOUNT_MEMORY, bytes);
+}
+
+void
+lane_refund(struct lane *lane, uint64_t bytes)
+{
+	lane->charged_bytes -= bytes;
+	account_refund(lane->account, ACCOUNT_MEMORY, bytes);
+}
+
+/* It is closed: all but its memory goes back. */
+static void
+refund_closed(struct lane *lane)
+{
+	account_refund(lane->account, ACCOUNT_LANES, 1);
+	account_refund(lane->account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
+	if (lane->counted_orphan)
+		account_refund(lane->account, ACCOUNT_ORPHANS, 1);
+	lane->counted_orphan = 0;
+}
+
+/* It is freed. */
+static void
+refund_freed(struct lane *lane)
+{
+	lane_refund(lane, lane->charged_bytes);
+	account_drop(lane->account);
+}
+
+static void
+count_orphan(struct lane *lane)
+{
+	if (!lane->counted_orphan)
+		account_charge(lane->account, ACCOUNT_ORPHANS, 1);
+	lane->counted_orphan = 1;
 }
 
 static void
@@ -78,8 +123,9 @@ lane_unmake(struct lane *lane)
 {
 	made(lane);
 	lane->shard->lane_count--;
-	lane->shard->lane_memory -= lane_memfd_bytes(&lane->map.geo);
+	refund_closed(lane);
 	unmap(lane);
+	refund_freed(lane);
 	free(lane);
 }
 
@@ -304,12 +350,34 @@ lane_is_empty(const struct lane *lane)
 	return lane->unfinished == 0 && lane->sq.cursor == lane->sq.tail_seen;
 }
 
+/* Another user has it from now on. */
+static void
+charge_to(struct lane *lane, uid_t uid)
+{
+	struct account *from = lane->account;
+
+	if (from == NULL || from->uid == uid)
+		return;
+	struct account *to = account_hold(from->accounts, uid);
+	account_refund(from, ACCOUNT_LANES, 1);
+	account_charge(to, ACCOUNT_LANES, 1);
+	account_refund(from, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
+	account_charge(to, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
+	account_refund(from, ACCOUNT_ORPHANS, (uint64_t)lane->counted_orphan);
+	account_charge(to, ACCOUNT_ORPHANS, (uint64_t)lane->counted_orphan);
+	account_refund(from, ACCOUNT_MEMORY, lane->charged_bytes);
+	account_charge(to, ACCOUNT_MEMORY, lane->charged_bytes);
+	lane->account = to;
+	account_drop(from);
+}
+
 void
 lane_own(struct lane *lane, const struct lane_owner *owner)
 {
 	uint8_t digest[EVP_MAX_MD_SIZE];
 	uint64_t from[2] = { lane->nonce, owner->uid };
 
+	charge_to(lane, owner->uid);
 	lane->owner = *owner;
 	/* Without a digest nothing would work that has to do with TLS either; the nonce alone is then the best there is. */
 	if (EVP_Digest(from, sizeof(from), digest, NULL, EVP_sha256(), NULL) == 1)
@@ -362,6 +430,7 @@ leave(struct lane *lane)
 	lane->pool->lane_count--;
 	lane->shard->lane_count--;
 	lane->shard->count.lanes_closed++;
+	refund_closed(lane);
 	close(lane->memfd);
 	if (lane->bell >= 0)
 		close(lane->bell);
@@ -397,6 +466,7 @@ static void
 become_orphan(struct lane *lane)
 {
 	lane->shard->count.lanes_orphaned++;
+	count_orphan(lane);
 	if (!lane_is_empty(lane) && !lane->shard->stopping) {
 		lane->left = 1;
 		log_limited(&lane->shard->orphan_limit, LOG_LEVEL_INFO, "lane_orphaned",
@@ -423,6 +493,7 @@ lane_await(struct lane *lane)
 	if (!freeze(lane))
 		return;
 	lane->orphaned_ns = lane->shard->now_ns;
+	count_orphan(lane);
 	lane->awaited = 1;
 	lane->left = !lane_is_empty(lane);
 }
@@ -443,6 +514,9 @@ lane_reclaim(struct lane *lane, struct client *client, int bell)
 	if (lane->bell >= 0)
 		close(lane->bell);
 	lane->bell = bell;
+	if (lane->counted_orphan)
+		account_refund(lane->account, ACCOUNT_ORPHANS, 1);
+	lane->counted_orphan = 0;
 	lane->awaited = lane->left = 0;
 	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->client = client;
@@ -485,7 +559,7 @@ lane_quarantine(struct lane *lane, const char *why)
 static void
 forget(struct lane *lane)
 {
-	lane->shard->lane_memory -= lane_memfd_bytes(&lane->map.geo);
+	refund_freed(lane);
 	free(lane);
 }
 

@@ -61,6 +61,9 @@ struct lane {
 	uint64_t nonce; /* the header's: the same over restarts of the daemon */
 	uint64_t identity; /* of it and its owner's user, for the ids of messages (lane_own) */
 	struct lane_owner owner;
+	struct account *account; /* its owner's; held until its memory is freed */
+	uint64_t charged_bytes;  /* to the account: the memfd, and whatever else lane_charge() was told of */
+	int counted_orphan;      /* in the account */
 	struct lane_map map;
 	int memfd; /* kept for a successor; owned; -1: to be made */
 	int handed_back; /* it was not made by us */
@@ -115,6 +118,7 @@ struct lane {
 
 /* What the loop does by itself: a lane so small costs less than the way to another thread and back. */
 #define LANE_INLINE_BYTES (128u << 10)
+#define LANE_DESCRIPTORS 2u /* its memory's and its bell's, for a lane's life */
 #define LANE_INLINE_SLOTS 4096u
 
 /* What a waiting lane costs a tick: a client chooses how many records it has waiting, and when each expires. */
@@ -220,6 +224,10 @@ void lane_forsake(struct lane *lane);
  * in a way that cannot be turned round; among the processes of one user there is nothing to protect.
  */
 void lane_own(struct lane *lane, const struct lane_owner *owner);
+
+/* The daemon has so many bytes more, or less, because of this lane: they count against its owner's memory. */
+void lane_charge(struct lane *lane, uint64_t bytes);
+void lane_refund(struct lane *lane, uint64_t bytes);
 
 /* Whether the descriptor is of its memory. */
 int lane_is_memory(const struct lane *lane, int memfd);

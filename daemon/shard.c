@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define OWN_DESCRIPTORS 160u /* the loop's, the log's, 64 of admins, certificates, look-ups, and some to spare */
+
 uint64_t
 world_between(struct world *world, uint64_t low, uint64_t high)
 {
@@ -63,6 +65,17 @@ look_around(struct timer *timer)
 	timer_set(&shard->timers, timer, shard->now_ns + SHARD_ROUND_NS);
 }
 
+/* What the daemon itself opens at most: see account.h. A link has one descriptor, and one while it is replaced. */
+static uint64_t
+own_descriptors(const struct config *config)
+{
+	uint64_t links = 0;
+
+	for (uint32_t p = 0; p < config->pool_count; p++)
+		links += (uint64_t)config->pools[p].broker_count * config->pools[p].links;
+	return 2 * links + OWN_DESCRIPTORS;
+}
+
 int
 shard_init(struct shard *shard, struct world *world, const struct config *config)
 {
@@ -73,6 +86,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	shard->wall_ms = world->ops->wall_ms(world);
 	shard->started_ns = shard->now_ns;
 	shard->start_random = world_random(world);
+	accounts_init(&shard->accounts, &config->limits, own_descriptors(config));
 	TAILQ_INIT(&shard->active);
 	TAILQ_INIT(&shard->dirty);
 	TAILQ_INIT(&shard->dozed);

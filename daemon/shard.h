@@ -13,6 +13,7 @@
 #ifndef TG_DAEMON_SHARD_H
 #define TG_DAEMON_SHARD_H
 
+#include "account.h"
 #include "control.h"
 #include "lane.h"
 #include "link.h"
@@ -62,7 +63,7 @@ struct shard {
 	uint32_t client_count;
 	uint32_t unheard; /* clients whose doorbells are not listened to now: client.h */
 	uint32_t lane_count;
-	uint64_t lane_memory; /* bytes of all lanes' memfds, as long as they are mapped */
+	struct accounts accounts; /* of users: what they hold and may hold */
 	int expedited;        /* membarrier works: clients need no fence */
 	struct log_limit gone_limit; /* … or connect and talk nonsense */
 	struct keeper *keeper; /* keeps lanes for the next daemon; NULL: nobody does */

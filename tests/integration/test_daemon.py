@@ -153,7 +153,7 @@ def test_unknown_pool_is_named(box, daemon, sink):
 
 
 def test_limit_of_lanes_is_an_error_to_the_one_who_asked(box, daemon, sink):
-    d = daemon(pool([sink]), limits={"lanes": 3})
+    d = daemon(pool([sink]), limits={"lanes": 3, "lanes_per_user": 3})
     first = Producer(box, d, number=1, count=10, lanes=3, words=["-L"])
     wait_for(lambda: first.file.state == 4, "the first to be done")
     result = d.publish("-m", "x")

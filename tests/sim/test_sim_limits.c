@@ -179,7 +179,7 @@ a_spoiled_lane_counts_until_it_is_freed(void **state)
 	producer_publish(p, 100, 0);
 	sim_run_for(&sim, SIM_MS(10));
 	assert_int_equal(sim.shard.outstanding, 1);
-	uint64_t bytes = sim.shard.lane_memory;
+	uint64_t bytes = sim.shard.accounts.used[ACCOUNT_MEMORY];
 	assert_true(bytes > 0);
 	lane_quarantine(p->lane, "spoiled by the test");
 	sim.shard.count.lanes_quarantined = 0; /* of honest producers there is none */
@@ -187,11 +187,11 @@ a_spoiled_lane_counts_until_it_is_freed(void **state)
 	p->unfinished = 0;
 	p->closed = 1;
 	sim.live_from = sim.producer_count;
-	assert_int_equal(sim.shard.lane_memory, bytes);
+	assert_int_equal(sim.shard.accounts.used[ACCOUNT_MEMORY], bytes);
 	assert_int_equal(sim.shard.lane_count, 0);
 	sim_run_for(&sim, SIM_MS(200));
 	assert_int_equal(sim.shard.outstanding, 0);
-	assert_int_equal(sim.shard.lane_memory, 0);
+	assert_int_equal(sim.shard.accounts.used[ACCOUNT_MEMORY], 0);
 	producer_free(p);
 	sim.producer_count = 0;
 	sim_fini(&sim);

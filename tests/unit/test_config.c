@@ -69,7 +69,8 @@ every_key_is_read(void **state)
 	    "socket = \"/s\"; socket_mode = \"0660\"; admin = \"/a\"; drain_timeout_ms = 1L;\n"
 	    "idle = { spin_us = 0; };\n"
 	    "limits = { lanes = 2; lanes_per_client = 1; clients = 3; ring_bytes = 16384; memory_bytes = "
-	    "99999999999; };\n"
+	    "99999999999; clients_per_user = 4; lanes_per_user = 5; orphans_per_user = 6;\n"
+	    " memory_per_user = 88888888888; descriptors_per_user = 7; };\n"
 	    "pools = ( { name = \"A.b_c-9\"; protocol = \"mqtt\"; links = 0x10; balance = \"key\"; order = "
 	    "\"none\";\n"
 	    " on_failure = \"report\"; message_timeout_ms = 604800000;\n"
@@ -96,6 +97,11 @@ every_key_is_read(void **state)
 	assert_int_equal(config->limits.clients, 3);
 	assert_int_equal(config->limits.ring_bytes, 16384);
 	assert_int_equal(config->limits.memory_bytes, UINT64_C(99999999999));
+	assert_int_equal(config->limits.clients_per_user, 4);
+	assert_int_equal(config->limits.lanes_per_user, 5);
+	assert_int_equal(config->limits.orphans_per_user, 6);
+	assert_int_equal(config->limits.memory_per_user, UINT64_C(88888888888));
+	assert_int_equal(config->limits.descriptors_per_user, 7);
 	assert_string_equal(pool->name, "A.b_c-9");
 	assert_int_equal(pool->links, 16);
 	assert_int_equal(pool->balance, BALANCE_KEY);
