@@ -536,6 +536,9 @@ on_timer(struct timer *timer)
 		link_event(link, LINK_EV_START);
 		break;
 	case LINK_RESOLVING:
+		link_fail(link, FATAL_PROTOCOL, "name look-up: no answer of the name servers in %u ms",
+		    health->connect_timeout_ms);
+		break;
 	case LINK_CONNECTING:
 	case LINK_TLS:
 	case LINK_HANDSHAKE:

@@ -192,10 +192,9 @@ loop_fini(struct loop *loop)
 	while (!TAILQ_EMPTY(&loop->shard.clients))
 		client_close(TAILQ_FIRST(&loop->shard.clients));
 	shard_fini(&loop->shard);
-	uv_walk(&loop->uv, close_handle, NULL);
-	/* A name look-up may hang for as long as it likes: it is not waited for. */
-	for (int i = 0; i < CLOSING_TURNS && uv_loop_close(&loop->uv) == UV_EBUSY; i++)
-		uv_run(&loop->uv, UV_RUN_NOWAIT);
 	if (loop->world != NULL)
 		world_uv_free(loop->world);
+	uv_walk(&loop->uv, close_handle, NULL);
+	for (int i = 0; i < CLOSING_TURNS && uv_loop_close(&loop->uv) == UV_EBUSY; i++)
+		uv_run(&loop->uv, UV_RUN_NOWAIT);
 }

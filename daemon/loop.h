@@ -37,7 +37,7 @@ int loop_run(struct loop *loop);
 /* The clock is read once a turn, and once more when the loop has slept: each callback of the loop says so first. */
 void loop_refresh_clock(struct shard *shard);
 
-/* The libuv world of a loop. Returns NULL without memory. */
+/* The libuv world of a loop. Returns NULL without memory. The loop is closed after it was freed, not before. */
 struct world *world_uv_new(uv_loop_t *uv, struct shard *shard);
 void world_uv_free(struct world *world);
 

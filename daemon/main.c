@@ -132,17 +132,6 @@ raise_descriptor_limit(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/* libuv's: name look-ups may hang, and have half of them; lanes' memory takes one (world_uv.c). */
-static void
-enough_threads(void)
-{
-	static const char name[] = "UV_THREADPOOL_SIZE";
-	const char *threads = getenv(name);
-
-	if (threads != NULL && atoi(threads) < 4)
-		setenv(name, "4", 1);
-}
-
 static void
 tell_manager(const char *state)
 {
@@ -310,7 +299,6 @@ main(int argc, char **argv)
 		return 0;
 	}
 	signal(SIGPIPE, SIG_IGN);
-	enough_threads();
 	raise_descriptor_limit();
 	rc = run(config, &options);
 	config_free(config);

@@ -1,22 +1,20 @@
-/* The real world: libuv's loop, getaddrinfo off it, broker sockets of our own. */
+/* The real world: libuv's loop, c-ares for names (resolver.c), a thread for what takes long (worker.c), broker sockets of our own. */
 #include "loop.h"
 
 #include "config.h"
 #include "inject.h"
-#include "log.h"
+#include "resolver.h"
+#include "worker.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,8 +34,7 @@ struct world_uv {
 	uv_loop_t *uv;
 	struct shard *shard;
 	uint64_t seed[2]; /* xoroshiro128+ : jitter, not secrets */
-	struct world_jobs jobs; /* the first is running */
-	uv_work_t work;
+	struct worker *worker;
 };
 
 struct sock_uv {
@@ -47,15 +44,6 @@ struct sock_uv {
 	int is_tcp;
 	int connecting;
 	int events;
-};
-
-struct resolve_uv {
-	uv_getaddrinfo_t request;
-	struct world_uv *world;
-	const struct sock_handlers *handlers; /* NULL: cancelled */
-	void *owner;
-	uv_idle_t now;                        /* for an address that needs no look-up */
-	struct world_address fixed;
 };
 
 /* ---- time and chance ---- */
@@ -98,114 +86,19 @@ random_64(struct world *world)
 
 /* ---- names ---- */
 
-static void
-on_addresses(uv_getaddrinfo_t *request, int status, struct addrinfo *found)
-{
-	struct resolve_uv *r = request->data;
-	struct world_address addresses[WORLD_ADDRESSES];
-	unsigned count = 0;
-
-	for (struct addrinfo *a = found; a != NULL && count < WORLD_ADDRESSES; a = a->ai_next) {
-		memcpy(&addresses[count].addr, a->ai_addr, a->ai_addrlen);
-		addresses[count++].len = a->ai_addrlen;
-	}
-	if (found != NULL)
-		uv_freeaddrinfo(found);
-	if (r->handlers != NULL) {
-		loop_refresh_clock(r->world->shard);
-		r->handlers->resolved(r->owner, addresses, count, status < 0 ? uv_strerror(status) : "no address");
-	}
-	free(r);
-}
-
-static void
-on_fixed_closed(uv_handle_t *handle)
-{
-	free(handle->data);
-}
-
-static void
-on_fixed(uv_idle_t *idle)
-{
-	struct resolve_uv *r = idle->data;
-
-	uv_idle_stop(idle);
-	if (r->handlers != NULL) {
-		loop_refresh_clock(r->world->shard);
-		r->handlers->resolved(r->owner, &r->fixed, 1, NULL);
-	}
-	uv_close((uv_handle_t *)idle, on_fixed_closed);
-}
-
-/* An address that is written out. Returns 1 if it is one. */
-static int
-parse_fixed(const struct config_address *address, struct world_address *out)
-{
-	memset(out, 0, sizeof(*out));
-	if (address->path != NULL) {
-		struct sockaddr_un *un = (struct sockaddr_un *)&out->addr;
-		un->sun_family = AF_UNIX;
-		snprintf(un->sun_path, sizeof(un->sun_path), "%s", address->path);
-		out->len = sizeof(*un);
-		return 1;
-	}
-	struct sockaddr_in *in = (struct sockaddr_in *)&out->addr;
-	if (inet_pton(AF_INET, address->host, &in->sin_addr) == 1) {
-		in->sin_family = AF_INET;
-		in->sin_port = htons(address->port);
-		out->len = sizeof(*in);
-		return 1;
-	}
-	struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&out->addr;
-	if (inet_pton(AF_INET6, address->host, &in6->sin6_addr) == 1) {
-		in6->sin6_family = AF_INET6;
-		in6->sin6_port = htons(address->port);
-		out->len = sizeof(*in6);
-		return 1;
-	}
-	return 0;
-}
-
 static void *
 resolve(struct world *world, const struct config_address *address, const struct sock_handlers *handlers,
     void *owner)
 {
 	struct world_uv *w = (struct world_uv *)world;
-	struct resolve_uv *r = calloc(1, sizeof(*r));
-	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG };
-	char port[8];
 
-	if (r == NULL)
-		return NULL;
-	r->world = w;
-	r->handlers = handlers;
-	r->owner = owner;
-	r->request.data = r->now.data = r;
-	if (parse_fixed(address, &r->fixed)) {
-		uv_idle_init(w->uv, &r->now);
-		uv_idle_start(&r->now, on_fixed);
-		return r;
-	}
-	snprintf(port, sizeof(port), "%u", address->port);
-	if (uv_getaddrinfo(w->uv, &r->request, on_addresses, address->host, port, &hints) != 0) {
-		free(r);
-		return NULL;
-	}
-	return r;
+	return resolver_start(w->uv, w->shard, address, handlers, owner);
 }
 
 static void
 resolve_cancel(struct world *world, void *request)
 {
-	struct resolve_uv *r = request;
-
-	/*
-	 * Its answer is not wanted any more. One that has not begun is taken back: with a name server that
-	 * is silent they come faster than they end. One that has begun ends when it ends.
-	 */
-	r->handlers = NULL;
-	if (r->request.loop != NULL)
-		uv_cancel((uv_req_t *)&r->request);
+	resolver_cancel(request);
 }
 
 /* ---- sockets ---- */
@@ -413,49 +306,10 @@ sock_close(struct sock *sock, int reset)
 
 /* ---- work beside the loop ---- */
 
-/*
- * libuv's threads are shared with the look-ups, which may hang: libuv gives those at most half of the
- * threads, and jobs take one. main() sees to it that there are enough for both.
- */
-static void on_work_done(uv_work_t *work, int status);
-
-static void
-on_work(uv_work_t *work)
-{
-	struct world_job *job = work->data;
-
-	job->run(job);
-}
-
-static void
-work_next(struct world_uv *w)
-{
-	w->work.data = STAILQ_FIRST(&w->jobs);
-	if (w->work.data != NULL)
-		uv_queue_work(w->uv, &w->work, on_work, on_work_done);
-}
-
-static void
-on_work_done(uv_work_t *work, int status)
-{
-	struct world_uv *w = (struct world_uv *)(void *)((char *)work - offsetof(struct world_uv, work));
-	struct world_job *job = work->data;
-
-	STAILQ_REMOVE_HEAD(&w->jobs, entry);
-	work_next(w);
-	loop_refresh_clock(w->shard);
-	job->done(job);
-}
-
 static void
 work(struct world *world, struct world_job *job)
 {
-	struct world_uv *w = (struct world_uv *)world;
-	int idle = STAILQ_EMPTY(&w->jobs);
-
-	STAILQ_INSERT_TAIL(&w->jobs, job, entry);
-	if (idle)
-		work_next(w);
+	worker_give(((struct world_uv *)world)->worker, job);
 }
 
 static void
@@ -463,7 +317,7 @@ settle(struct world *world)
 {
 	struct world_uv *w = (struct world_uv *)world;
 
-	while (!STAILQ_EMPTY(&w->jobs))
+	while (worker_is_busy(w->worker))
 		uv_run(w->uv, UV_RUN_ONCE);
 }
 
@@ -493,7 +347,10 @@ world_uv_new(uv_loop_t *uv, struct shard *shard)
 	w->world.ops = &ops;
 	w->uv = uv;
 	w->shard = shard;
-	STAILQ_INIT(&w->jobs);
+	if (resolver_init() != 0 || (w->worker = worker_new(uv, shard)) == NULL) {
+		free(w);
+		return NULL;
+	}
 	if (getrandom(w->seed, sizeof(w->seed), 0) != (ssize_t)sizeof(w->seed))
 		w->seed[0] = now_ns(&w->world) | 1;
 	return &w->world;
@@ -502,5 +359,7 @@ world_uv_new(uv_loop_t *uv, struct shard *shard)
 void
 world_uv_free(struct world *world)
 {
+	worker_free(((struct world_uv *)world)->worker);
+	resolver_fini();
 	free(world);
 }

@@ -5,7 +5,7 @@
 # What building tidegate takes, from a checkout or a tarball.
 # shellcheck disable=SC2034  # for those who source this
 build_packages=(
-	autoconf automake build-essential ca-certificates libck-dev libcmocka-dev libconfig-dev libhiredis-dev
+	autoconf automake build-essential ca-certificates libc-ares-dev libck-dev libcmocka-dev libconfig-dev libhiredis-dev
 	libjansson-dev libjemalloc-dev libssl-dev libtool libuv1-dev pkg-config
 )
 

@@ -454,11 +454,11 @@ class Daemon:
             self.wait_ready()
         return self
 
-    def launch(self, **options):
-        """Starts it and does not wait for anything."""
+    def launch(self, command=None, **options):
+        """Starts it and does not wait for anything. command: what is run in the daemon's place."""
         self.starts += 1
         self.process = Process(self.box, f"{self.name}-{self.starts}",
-                               [program("tidegated"), "-c", self.config], **options)
+                               [command or program("tidegated"), "-c", self.config], **options)
 
     def answers(self):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:

@@ -1,32 +1,26 @@
-/* The real world: look-ups that nobody waits for do not pile up, a reset behind last words is seen. */
+/* The real world: look-ups, jobs beside the loop, a reset behind last words. */
 #include "daemon/config.h"
 #include "daemon/loop.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <semaphore.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#define LOOKUPS 1000
-
-static void
-hold_up(uv_work_t *work)
-{
-	sem_wait(work->data);
-}
-
-static void
-held_up(uv_work_t *work, int status)
-{
-}
+#define LOOKUPS 300u
 
 static void
 on_resolved(void *owner, const struct world_address *addresses, unsigned count, const char *why)
@@ -35,39 +29,197 @@ on_resolved(void *owner, const struct world_address *addresses, unsigned count, 
 }
 
 static void
+close_world(struct world *world, uv_loop_t *loop)
+{
+	world_uv_free(world);
+	uv_run(loop, UV_RUN_DEFAULT);
+	assert_int_equal(uv_loop_close(loop), 0);
+}
+
+static struct config_address
+address_of(const char *host)
+{
+	return (struct config_address){ .text = (char *)(uintptr_t)host, .host = (char *)(uintptr_t)host, .port = 1883 };
+}
+
+/* Names that wait for their name servers as well as those that need none. */
+static void
 cancelled_lookups_leave_at_once(void **state)
 {
 	static const struct sock_handlers handlers = { .resolved = on_resolved };
-	const struct config_address address = { .text = (char *)(uintptr_t) "localhost:1",
-		.host = (char *)(uintptr_t) "localhost",
-		.port = 1 };
+	static const char *const hosts[] = { "localhost", "silent.invalid", "127.0.0.1" };
 	struct shard shard = { .clock_is_stale = 0 };
-	uv_work_t work;
 	uv_loop_t loop;
-	sem_t sem;
 
-	/* The only thread of the pool is as busy as a silent name server makes it. */
-	assert_int_equal(setenv("UV_THREADPOOL_SIZE", "1", 1), 0);
-	assert_int_equal(sem_init(&sem, 0, 0), 0);
 	assert_int_equal(uv_loop_init(&loop), 0);
-	work.data = &sem;
-	assert_int_equal(uv_queue_work(&loop, &work, hold_up, held_up), 0);
 	struct world *world = world_uv_new(&loop, &shard);
 	assert_non_null(world);
 	for (unsigned i = 0; i < LOOKUPS; i++) {
+		const struct config_address address = address_of(hosts[i % 3]);
 		void *request = world->ops->resolve(world, &address, &handlers, NULL);
 		assert_non_null(request);
 		world->ops->resolve_cancel(world, request);
 	}
-	/* At most one was taken up before the one that holds up the thread. */
-	for (unsigned i = 0; i < 3; i++)
-		uv_run(&loop, UV_RUN_NOWAIT);
-	assert_in_range(loop.active_reqs.count, 1, 2);
-	sem_post(&sem);
+	close_world(world, &loop);
+}
+
+struct answer {
+	int came;
+	unsigned count;
+	struct world_address first;
+	char why[128];
+};
+
+static void
+on_answer(void *owner, const struct world_address *addresses, unsigned count, const char *why)
+{
+	struct answer *answer = owner;
+
+	answer->came++;
+	answer->count = count;
+	if (count > 0)
+		answer->first = addresses[0];
+	snprintf(answer->why, sizeof(answer->why), "%s", why != NULL ? why : "");
+}
+
+static struct answer
+look_up(struct config_address address)
+{
+	static const struct sock_handlers handlers = { .resolved = on_answer };
+	struct shard shard = { .clock_is_stale = 0 };
+	struct answer answer = { .came = 0 };
+	uv_loop_t loop;
+
+	assert_int_equal(uv_loop_init(&loop), 0);
+	struct world *world = world_uv_new(&loop, &shard);
+	assert_non_null(world);
+	assert_non_null(world->ops->resolve(world, &address, &handlers, &answer));
+	assert_int_equal(answer.came, 0); /* never from within */
 	uv_run(&loop, UV_RUN_DEFAULT);
-	world_uv_free(world);
-	assert_int_equal(uv_loop_close(&loop), 0);
-	sem_destroy(&sem);
+	assert_int_equal(answer.came, 1);
+	close_world(world, &loop);
+	return answer;
+}
+
+static void
+addresses_written_out_need_no_lookup(void **state)
+{
+	struct answer answer = look_up(address_of("192.0.2.7"));
+	const struct sockaddr_in *in = (const struct sockaddr_in *)&answer.first.addr;
+	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&answer.first.addr;
+	const struct sockaddr_un *un = (const struct sockaddr_un *)&answer.first.addr;
+
+	assert_int_equal(answer.count, 1);
+	assert_int_equal(in->sin_family, AF_INET);
+	assert_int_equal(ntohl(in->sin_addr.s_addr), 0xc0000207);
+	assert_int_equal(ntohs(in->sin_port), 1883);
+	answer = look_up(address_of("2001:db8::1"));
+	assert_int_equal(answer.count, 1);
+	assert_int_equal(in6->sin6_family, AF_INET6);
+	assert_int_equal(in6->sin6_scope_id, 0);
+	answer = look_up(address_of("fe80::1%lo"));
+	assert_int_equal(answer.count, 1);
+	assert_int_equal(in6->sin6_scope_id, if_nametoindex("lo"));
+	assert_int_equal(ntohs(in6->sin6_port), 1883);
+	answer = look_up(address_of("fe80::1%nosuch0"));
+	assert_int_equal(answer.count, 0);
+	assert_string_equal(answer.why, "the interface behind its % does not exist");
+	answer = look_up((struct config_address){ .path = (char *)(uintptr_t) "/run/broker.sock" });
+	assert_int_equal(answer.count, 1);
+	assert_int_equal(un->sun_family, AF_UNIX);
+	assert_string_equal(un->sun_path, "/run/broker.sock");
+}
+
+static void
+localhost_leads_here(void **state)
+{
+	struct answer answer = look_up(address_of("localhost"));
+	const struct sockaddr_in *in = (const struct sockaddr_in *)&answer.first.addr;
+
+	assert_true(answer.count > 0);
+	assert_true(in->sin_family == AF_INET || in->sin_family == AF_INET6);
+	assert_int_equal(ntohs(in->sin_port), 1883);
+}
+
+/* ---- jobs ---- */
+
+struct counted_job {
+	struct world_job job;
+	unsigned *ran, *done;
+	pthread_t thread;
+};
+
+static void
+run_counted(struct world_job *job)
+{
+	struct counted_job *counted = (struct counted_job *)job;
+
+	counted->thread = pthread_self();
+	++*counted->ran;
+}
+
+static void
+done_counted(struct world_job *job)
+{
+	struct counted_job *counted = (struct counted_job *)job;
+
+	++*counted->done;
+}
+
+#define JOBS 10u
+
+/* threads: RLIMIT_NPROC has room for one. Runs in a child. */
+static void
+do_jobs(int threads)
+{
+	struct counted_job jobs[JOBS];
+	struct shard shard = { .clock_is_stale = 0 };
+	unsigned ran = 0, done = 0;
+	uv_loop_t loop;
+
+	assert_int_equal(uv_loop_init(&loop), 0);
+	struct world *world = world_uv_new(&loop, &shard);
+	assert_non_null(world);
+	for (unsigned i = 0; i < JOBS; i++) {
+		jobs[i] = (struct counted_job){ .job = { .run = run_counted, .done = done_counted }, .ran = &ran, .done = &done };
+		world->ops->work(world, &jobs[i].job);
+	}
+	assert_int_equal(done, 0); /* never from within */
+	if (!threads)
+		assert_int_equal(ran, 0);
+	world->ops->settle(world);
+	assert_int_equal(ran, JOBS);
+	assert_int_equal(done, JOBS);
+	for (unsigned i = 0; i < JOBS; i++)
+		assert_int_equal(!pthread_equal(jobs[i].thread, pthread_self()), threads);
+	close_world(world, &loop);
+}
+
+static void
+jobs_are_done_beside_the_loop(void **state)
+{
+	do_jobs(1);
+}
+
+/* As in a container whose pids.max is reached. Root has no limit, so the child is another user. */
+static void
+jobs_are_done_on_the_loop_when_there_are_no_threads(void **state)
+{
+	const struct rlimit none = { 0, 0 };
+	int status;
+
+	if (geteuid() != 0)
+		skip();
+	pid_t child = fork();
+	assert_true(child >= 0);
+	if (child == 0) {
+		if (setrlimit(RLIMIT_NPROC, &none) != 0 || setgid(54321) != 0 || setuid(54321) != 0)
+			_exit(2);
+		do_jobs(0);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_int_equal(status, 0);
 }
 
 /* A connection over loopback: the end we watch, and the broker's. */
@@ -144,8 +296,7 @@ reset_behind_last_words_is_seen(void **state)
 	assert_string_equal(reader.said, "last words");
 	assert_null(reader.sock);
 	assert_int_equal(reader.error, ECONNRESET);
-	world_uv_free(world);
-	assert_int_equal(uv_loop_close(&loop), 0);
+	close_world(world, &loop);
 }
 
 int
@@ -154,6 +305,10 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(reset_behind_last_words_is_seen),
 		cmocka_unit_test(cancelled_lookups_leave_at_once),
+		cmocka_unit_test(addresses_written_out_need_no_lookup),
+		cmocka_unit_test(localhost_leads_here),
+		cmocka_unit_test(jobs_are_done_beside_the_loop),
+		cmocka_unit_test(jobs_are_done_on_the_loop_when_there_are_no_threads),
 	};
 
 	return cmocka_run_group_tests_name("world", tests, NULL, NULL);
