@@ -4,14 +4,11 @@
 #include "shm/error.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #define LINE_SIZE 2048u
 #define VALUE_SHOWN 60 /* bytes of a value that an error repeats */
@@ -308,86 +305,12 @@ config_node_path(struct config_node *node, const char *key, char **value)
 	return 1;
 }
 
-static int
-system_error(const struct config_node *node, const char *key, const char *path)
-{
-	const char *why = strerrordesc_np(errno);
-
-	return config_node_error(node, key, "%s cannot be read: %s", path, why == NULL ? "unknown error" : why);
-}
-
-/* Reads the secret of at most max bytes from an open file. */
-static int
-read_secret(const struct config_node *node, const char *key, const char *path, int fd, char **value, size_t max)
-{
-	size_t size = max + 2, used = 0; /* room for one newline and one byte too many */
-	char *secret = malloc(size + 1);
-	int error;
-
-	if (secret == NULL)
-		return -TG_ENOMEM;
-	while (used < size) {
-		ssize_t n = read(fd, secret + used, size - used);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0) {
-			error = system_error(node, key, path);
-			goto out;
-		}
-		if (n == 0)
-			break;
-		used += (size_t)n;
-	}
-	if (used > 0 && secret[used - 1] == '\n')
-		used--;
-	secret[used] = '\0';
-	if (used > max)
-		error = config_node_error(node, key, "%s is longer than %zu bytes", path, max);
-	else if (used == 0)
-		error = config_node_error(node, key, "%s is empty", path);
-	else if (memchr(secret, '\0', used) != NULL)
-		error = config_node_error(node, key, "%s holds a zero byte", path);
-	else {
-		*value = secret;
-		return 1;
-	}
-out:
-	explicit_bzero(secret, size + 1);
-	free(secret);
-	return error;
-}
-
 int
 config_node_check_private(const struct config_node *node, const char *key, const char *path, mode_t mode)
 {
 	if ((mode & S_IRWXO) == 0)
 		return 0;
 	return config_node_error(node, key, CONFIG_NOT_PRIVATE, path, (unsigned)mode & 07777u, path);
-}
-
-int
-config_node_secret_file(struct config_node *node, const char *key, char **value, size_t max)
-{
-	char *path = NULL;
-	struct stat about;
-	int there = config_node_path(node, key, &path);
-
-	if (there <= 0)
-		return there;
-	/* Without O_NONBLOCK, a FIFO nobody writes to would hold up the daemon's start for ever. */
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	if (fd < 0 || fstat(fd, &about) != 0)
-		there = system_error(node, key, path);
-	else if (!S_ISREG(about.st_mode))
-		there = config_node_error(node, key, "%s is not a regular file", path);
-	else if (config_node_check_private(node, key, path, about.st_mode) != 0)
-		there = -TG_EINVAL;
-	else
-		there = read_secret(node, key, path, fd, value, max);
-	if (fd >= 0)
-		close(fd);
-	free(path);
-	return there;
 }
 
 static void
@@ -514,12 +437,4 @@ config_node_done(struct config_node *node)
 		}
 	}
 	return error;
-}
-
-void
-config_secret_free(char *secret)
-{
-	if (secret != NULL)
-		explicit_bzero(secret, strlen(secret));
-	free(secret);
 }

@@ -64,10 +64,6 @@ config_node_choice(struct config_node *node, const char *key, int *value, const 
 /* The name of a file; a relative one is taken from the folder of the configuration. Malloced, the
  * caller's to free. The file need not exist. Also returns -TG_ENOMEM. */
 int config_node_path(struct config_node *node, const char *key, char **value);
-/* key names a file whose content (one trailing newline removed, 1 to max bytes, no zero byte) becomes
- * *value, malloced, the caller's to wipe and free (config_secret_free). A file that others than its
- * owner and group may use is refused. Also returns -TG_ENOMEM. */
-int config_node_secret_file(struct config_node *node, const char *key, char **value, size_t max);
 /* A child group; child is initialised in every case (absent or wrong: all defaults). */
 int config_node_group(struct config_node *node, const char *key, struct config_node *child);
 /* A list (...) of groups or an array [...]: its length, 0 when absent. */
@@ -100,8 +96,5 @@ int config_node_refuse(const struct config_node *node, const char *key, const ch
  * asked for; whoever reads a group calls it, a driver's configure() on its own copy of the node
  * included. Returns 0 or -TG_EINVAL. */
 int config_node_done(struct config_node *node);
-
-/* Wipes and frees; NULL is fine. */
-void config_secret_free(char *secret);
 
 #endif

@@ -167,6 +167,8 @@ static void
 enter_handshake(struct link *link)
 {
 	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
+	if (link->session == NULL)
+		pool_renew_secrets(link->broker->pool);
 	if (link->session == NULL && session_new(link, NULL, world_random(link->shard->world)) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a session");
 		return;

@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include "config_secret.h"
 #include "lane.h"
 #include "log.h"
 #include "shard.h"
@@ -46,6 +47,26 @@ pool_renew_tls(struct pool *pool)
 		log_event(LOG_LEVEL_ERROR, "tls_renewal_failed", "pool=%s key=%s cause=%s remedy=\"the old files stay in force\"",
 		    pool->config->name, error.key != NULL ? error.key : "-",
 		    log_quote((char[320]){ 0 }, 320, error.why, strlen(error.why)));
+}
+
+void
+pool_renew_secrets(struct pool *pool)
+{
+	const struct driver *driver = pool->config->driver;
+
+	for (unsigned i = 0; i < driver->secret_count; i++) {
+		struct config_secret *secret =
+		    (void *)((char *)pool->config->driver_settings + driver->secrets[i]);
+		int rc = config_secret_renew(secret);
+		if (rc > 0)
+			log_event(LOG_LEVEL_INFO, "secret_renewed", "pool=%s key=%s.%s", pool->config->name,
+			    driver->name, secret->key);
+		else if (rc < 0)
+			log_event(LOG_LEVEL_ERROR, "secret_renewal_failed",
+			    "pool=%s key=%s.%s cause=%s remedy=\"the old one stays in force\"", pool->config->name,
+			    driver->name, secret->key,
+			    log_quote((char[700]){ 0 }, 700, secret->failed, strlen(secret->failed)));
+	}
 }
 
 /* ---- life ---- */

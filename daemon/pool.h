@@ -70,6 +70,9 @@ void pool_broker_proven(struct pool *pool);
 /* Takes over TLS files that were renewed. What cannot be used leaves the old ones in force, and is logged. */
 void pool_renew_tls(struct pool *pool);
 
+/* Reads the files of passwords and the like again, likewise. */
+void pool_renew_secrets(struct pool *pool);
+
 /* A link's readiness or writability changed. */
 void pool_link_changed(struct pool *pool, struct link *link);
 

@@ -29,13 +29,13 @@
 static int
 check_credentials(struct amqp_settings *amqp, struct config_node *group)
 {
-	if (amqp->sasl == SASL_EXTERNAL && amqp->password != NULL)
+	if (amqp->sasl == SASL_EXTERNAL && amqp->password.value != NULL)
 		return config_node_error(group, "password_file", "sasl = \"external\" has no password");
 	if (amqp->sasl == SASL_EXTERNAL)
 		return 0;
-	if (amqp->username != NULL && amqp->password == NULL)
+	if (amqp->username != NULL && amqp->password.value == NULL)
 		return config_node_error(group, "username", "sasl = \"plain\" needs a password_file with it");
-	if (amqp->username == NULL && amqp->password != NULL)
+	if (amqp->username == NULL && amqp->password.value != NULL)
 		return config_node_error(group, "password_file", "sasl = \"plain\" needs a username with it");
 	return 0;
 }
@@ -60,7 +60,7 @@ amqp_configure(void *settings, struct config_node *group)
 	bad |= config_node_bool(group, "mandatory", &amqp->mandatory) < 0;
 	bad |= config_node_bool(group, "persistent", &amqp->persistent) < 0;
 	text[2] = driver_read_text(group, "username", &amqp->username, 1, AMQP_SHORT_MAX);
-	text[3] = config_node_secret_file(group, "password_file", &amqp->password, AMQP_SHORT_MAX);
+	text[3] = config_node_secret(group, "password_file", &amqp->password, AMQP_SHORT_MAX, NULL);
 	bad |= config_node_choice(group, "sasl", &amqp->sasl, sasls) < 0;
 	bad |= config_node_u32(group, "heartbeat_s", &amqp->heartbeat_s, 1, HEARTBEAT_MAX_S) < 0;
 	bad |= config_node_u32(group, "channels", &amqp->channels, 1, AMQP_CHANNELS_MAX) < 0;
@@ -87,8 +87,7 @@ amqp_settings_free(void *settings)
 	free(amqp->vhost);
 	free(amqp->exchange);
 	free(amqp->username);
-	if (amqp->password != NULL)
-		config_secret_free(amqp->password);
+	config_secret_fini(&amqp->password);
 	free(amqp->content_type);
 	memset(amqp, 0, sizeof(*amqp));
 }
@@ -217,6 +216,8 @@ const struct driver driver_amqp = {
 	.settings_size = sizeof(struct amqp_settings),
 	.session_size = sizeof(struct amqp_session),
 	.flags = DRIVER_F_REPLAYABLE,
+	.secrets = { offsetof(struct amqp_settings, password) },
+	.secret_count = 1,
 	.configure = amqp_configure,
 	.settings_free = amqp_settings_free,
 	.open = amqp_open,

@@ -25,6 +25,8 @@
 #include "amqp_wire.h"
 #include "driver.h"
 
+#include "daemon/config_secret.h"
+
 #define AMQP_PROBE_CHANNEL 1u
 #define AMQP_FIRST_CHANNEL 2u
 #define AMQP_CHANNELS_MAX 2000u
@@ -45,7 +47,7 @@ struct amqp_settings {
 	char *vhost;
 	char *exchange; /* NULL: the topic names it */
 	char *username;
-	char *password;
+	struct config_secret password;
 	char *content_type;
 	int mandatory;
 	int persistent;

@@ -48,7 +48,7 @@ send_start_ok(struct amqp_session *amqp, struct out *out)
 	const struct amqp_settings *settings = amqp->base.settings;
 	const char *client_id = amqp->base.params->client_id != NULL ? amqp->base.params->client_id : "";
 	const char *username = settings->username != NULL ? settings->username : "guest";
-	const char *password = settings->password != NULL ? settings->password : "guest";
+	const char *password = settings->password.value != NULL ? settings->password.value : "guest";
 	const char *mechanism = settings->sasl == SASL_EXTERNAL ? "EXTERNAL" : "PLAIN";
 
 	uint8_t frame[START_OK_MAX], *response;

@@ -25,8 +25,8 @@
  * bytes, and an answer to a seq that is not outstanding is its own to detect (EV_FATAL or ignored,
  * as the protocol says).
  *
- * Threads: everything of a session is used by the one thread of its shard. A struct
- * driver_settings is read-only after configure().
+ * Threads: everything of a session is used by the one thread of its shard. Settings are read-only after
+ * configure(), but for secrets, which that thread renews.
  */
 #ifndef TG_DAEMON_DRIVER_H
 #define TG_DAEMON_DRIVER_H
@@ -161,6 +161,8 @@ enum driver_reject {
 	REJECT_CLOSED = 0xff06, /* the broker closed the connection over it, again and again */
 };
 
+#define DRIVER_SECRETS 4u
+
 struct driver {
 	const char *name;      /* as in the configuration, e.g. "mqtt" */
 	uint16_t default_port;
@@ -169,6 +171,10 @@ struct driver {
 	size_t session_size;
 	const char *alpn; /* wanted in TLS; NULL: none */
 	unsigned flags;   /* enum driver_flags */
+	/* Offsets of the settings' struct config_secret: pool.c reads their files again before each connection,
+	 * so that nothing of a secret may be kept elsewhere. */
+	size_t secrets[DRIVER_SECRETS];
+	unsigned secret_count;
 
 	/*
 	 * Reads the pool's group of the driver's name (NULL: absent, all defaults) into settings, zeroed

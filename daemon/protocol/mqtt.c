@@ -17,6 +17,7 @@
 #include "utf8.h"
 
 #include "daemon/config_node.h"
+#include "daemon/config_secret.h"
 #include "shm/error.h"
 
 #include <stdlib.h>
@@ -27,7 +28,7 @@ struct mqtt_settings {
 	uint32_t version; /* as on the wire: 4 or 5 */
 	uint32_t qos;
 	char *username;
-	char *password;
+	struct config_secret password;
 	char *client_id_prefix;
 };
 
@@ -47,7 +48,7 @@ mqtt_configure(void *settings, struct config_node *group)
 	bad |= config_node_u32(group, "version", &mqtt->version, 4, 5) < 0;
 	bad |= config_node_u32(group, "qos", &mqtt->qos, 0, 1) < 0;
 	int username = driver_read_text(group, "username", &mqtt->username, 1, MQTT_STRING_MAX);
-	int password = config_node_secret_file(group, "password_file", &mqtt->password, MQTT_STRING_MAX);
+	int password = config_node_secret(group, "password_file", &mqtt->password, MQTT_STRING_MAX, NULL);
 	int prefix = driver_read_text(group, "client_id_prefix", &mqtt->client_id_prefix, 0, MQTT_PREFIX_MAX);
 	if (username == -TG_ENOMEM || password == -TG_ENOMEM || prefix == -TG_ENOMEM)
 		return -TG_ENOMEM;
@@ -66,8 +67,7 @@ mqtt_settings_free(void *settings)
 	struct mqtt_settings *mqtt = settings;
 
 	free(mqtt->username);
-	if (mqtt->password != NULL)
-		config_secret_free(mqtt->password);
+	config_secret_fini(&mqtt->password);
 	free(mqtt->client_id_prefix);
 	memset(mqtt, 0, sizeof(*mqtt));
 }
@@ -111,7 +111,7 @@ mqtt_start(struct session *session, struct out *out)
 	const struct mqtt_settings *settings = session->settings;
 	const char *prefix = settings->client_id_prefix != NULL ? settings->client_id_prefix : "tidegate-";
 	const char *name = session->params->client_id != NULL ? session->params->client_id : "";
-	const char *username = settings->username, *password = settings->password;
+	const char *username = settings->username, *password = settings->password.value;
 	size_t prefix_len = strlen(prefix), name_len = strlen(name);
 	size_t username_len = username != NULL ? strlen(username) : 0;
 	size_t password_len = password != NULL ? strlen(password) : 0;
@@ -192,6 +192,8 @@ const struct driver driver_mqtt = {
 	.session_size = sizeof(struct mqtt_session),
 	.alpn = "mqtt",
 	.flags = DRIVER_F_REPLAYABLE,
+	.secrets = { offsetof(struct mqtt_settings, password) },
+	.secret_count = 1,
 	.configure = mqtt_configure,
 	.settings_free = mqtt_settings_free,
 	.open = mqtt_open,

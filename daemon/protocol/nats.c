@@ -40,32 +40,28 @@ read_username(struct config_node *group, char **copy)
 }
 
 /* A secret that will stand in JSON. */
-static int
-read_secret(struct config_node *group, const char *key, char **secret)
+static const char *
+check_text(const char *value, char *cause, size_t size)
 {
 	size_t offset = 0;
-	int rc = config_node_secret_file(group, key, secret, NATS_CREDENTIAL_MAX);
+	enum utf8_fault fault = utf8_check((const uint8_t *)value, strlen(value), "\0", &offset);
 
-	if (rc <= 0)
-		return rc;
-	enum utf8_fault fault = utf8_check((const uint8_t *)*secret, strlen(*secret), "\0", &offset);
-	if (fault != UTF8_PLAIN)
-		return config_node_error(
-		    group, key, "its content %s at byte %zu", utf8_fault_text(fault), offset);
-	return 1;
+	if (fault == UTF8_PLAIN)
+		return NULL;
+	snprintf(cause, size, "its content %s at byte %zu", utf8_fault_text(fault), offset);
+	return cause;
 }
 
-static int
-read_nkey(struct config_node *group, struct nats_nkey *nkey)
+static const char *
+check_seed(const char *value, char *cause, size_t size)
 {
-	char *text = NULL;
-	int rc = config_node_secret_file(group, "nkey_seed_file", &text, NATS_SEED_TEXT + 1);
+	struct nats_nkey nkey;
 
-	if (rc <= 0)
-		return rc;
-	const char *wrong = nats_nkey_read(nkey, text);
-	config_secret_free(text);
-	return wrong == NULL ? 1 : config_node_error(group, "nkey_seed_file", "%s", wrong);
+	(void)cause;
+	(void)size;
+	const char *wrong = nats_nkey_read(&nkey, value);
+	nats_nkey_fini(&nkey);
+	return wrong;
 }
 
 static int
@@ -84,9 +80,9 @@ configure(void *settings, struct config_node *group)
 	bad |= config_node_bool(group, "msg_id", &nats->msg_id) < 0;
 	bad |= config_node_bool(group, "learn_endpoints", &nats->learn_endpoints) < 0;
 	int username = read_username(group, &nats->username);
-	int password = read_secret(group, "password_file", &nats->password);
-	int token = read_secret(group, "token_file", &nats->token);
-	int nkey = read_nkey(group, &nats->nkey);
+	int password = config_node_secret(group, "password_file", &nats->password, NATS_CREDENTIAL_MAX, check_text);
+	int token = config_node_secret(group, "token_file", &nats->token, NATS_CREDENTIAL_MAX, check_text);
+	int nkey = config_node_secret(group, "nkey_seed_file", &nats->nkey_seed, NATS_SEED_TEXT + 1, check_seed);
 	if (username == -TG_ENOMEM || password == -TG_ENOMEM || token == -TG_ENOMEM || nkey == -TG_ENOMEM)
 		return -TG_ENOMEM;
 	bad |= username < 0 || password < 0 || token < 0 || nkey < 0;
@@ -107,9 +103,9 @@ settings_free(void *settings)
 	struct nats_settings *nats = settings;
 
 	free(nats->username);
-	config_secret_free(nats->password);
-	config_secret_free(nats->token);
-	nats_nkey_fini(&nats->nkey);
+	config_secret_fini(&nats->password);
+	config_secret_fini(&nats->token);
+	config_secret_fini(&nats->nkey_seed);
 	memset(nats, 0, sizeof(*nats));
 }
 
@@ -242,6 +238,9 @@ const struct driver driver_nats = {
 	.settings_size = sizeof(struct nats_settings),
 	.session_size = sizeof(struct nats_session),
 	.flags = DRIVER_F_SERVER_FIRST | DRIVER_F_REPLAYABLE,
+	.secrets = { offsetof(struct nats_settings, password), offsetof(struct nats_settings, token),
+	    offsetof(struct nats_settings, nkey_seed) },
+	.secret_count = 3,
 	.configure = configure,
 	.settings_free = settings_free,
 	.open = open_session,

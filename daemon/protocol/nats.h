@@ -19,6 +19,8 @@
 #include "driver.h"
 #include "nats_nkey.h"
 
+#include "daemon/config_secret.h"
+
 #define NATS_CONTROL_MAX 4096u         /* the server closes on a longer control line (its default) */
 #define NATS_LINE_MAX (64u << 10)      /* the longest line we read: an INFO that names many servers */
 #define NATS_ANSWER_MAX (64u << 10)    /* the largest answer we read; JetStream's have 30 to 200 bytes */
@@ -33,9 +35,9 @@ struct nats_settings {
 	int msg_id;
 	int learn_endpoints;
 	char *username;
-	char *password;
-	char *token;
-	struct nats_nkey nkey;
+	struct config_secret password;
+	struct config_secret token;
+	struct config_secret nkey_seed;
 };
 
 enum nats_state {

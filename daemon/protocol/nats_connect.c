@@ -52,7 +52,7 @@ first_info(struct nats_session *nats, const json_t *info, struct out *out)
 	if (nats->jetstream && !nats->headers)
 		return driver_fatal(&nats->base, FATAL_UNUSABLE, 0,
 		    "the server takes no headers, without which JetStream says nothing of a missing stream");
-	if (settings->nkey.present && nonce == NULL)
+	if (settings->nkey_seed.value != NULL && nonce == NULL)
 		return driver_fatal(
 		    &nats->base, FATAL_REFUSED, 0, "the pool has an nkey and the server asks for no signature");
 	if (nonce != NULL && strlen(nonce) >= sizeof(nats->nonce))
@@ -139,16 +139,30 @@ add_field(struct line *line, const char *key, const char *value)
 	add(line, "\"");
 }
 
+/* The seed was checked when it was read. */
+static int
+sign(const char *seed, const char *nonce, char public[NATS_PUBLIC_TEXT + 1],
+    char signature[NATS_SIGNATURE_TEXT + 1])
+{
+	struct nats_nkey nkey;
+	int rc = nats_nkey_read(&nkey, seed) == NULL ? nats_nkey_sign(&nkey, nonce, strlen(nonce), signature)
+						     : -TG_EINVAL;
+
+	if (rc == 0)
+		memcpy(public, nkey.public_text, sizeof(nkey.public_text));
+	nats_nkey_fini(&nkey);
+	return rc;
+}
+
 int
 nats_connect(struct nats_session *nats, struct out *out)
 {
 	const struct nats_settings *settings = nats->base.settings;
 	const struct session_params *params = nats->base.params;
 	struct line line = { .len = 0 };
-	char signature[NATS_SIGNATURE_TEXT + 1];
+	char public[NATS_PUBLIC_TEXT + 1], signature[NATS_SIGNATURE_TEXT + 1];
 
-	if (settings->nkey.present &&
-	    nats_nkey_sign(&settings->nkey, nats->nonce, strlen(nats->nonce), signature) != 0)
+	if (settings->nkey_seed.value != NULL && sign(settings->nkey_seed.value, nats->nonce, public, signature) != 0)
 		return driver_fatal(&nats->base, FATAL_PROTOCOL, 0, "the server's nonce cannot be signed");
 	/* protocol 1: the server tells of new servers and of its own leaving. */
 	add(&line, "CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":false,\"headers\":true,"
@@ -156,10 +170,10 @@ nats_connect(struct nats_session *nats, struct out *out)
 	add(&line, params->tls ? ",\"tls_required\":true" : ",\"tls_required\":false");
 	add_field(&line, "name", params->client_id);
 	add_field(&line, "user", settings->username);
-	add_field(&line, "pass", settings->password);
-	add_field(&line, "auth_token", settings->token);
-	if (settings->nkey.present) {
-		add_field(&line, "nkey", settings->nkey.public_text);
+	add_field(&line, "pass", settings->password.value);
+	add_field(&line, "auth_token", settings->token.value);
+	if (settings->nkey_seed.value != NULL) {
+		add_field(&line, "nkey", public);
 		add_field(&line, "sig", signature);
 	}
 	add(&line, "}\r\n");

@@ -96,7 +96,6 @@ nats_nkey_read(struct nats_nkey *nkey, const char *text)
 		wrong = "it is not the nkey seed of a user (they begin with SU)";
 	if (wrong == NULL) {
 		memcpy(nkey->seed, raw + 2, sizeof(nkey->seed));
-		nkey->present = 1;
 		if (public_key(nkey) != 0)
 			wrong = "OpenSSL has no Ed25519";
 	}

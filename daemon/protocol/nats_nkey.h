@@ -16,12 +16,12 @@
 #define NATS_SIGNATURE_TEXT 86u
 
 struct nats_nkey {
-	int present;
 	uint8_t seed[32];
 	char public_text[NATS_PUBLIC_TEXT + 1];
 };
 
-/* Reads a user's seed. Returns NULL, or what is wrong with it (static; nothing of it is shown). */
+/* Reads a user's seed. Returns NULL, or what is wrong with it (static; nothing of it is shown). nats_nkey_fini() it
+ * in either case. */
 const char *nats_nkey_read(struct nats_nkey *nkey, const char *text);
 
 /* Signs bytes; the signature is base64 for URLs, unpadded, terminated. Returns 0 or -TG_ESYSTEM. */

@@ -87,7 +87,7 @@ check_together(struct config_node *group, const struct redis_settings *redis)
 			    group, stream_only[i], "it has a meaning only with mode = \"stream\"");
 			bad = 1;
 		}
-	if (redis->username != NULL && redis->password == NULL && !config_node_has(group, "password_file")) {
+	if (redis->username != NULL && redis->password.value == NULL && !config_node_has(group, "password_file")) {
 		config_node_error(group, "username", "a user needs a password_file");
 		bad = 1;
 	}
@@ -118,7 +118,7 @@ redis_configure(void *settings, struct config_node *group)
 	text = read_text(group, "username", &redis->username, NULL, 1);
 	if (text != -TG_ENOMEM) {
 		bad |= text < 0;
-		text = config_node_secret_file(group, "password_file", &redis->password, SECRET_MAX);
+		text = config_node_secret(group, "password_file", &redis->password, SECRET_MAX, NULL);
 	}
 	if (text != -TG_ENOMEM) {
 		bad |= text < 0;
@@ -147,7 +147,7 @@ redis_settings_free(void *settings)
 	struct redis_settings *redis = settings;
 
 	free(redis->username);
-	config_secret_free(redis->password);
+	config_secret_fini(&redis->password);
 	free(redis->body_field);
 	free(redis->key_field);
 	free(redis->options);
@@ -227,10 +227,10 @@ redis_start(struct session *session, struct out *out)
 	const char *words[7] = { "HELLO", "2" };
 	unsigned count = 2;
 
-	if (settings->password != NULL) {
+	if (settings->password.value != NULL) {
 		words[count++] = "AUTH";
 		words[count++] = settings->username != NULL ? settings->username : "default";
-		words[count++] = settings->password;
+		words[count++] = settings->password.value;
 	}
 	if (session->params->client_id != NULL) {
 		words[count++] = "SETNAME";
@@ -238,7 +238,7 @@ redis_start(struct session *session, struct out *out)
 	}
 	out_mark(out);
 	put_command(out, words, count);
-	if (settings->password != NULL)
+	if (settings->password.value != NULL)
 		out_secret(out);
 	int rc = out_commit(out);
 	if (rc != 0)
@@ -256,10 +256,10 @@ redis_login(struct redis_session *redis, struct out *out)
 	unsigned count = 1;
 
 	out_mark(out);
-	if (settings->password != NULL) {
+	if (settings->password.value != NULL) {
 		if (settings->username != NULL)
 			auth[count++] = settings->username;
-		auth[count++] = settings->password;
+		auth[count++] = settings->password.value;
 		put_command(out, auth, count);
 		out_secret(out);
 	}
@@ -268,7 +268,7 @@ redis_login(struct redis_session *redis, struct out *out)
 	int rc = out_commit(out);
 	if (rc != 0)
 		return rc;
-	if (settings->password != NULL)
+	if (settings->password.value != NULL)
 		redis_expect(redis, EXPECT_AUTH);
 	if (name[2] != NULL)
 		redis_expect(redis, EXPECT_NAME);
@@ -381,6 +381,8 @@ const struct driver driver_redis = {
 	.settings_size = sizeof(struct redis_settings),
 	.session_size = sizeof(struct redis_session),
 	.flags = DRIVER_F_REPLAYABLE,
+	.secrets = { offsetof(struct redis_settings, password) },
+	.secret_count = 1,
 	.configure = redis_configure,
 	.settings_free = redis_settings_free,
 	.open = redis_open,

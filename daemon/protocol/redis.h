@@ -16,6 +16,8 @@
 
 #include "driver.h"
 
+#include "daemon/config_secret.h"
+
 #include <hiredis/read.h>
 
 #define REDIS_PROBES 16u            /* unanswered; more would say nothing new */
@@ -34,7 +36,7 @@ struct redis_settings {
 	uint32_t wait_replicas;
 	uint32_t wait_timeout_ms;
 	char *username;
-	char *password;
+	struct config_secret password;
 	char *body_field;
 	char *key_field;
 	char *options; /* of XADD, framed: what stands between the key and the fields */

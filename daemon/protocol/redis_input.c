@@ -412,7 +412,7 @@ on_hello(struct redis_session *redis, struct out *out)
 			    "the server is a replica: what is added to it is refused or lost");
 		rc = redis_select(redis, out);
 	} else if (begins(&redis->reply, "ERR unknown command") ||
-		   (settings->password != NULL && !begins(&redis->reply, "ERR max number of clients") &&
+		   (settings->password.value != NULL && !begins(&redis->reply, "ERR max number of clients") &&
 		       (begins(&redis->reply, "ERR ") || begins(&redis->reply, "NOAUTH ")))) {
 		/* Servers repeat the command that they do not know, password and all: their words are not
 		 * shown. */

@@ -26,19 +26,6 @@
 #define HEARTBEAT_AUTO UINT32_MAX
 #define HEARTBEAT_MIN 1000u /* shorter promises could not be kept: EV_KEEPALIVE has seconds */
 
-/* A passcode of several lines would be several headers. */
-static int
-read_passcode(struct config_node *group, char **passcode)
-{
-	int rc = config_node_secret_file(group, "passcode_file", passcode, STOMP_TEXT_MAX);
-
-	if (rc > 0 && strpbrk(*passcode, "\r\n") != NULL)
-		return config_node_error(group, "passcode_file",
-		    "the passcode has a line break, which STOMP "
-		    "cannot express");
-	return rc;
-}
-
 static int
 stomp_configure(void *settings, struct config_node *group)
 {
@@ -53,7 +40,7 @@ stomp_configure(void *settings, struct config_node *group)
 		group = &absent;
 	}
 	int login = driver_read_text(group, "login", &stomp->login, 1, STOMP_TEXT_MAX);
-	int passcode = read_passcode(group, &stomp->passcode);
+	int passcode = config_node_secret(group, "passcode_file", &stomp->passcode, STOMP_TEXT_MAX, NULL);
 	int vhost = driver_read_text(group, "vhost", &stomp->vhost, 1, STOMP_TEXT_MAX);
 	int type = driver_read_text(group, "content_type", &stomp->content_type, 1, STOMP_TEXT_MAX);
 	bad |= config_node_u32(group, "heartbeat_ms", &stomp->heartbeat_ms, 0, 3600000) < 0;
@@ -87,8 +74,7 @@ stomp_settings_free(void *settings)
 	struct stomp_settings *stomp = settings;
 
 	free(stomp->login);
-	if (stomp->passcode != NULL)
-		config_secret_free(stomp->passcode);
+	config_secret_fini(&stomp->passcode);
 	free(stomp->vhost);
 	free(stomp->content_type);
 	free(stomp->constant);
@@ -153,9 +139,9 @@ stomp_start(struct session *session, struct out *out)
 		append(out, "\nlogin:");
 		append(out, settings->login);
 	}
-	if (settings->passcode != NULL) {
+	if (settings->passcode.value != NULL) {
 		append(out, "\npasscode:");
-		append(out, settings->passcode);
+		append(out, settings->passcode.value);
 		out_secret(out);
 	}
 	out_copy(out, "\n\n", 3); /* and the zero */
@@ -198,6 +184,8 @@ const struct driver driver_stomp = {
 	.settings_size = sizeof(struct stomp_settings),
 	.session_size = sizeof(struct stomp_session),
 	.flags = DRIVER_F_REPLAYABLE,
+	.secrets = { offsetof(struct stomp_settings, passcode) },
+	.secret_count = 1,
 	.configure = stomp_configure,
 	.settings_free = stomp_settings_free,
 	.open = stomp_open,

@@ -12,6 +12,8 @@
 
 #include "driver.h"
 
+#include "daemon/config_secret.h"
+
 #define STOMP_HEAD_MAX (32u << 10) /* bytes of a broker's frame before its body */
 #define STOMP_HEADERS_MAX 100u     /* its headers */
 #define STOMP_TEXT_MAX 4096u       /* of our own settings, in bytes */
@@ -31,7 +33,7 @@ enum stomp_expiry {
 
 struct stomp_settings {
 	char *login;
-	char *passcode;
+	struct config_secret passcode;
 	char *vhost;
 	char *content_type;
 	char *constant; /* headers that every SEND has, in their wire form */

@@ -1,11 +1,14 @@
-"""Where a password is, once it has done its work: in the pool's settings, for the next connection, and nowhere else."""
+"""Where a password is, once it has done its work: in the pool's settings, for the next connection, and nowhere else.
+And when it is read: before each connection, so that another in its file needs no restart."""
 
 import contextlib
+import os
 import re
 
 import pytest
 
-from harness import SANITIZED, Sink, pool, secret
+from harness import SANITIZED, Sink, pool, program, secret, wait_for
+from test_failover import FAST
 
 PASSWORD = b"Ebb-and-flow-7c41f0-of-the-tide"
 # Settings of a user whose secret is in a file, by protocol.
@@ -53,3 +56,120 @@ def test_password_is_in_memory_once(box, daemon, authority, identity, tmp_path, 
     found = copies(d.process.pid, PASSWORD)
     assert len(found) == 1, found
     assert PASSWORD.decode() not in d.process.text()
+
+
+class Guarded:
+    """A sink that wants a password, and a daemon whose file may have another. `file` is the daemon's."""
+
+    def __init__(self, box, daemon, protocol, word="first"):
+        self.box = box
+        user, key = CREDENTIALS[protocol]
+        self.key = f"{protocol}.{key}"
+        self.file = secret(box.path / "password", word)
+        secret(box.path / "wanted", word)
+        self.sink = Sink(box, protocol=protocol, options=["--auth", f"gate:{box.path / 'wanted'}"]).start()
+        entry = pool([self.sink], protocol=protocol, **{protocol: {user: "gate", key: self.file}}, **FAST)
+        if protocol != "mqtt":
+            del entry["mqtt"]
+        self.daemon = daemon(entry)
+
+    def restart(self, word):
+        """The sink ends, and another takes its place that wants this password."""
+        self.sink.kill()
+        self.daemon.wait_not_ready(self.sink)
+        secret(self.box.path / "wanted", word)
+        self.sink.start()
+
+    def said(self, event):
+        return [line for line in self.daemon.process.text().splitlines() if f"event={event} " in line]
+
+
+@pytest.mark.parametrize("protocol", CREDENTIALS)
+def test_another_password_in_the_file_is_used_at_the_next_connection(box, daemon, protocol):
+    guarded = Guarded(box, daemon, protocol)
+    secret(guarded.file, "second\r")  # as an editor of another system ends its lines
+    guarded.restart("second")
+    guarded.daemon.wait_ready(guarded.sink)
+    assert guarded.daemon.publish("-m", "x").returncode == 0
+    line, = guarded.said("secret_renewed")
+    assert f"pool=events key={guarded.key}" in line
+    # In another order: the broker wants the new one first, and refuses until the file has it.
+    guarded.restart("third")
+    wait_for(lambda: guarded.daemon.links()[0]["failures"] > 1, "the broker to refuse")
+    secret(guarded.file, "third")
+    guarded.daemon.wait_ready(guarded.sink)
+    assert guarded.daemon.publish("-m", "x").returncode == 0
+    assert not guarded.said("secret_renewal_failed")
+
+
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer keeps copies of its own")
+def test_a_password_that_was_replaced_is_nowhere(box, daemon):
+    guarded = Guarded(box, daemon, "redis", PASSWORD.decode())
+    other = PASSWORD[::-1]
+    secret(guarded.file, other.decode())
+    guarded.restart(other.decode())
+    guarded.daemon.wait_ready(guarded.sink)
+    assert copies(guarded.daemon.process.pid, PASSWORD) == []
+    assert len(copies(guarded.daemon.process.pid, other)) == 1
+
+
+def two_lines(file):
+    file.write_text("second\nline\n")
+    return f"{file}:2: a second line: a secret is one line"
+
+
+def control(file):
+    file.write_text("se\tcond\n")
+    return f"{file}:1: byte 3 is a control character (0x09)"
+
+
+def empty(file):
+    file.write_text("\r\n")
+    return f"{file} is empty"
+
+
+def gone(file):
+    file.unlink()
+    return f"{file} cannot be read: No such file or directory"
+
+
+def open_to_all(file):
+    file.write_text("second\n")
+    file.chmod(0o644)
+    return f"{file} has mode 0644, which lets every user at it: no rights for others are allowed (chmod o= {file})"
+
+
+def pipe(file):
+    """Whose opening would wait for a writer for ever."""
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    return f"{file} is not a regular file"
+
+
+SPOILERS = [two_lines, control, empty, gone, open_to_all, pipe]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_a_password_that_cannot_be_used_leaves_the_old_one_in_force(box, daemon, spoil):
+    guarded = Guarded(box, daemon, "mqtt")
+    cause = spoil(guarded.file)
+    for _ in range(2):
+        guarded.restart("first")
+        guarded.daemon.wait_ready(guarded.sink)
+        line, = guarded.said("secret_renewal_failed")  # said once, however many connect
+        assert f"pool=events key={guarded.key}" in line and cause in line, line
+    assert guarded.daemon.publish("-m", "x").returncode == 0
+    guarded.file.unlink(missing_ok=True)
+    secret(guarded.file, "second")
+    guarded.restart("second")
+    guarded.daemon.wait_ready(guarded.sink)
+    assert len(guarded.said("secret_renewed")) == 1
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_check_refuses_a_password_that_cannot_be_used(box, daemon, spoil):
+    guarded = Guarded(box, daemon, "mqtt")
+    cause = spoil(guarded.file)
+    result = box.run(program("tidegated"), "--check", "-c", guarded.daemon.config)
+    assert result.returncode != 0
+    assert f"mqtt.password_file: {cause}" in result.stderr + result.stdout

@@ -3,6 +3,7 @@
 
 #include "certificates.h"
 #include "daemon/config_node.h"
+#include "daemon/config_secret.h"
 #include "daemon/config_source.h"
 #include "shm/error.h"
 
@@ -164,16 +165,23 @@ secrets_come_from_private_files_only(void **state)
 	} cases[] = {
 		{ "hush", 4, 0600, "hush", "" },
 		{ "hush\n", 5, 0640, "hush", "" },
-		{ "hush\n\n", 6, 0400, "hush\n", "" },
-		{ " h\r\n", 4, 0600, " h\r", "" },
+		{ " h\r\n", 4, 0600, " h", "" },
+		{ "12345678\r\n", 10, 0600, "12345678", "" },
+		{ "h\xc3\xbcsh \xff\n", 8, 0600, "h\xc3\xbcsh \xff", "" },
+		{ "hush\n\n", 6, 0400, NULL, "pw:2: a second line: a secret is one line" },
+		{ "hush\r\nx", 7, 0400, NULL, "pw:2: a second line: a secret is one line" },
+		{ "hush\r", 5, 0400, NULL, "pw:1: byte 5 is a control character (0x0d)" },
+		{ "hush\r\r\n", 7, 0400, NULL, "pw:1: byte 5 is a control character (0x0d)" },
+		{ "\x7f", 1, 0400, NULL, "pw:1: byte 1 is a control character (0x7f)" },
 		{ "12345678", 8, 0600, "12345678", "" },
 		{ "12345678\n", 9, 0600, "12345678", "" },
 		{ "123456789", 9, 0600, NULL, "pw is longer than 8 bytes" },
-		{ "12345678\n\n", 10, 0600, NULL, "pw is longer than 8 bytes" },
+		{ "12345678\n\n", 10, 0600, NULL, "pw:2: a second line: a secret is one line" },
 		{ "123456789abcdefgh", 17, 0600, NULL, "pw is longer than 8 bytes" },
 		{ "", 0, 0600, NULL, "pw is empty" },
 		{ "\n", 1, 0600, NULL, "pw is empty" },
-		{ "a\0b", 3, 0600, NULL, "pw holds a zero byte" },
+		{ "\r\n", 2, 0600, NULL, "pw is empty" },
+		{ "a\0b", 3, 0600, NULL, "pw:1: byte 2 is a control character (0x00)" },
 		{ "hush", 4, 0604, NULL,
 		    "pw has mode 0604, which lets every user at it: no rights for others are allowed (chmod o= "
 		    "pw)" },
@@ -185,7 +193,7 @@ secrets_come_from_private_files_only(void **state)
 	struct config_report report = { .file = FILE_NAME, .print = complain, .owner = &complaints };
 	struct config_node node;
 	config_t tree;
-	char *secret = NULL;
+	struct config_secret secret = { 0 };
 
 	(void)state;
 	parse_group(&tree, "pw = \"pw\"; none = \"none\"; dir = \"/\"; n = 3;\n", &node, &report);
@@ -195,30 +203,82 @@ secrets_come_from_private_files_only(void **state)
 		memset(&complaints, 0, sizeof(complaints));
 		remove("pw");
 		write_file("pw", cases[i].bytes, cases[i].len, cases[i].mode);
-		int there = config_node_secret_file(&node, "pw", &secret, 8);
+		int there = config_node_secret(&node, "pw", &secret, 8, NULL);
 		if (cases[i].secret != NULL) {
 			assert_int_equal(there, 1);
-			assert_string_equal(secret, cases[i].secret);
-			config_secret_free(secret);
-			secret = NULL;
+			assert_string_equal(secret.value, cases[i].secret);
 		} else {
 			assert_int_equal(there, -TG_EINVAL);
-			assert_null(secret);
+			assert_null(secret.value);
 			snprintf(expected, sizeof(expected), "t.conf:1: g.pw: %s\n", cases[i].complaint);
 		}
 		assert_string_equal(complaints.text, expected);
+		config_secret_fini(&secret);
 	}
 	memset(&complaints, 0, sizeof(complaints));
-	assert_int_equal(config_node_secret_file(&node, "absent", &secret, 8), 0);
-	assert_int_equal(config_node_secret_file(&node, "none", &secret, 8), -TG_EINVAL);
-	assert_int_equal(config_node_secret_file(&node, "dir", &secret, 8), -TG_EINVAL);
-	assert_int_equal(config_node_secret_file(&node, "n", &secret, 8), -TG_EINVAL);
+	assert_int_equal(config_node_secret(&node, "absent", &secret, 8, NULL), 0);
+	assert_int_equal(config_secret_renew(&secret), 0); /* none that could be */
+	assert_int_equal(config_node_secret(&node, "none", &secret, 8, NULL), -TG_EINVAL);
+	config_secret_fini(&secret);
+	assert_int_equal(config_node_secret(&node, "dir", &secret, 8, NULL), -TG_EINVAL);
+	config_secret_fini(&secret);
+	assert_int_equal(config_node_secret(&node, "n", &secret, 8, NULL), -TG_EINVAL);
 	assert_string_equal(complaints.text,
 	    "t.conf:1: g.none: none cannot be read: No such file or directory\n"
 	    "t.conf:1: g.dir: / is not a regular file\n"
 	    "t.conf:1: g.n: 3 is not allowed: a string of 1 to 4095 bytes\n");
-	config_secret_free(NULL);
+	config_secret_fini(&secret);
 	config_destroy(&tree);
+}
+
+/* A rule of a protocol's own. */
+static const char *
+check_no_x(const char *value, char *cause, size_t size)
+{
+	snprintf(cause, size, "there is an x");
+	return strchr(value, 'x') == NULL ? NULL : cause;
+}
+
+static void
+a_secret_is_read_again_and_a_bad_file_changes_nothing(void **state)
+{
+	static struct complaints complaints;
+	struct config_report report = { .file = FILE_NAME, .print = complain, .owner = &complaints };
+	struct config_secret secret = { 0 };
+	struct config_node node;
+	config_t tree;
+
+	(void)state;
+	parse_group(&tree, "pw = \"pw\";\n", &node, &report);
+	write_file("pw", "one\n", 4, 0600);
+	assert_int_equal(config_node_secret(&node, "pw", &secret, 8, check_no_x), 1);
+	assert_int_equal(config_secret_renew(&secret), 0);
+	/* As long as the one before, and in the same tick of the file system's clock. */
+	write_file("pw", "two\n", 4, 0600);
+	assert_int_equal(config_secret_renew(&secret), 1);
+	assert_string_equal(secret.value, "two");
+	assert_int_equal(config_secret_renew(&secret), 0);
+
+	write_file("pw", "six\n", 4, 0600);
+	assert_int_equal(config_secret_renew(&secret), -TG_EINVAL);
+	assert_string_equal(secret.failed, "pw:1: there is an x");
+	assert_int_equal(config_secret_renew(&secret), 0); /* said once */
+	assert_string_equal(secret.value, "two");
+	assert_int_equal(remove("pw"), 0);
+	assert_int_equal(config_secret_renew(&secret), -TG_EINVAL);
+	assert_string_equal(secret.failed, "pw cannot be read: No such file or directory");
+	write_file("pw", "three", 5, 0600);
+	fail_at = 1;
+	allocations = 0;
+	assert_int_equal(config_secret_renew(&secret), -TG_ENOMEM);
+	fail_at = 0;
+	assert_string_equal(secret.value, "two");
+	assert_int_equal(config_secret_renew(&secret), 1);
+	assert_string_equal(secret.value, "three");
+	assert_string_equal(secret.failed, "");
+	config_secret_fini(&secret);
+	config_destroy(&tree);
+	assert_string_equal(complaints.text, "");
 }
 
 static void
@@ -315,6 +375,7 @@ main(void)
 		IN_SCRATCH(unreadable_file_names_path_and_cause),
 		IN_SCRATCH(includes_are_found_beside_their_file_and_named_in_errors),
 		IN_SCRATCH(secrets_come_from_private_files_only),
+		IN_SCRATCH(a_secret_is_read_again_and_a_bad_file_changes_nothing),
 		IN_SCRATCH(password_of_a_driver_is_never_shown),
 		IN_SCRATCH(damaged_files_never_crash),
 		IN_SCRATCH(out_of_memory_is_an_error_at_every_allocation),
