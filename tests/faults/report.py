@@ -83,7 +83,7 @@ def stories_table(records):
 
 def kernel_table(records):
     whom = list(dict.fromkeys(who for record in records for who in record[KERNEL]))
-    lines = ["| what happens to the peer | " + " | ".join(whom) + " |", "|---|" + "---|" * len(whom)]
+    lines = ["| fault of the peer | " + " | ".join(whom) + " |", "|---|" + "---|" * len(whom)]
     for record in records:
         lines.append(f"| {record['case']} | " + " | ".join(record[KERNEL].get(who, "–") for who in whom) + " |")
     return lines

@@ -34,7 +34,7 @@ def check_back_off(story, broker):
 
 @pytest.mark.parametrize("peer, how", [("sink", "restarted"), ("mosquitto", "restarted")]
                          + [("sink", "refusing")] * FULL)
-def test_flapping_peer_is_damped_and_nobody_notices(story, peer, how):
+def test_flapping_peer_is_damped_and_harms_no_message(story, peer, how):
     flapper, steady = story.cast(peer, memory=peer == "mosquitto")
     daemon = story.tidegated([flapper, steady])
     story.produce(6, rate=200, low=100)

@@ -15,7 +15,7 @@ def lose(story, brokers, percent):
 
 
 @pytest.mark.parametrize("peer, load", peers(["trickle", "saturated"], [("mosquitto-tls", "saturated")]))
-def test_ten_percent_loss_kills_nobody(story, peer, load):
+def test_ten_percent_loss_kills_no_connection(story, peer, load):
     brokers = story.cast(peer)
     story.tidegated(brokers)
     lose(story, brokers, 10)
