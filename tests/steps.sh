@@ -89,6 +89,8 @@ step_lint() {
 		verdict "$status" "mandoc $file"
 	done < <(find ./libclient ./daemon ./tools -name '*.[1-8]' -type f -print0)
 	python3 tests/layers.py "$source" | tee -a "$logs/lint.out"
+	python3 tests/documents.py "$source" | tee -a "$logs/lint.out"
+	python3 tests/words.py "$source" | tee -a "$logs/lint.out"
 	! grep -q '^not ok' "$logs/lint.out"
 }
 
