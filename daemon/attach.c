@@ -91,6 +91,10 @@ refuse_lane(struct client *client, uint32_t serial, const char *pool, uint64_t b
 		    "lane for pool \"%s\": the daemon has no file descriptors left: its limit (LimitNOFILE=) is %llu", pool,
 		    (unsigned long long)limit.rlim_cur);
 	}
+	if (rc == -TG_ESYSTEM && error == EFBIG && getrlimit(RLIMIT_FSIZE, &limit) == 0)
+		return client_refuse(client, serial, TG_ELIMIT,
+		    "lane of %llu bytes for pool \"%s\": the daemon's limit of a file's size (RLIMIT_FSIZE, LimitFSIZE=) is %llu",
+		    (unsigned long long)bytes, pool, (unsigned long long)limit.rlim_cur);
 	return client_refuse(client, serial, -rc, "lane of %llu bytes for pool \"%s\": %s%s%s", (unsigned long long)bytes,
 	    pool, error_text(rc), rc == -TG_ESYSTEM ? ": " : "", rc == -TG_ESYSTEM ? strerror(error) : "");
 }

@@ -66,7 +66,8 @@ give_listener(int fd, const struct listener *listener)
 {
 	struct handover_frame frame = frame_of(HANDOVER_LISTENER);
 
-	snprintf(frame.u.path, sizeof(frame.u.path), "%s", listener->path);
+	snprintf(frame.u.listener.path, sizeof(frame.u.listener.path), "%s", listener->path);
+	frame.u.listener.owns_path = (uint32_t)listener->owns_path;
 	return handover_send(fd, &frame, &listener->fd, 1);
 }
 
@@ -357,6 +358,11 @@ handover_begin(struct handover *handover, const char **why)
 	if (loop->shard.stopping) {
 		*why = "the daemon is draining";
 		return -TG_ESTOPPING;
+	}
+	if (getpid() == 1) {
+		/* The kernel kills every process of a PID namespace, the successor too, when its first one ends. */
+		*why = "the daemon is process 1 of its container, which ends when this daemon hands over: replace the container";
+		return -TG_ESYSTEM;
 	}
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
 		*why = "no socket for the hand-over";

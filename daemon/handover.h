@@ -85,8 +85,8 @@ int handover_take(int fd);
 /* For one that gives up: the old daemon has all of it still. NULL is fine. */
 void handover_free(struct handover_taken *taken);
 
-/* The listening socket for a path, or -1; the caller's from then on. */
-int handover_listener(struct handover_taken *taken, const char *path);
+/* The listening socket for a path, or -1; the caller's from then on. *owns_path: as struct listener has it. */
+int handover_listener(struct handover_taken *taken, const char *path, int *owns_path);
 
 /* Puts clients, lanes and links to work in a loop that has not begun. Frees taken, closes what has no use. */
 void handover_adopt(struct handover_taken *taken, struct loop *loop);
@@ -95,7 +95,7 @@ void handover_adopt(struct handover_taken *taken, struct loop *loop);
 
 #define HANDOVER_MAGIC UINT32_C(0x74646831)
 /* With that of the lanes: who cannot read them must not take them over. */
-#define HANDOVER_VERSION (2u << 16 | LANE_ABI)
+#define HANDOVER_VERSION (3u << 16 | LANE_ABI)
 #define HANDOVER_FDS PACKET_FDS
 
 enum handover_type {
@@ -113,7 +113,10 @@ struct handover_frame {
 	uint32_t magic, version, type;
 	uint32_t orphan; /* LANE: its client has gone */
 	union {
-		char path[108];
+		struct {
+			char path[108];
+			uint32_t owns_path;
+		} listener;
 		struct {
 			int32_t pid;
 			uint32_t uid, gid;

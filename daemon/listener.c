@@ -17,13 +17,14 @@
 
 #define ACCEPTS_A_TURN 8
 #define LOCK_TRIES 100
+#define LOOK_MS 1000
 
 static void
-complain(const struct listener *listener, const char *what)
+complain(struct listener *listener, const char *what)
 {
 	int error = errno;
 
-	log_event(LOG_LEVEL_ERROR, "listen_failed", "path=%s step=%s cause=%s", listener->path, what,
+	log_limited(&listener->bind_limit, LOG_LEVEL_ERROR, "listen_failed", "path=%s step=%s cause=%s", listener->path, what,
 	    log_quote((char[128]){ 0 }, 128, strerror(error), strlen(strerror(error))));
 }
 
@@ -114,7 +115,7 @@ struct path_lock {
  * Returns 0, or -TG_ESYSTEM: another daemon is at it.
  */
 static int
-lock_path(const struct listener *listener, struct path_lock *lock)
+lock_path(struct listener *listener, struct path_lock *lock)
 {
 	struct stat ours, there;
 
@@ -153,7 +154,7 @@ unlock_path(const struct path_lock *lock)
 }
 
 static int
-take_path(struct listener *listener, mode_t mode, const char *group)
+take_path(struct listener *listener, int fd)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	struct stat st;
@@ -174,53 +175,126 @@ take_path(struct listener *listener, mode_t mode, const char *group)
 	}
 	/* Born closed: nobody gets in between bind and the right mode. */
 	mode_t old = umask(0777);
-	int rc = bind(listener->fd, (const struct sockaddr *)&addr, sizeof(addr));
+	int rc = bind(fd, (const struct sockaddr *)&addr, sizeof(addr));
 	umask(old);
 	if (rc != 0) {
 		complain(listener, "bind");
 		return -TG_ESYSTEM;
 	}
-	listener->owns_path = 1;
-	const struct group *g = group != NULL ? getgrnam(group) : NULL;
-	if ((g != NULL && chown(listener->path, (uid_t)-1, g->gr_gid) != 0) || chmod(listener->path, mode) != 0) {
-		complain(listener, "chmod");
-		return -TG_ESYSTEM;
+	const struct group *g = listener->group != NULL ? getgrnam(listener->group) : NULL;
+	const char *step = "chmod";
+	if ((g == NULL || chown(listener->path, (uid_t)-1, g->gr_gid) == 0) && chmod(listener->path, listener->mode) == 0) {
+		step = "listen";
+		if (listen(fd, 4096) == 0)
+			return 0;
 	}
-	if (listen(listener->fd, 4096) != 0) {
-		complain(listener, "listen");
-		return -TG_ESYSTEM;
-	}
-	return 0;
+	complain(listener, step);
+	unlink(listener->path);
+	return -TG_ESYSTEM;
 }
 
+/* Returns a socket that listens on the path, or -TG_ESYSTEM. */
 static int
-bind_path(struct listener *listener, mode_t mode, const char *group)
+bind_path(struct listener *listener)
 {
 	struct path_lock lock;
+	int fd = socket(AF_UNIX, listener->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
-	listener->fd = socket(AF_UNIX, listener->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (listener->fd < 0) {
+	if (fd < 0) {
 		complain(listener, "socket");
 		return -TG_ESYSTEM;
 	}
 	make_folder(listener->path);
 	int rc = lock_path(listener, &lock);
-	if (rc != 0)
-		return rc;
-	rc = take_path(listener, mode, group);
-	unlock_path(&lock);
+	if (rc == 0) {
+		rc = take_path(listener, fd);
+		unlock_path(&lock);
+	}
+	if (rc == 0)
+		return fd;
+	close(fd);
 	return rc;
+}
+
+/* ---- a path that is gone ---- */
+
+static int
+is_ours(const struct listener *listener)
+{
+	struct stat st;
+
+	return lstat(listener->path, &st) == 0 && st.st_dev == listener->dev && st.st_ino == listener->ino;
+}
+
+/*
+ * A cleaner of /run, or a second daemon that was started and ended, has removed the socket file: nobody new can reach
+ * us. Connections that wait on the old socket are taken first, as many as one turn takes; the others try again.
+ */
+static void
+listen_anew(struct listener *listener)
+{
+	int active = uv_is_active((uv_handle_t *)&listener->poll);
+	int fd = bind_path(listener);
+
+	if (fd < 0)
+		return;
+	on_readable(&listener->poll, 0, UV_READABLE);
+	uv_poll_stop(&listener->poll);
+	int rc = dup3(fd, listener->fd, O_CLOEXEC);
+	close(fd);
+	if (rc < 0) {
+		complain(listener, "dup");
+		return;
+	}
+	if (active)
+		uv_poll_start(&listener->poll, UV_READABLE, on_readable);
+	log_event(LOG_LEVEL_INFO, "socket_made_anew", "path=%s", listener->path);
+	listener_own_path(listener);
+}
+
+static void
+on_look(uv_timer_t *look)
+{
+	struct listener *listener = look->data;
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct stat st;
+
+	if (is_ours(listener))
+		return;
+	memcpy(addr.sun_path, listener->path, sizeof(addr.sun_path));
+	int taken = lstat(listener->path, &st) == 0 && S_ISSOCK(st.st_mode) && is_alive(&addr, listener->type);
+	if (!listener->lost)
+		log_event(LOG_LEVEL_ERROR, "socket_lost", "path=%s cause=\"%s\"", listener->path,
+		    taken ? "another process listens on it now; this daemon serves whom it has and waits"
+		          : "it was removed or replaced");
+	listener->lost = 1;
+	if (!taken)
+		listen_anew(listener);
+}
+
+void
+listener_own_path(struct listener *listener)
+{
+	struct stat st;
+
+	listener->owns_path = 1;
+	listener->lost = 0;
+	if (lstat(listener->path, &st) == 0) {
+		listener->dev = st.st_dev;
+		listener->ino = st.st_ino;
+	}
+	uv_timer_start(&listener->look, on_look, LOOK_MS, LOOK_MS);
 }
 
 int
 listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int type, mode_t mode,
     const char *group, int inherited, void (*accepted)(void *owner, int fd), void *owner)
 {
-	int rc;
-
 	memset(listener, 0, sizeof(*listener));
 	listener->fd = inherited;
 	listener->spare = -1;
+	listener->mode = mode;
+	listener->group = group;
 	listener->type = type;
 	listener->accepted = accepted;
 	listener->owner = owner;
@@ -231,10 +305,19 @@ listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int 
 		return -TG_ESYSTEM;
 	}
 	memcpy(listener->path, path, strlen(path) + 1);
-	if (inherited < 0 && (rc = bind_path(listener, mode, group)) != 0) {
-		listener_fini(listener);
-		return rc;
+	if (inherited < 0) {
+		int fd = bind_path(listener);
+		if (fd < 0) {
+			listener_fini(listener);
+			return fd;
+		}
+		listener->fd = fd;
 	}
+	uv_timer_init(loop, &listener->look);
+	listener->look.data = listener;
+	uv_unref((uv_handle_t *)&listener->look);
+	if (inherited < 0)
+		listener_own_path(listener);
 	if (uv_poll_init(loop, &listener->poll, listener->fd) != 0) {
 		complain(listener, "poll");
 		listener_fini(listener);
@@ -256,8 +339,10 @@ listener_fini(struct listener *listener)
 {
 	if (listener->poll.loop != NULL && !uv_is_closing((uv_handle_t *)&listener->poll))
 		uv_close((uv_handle_t *)&listener->poll, NULL);
+	if (listener->look.loop != NULL && !uv_is_closing((uv_handle_t *)&listener->look))
+		uv_close((uv_handle_t *)&listener->look, NULL);
 	/* First the path: as soon as nobody listens, the next daemon may have made one of its own there. */
-	if (listener->owns_path)
+	if (listener->owns_path && is_ours(listener))
 		unlink(listener->path);
 	if (listener->fd >= 0)
 		close(listener->fd);

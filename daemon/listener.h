@@ -16,11 +16,17 @@ struct listener {
 	int fd;
 	int spare; /* given up to take, and let go, a connection that finds no descriptor left; -1: none */
 	int type; /* SOCK_SEQPACKET or SOCK_STREAM */
-	int owns_path; /* unlink it at the end */
+	int owns_path; /* bound by us: made anew when it is gone, and unlinked at the end if it is still ours */
 	char path[108];
+	mode_t mode;
+	const char *group;
+	uv_timer_t look; /* whether the path still leads to us */
+	dev_t dev;       /* of the path when it was ours */
+	ino_t ino;
+	int lost;        /* it does not, and that was said */
 	void (*accepted)(void *owner, int fd); /* takes the descriptor over */
 	int (*may_accept)(void *owner); /* asked before each; on 0 it is silent until listener_resume. NULL: always */
-	struct log_limit accept_limit;
+	struct log_limit accept_limit, bind_limit;
 	void *owner;
 };
 
@@ -34,6 +40,9 @@ struct listener {
 int listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int type, mode_t mode,
     const char *group, int inherited, void (*accepted)(void *owner, int fd), void *owner);
 void listener_fini(struct listener *listener);
+
+/* The path of an inherited socket is ours from now on, as those are that we have bound. */
+void listener_own_path(struct listener *listener);
 
 /* Accepts again, after may_accept has said no. */
 void listener_resume(struct listener *listener);

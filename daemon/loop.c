@@ -3,7 +3,6 @@
 #include "client.h"
 #include "log.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -126,10 +125,9 @@ on_drain(struct timer *timer)
 	shard_drain_links(shard);
 }
 
-static void
-on_signal(uv_signal_t *handle, int signum)
+void
+loop_stop(struct loop *loop, const char *signal)
 {
-	struct loop *loop = handle->data;
 	struct shard *shard = &loop->shard;
 
 	if (loop->signals++ > 0) {
@@ -138,20 +136,11 @@ on_signal(uv_signal_t *handle, int signum)
 		return;
 	}
 	loop_refresh_clock(shard);
-	log_event(LOG_LEVEL_INFO, "draining", "signal=%d lanes=%u limit_ms=%u", signum, shard->lane_count,
+	log_event(LOG_LEVEL_INFO, "draining", "signal=%s lanes=%u limit_ms=%u", signal, shard->lane_count,
 	    shard->config->drain_ms);
 	shard->stopping = 1;
 	loop->drain_until_ns = shard->now_ns + shard->config->drain_ms * NS_PER_MS;
 	timer_set(&shard->timers, &loop->drain, shard->now_ns);
-}
-
-static void
-catch_signal(struct loop *loop, uv_signal_t *handle, int signum)
-{
-	uv_signal_init(&loop->uv, handle);
-	handle->data = loop;
-	uv_signal_start(handle, on_signal, signum);
-	uv_unref((uv_handle_t *)handle);
 }
 
 int
@@ -174,8 +163,6 @@ loop_init(struct loop *loop, const struct config *config)
 		return rc;
 	loop->drain.fire = on_drain;
 	uv_timer_init(&loop->uv, &loop->wake);
-	catch_signal(loop, &loop->sigterm, SIGTERM);
-	catch_signal(loop, &loop->sigint, SIGINT);
 	return 0;
 }
 
@@ -189,11 +176,12 @@ close_handle(uv_handle_t *handle, void *arg)
 void
 loop_fini(struct loop *loop)
 {
+	if (loop->world == NULL)
+		return; /* libuv aborts when a loop is closed that was not wholly made */
 	while (!TAILQ_EMPTY(&loop->shard.clients))
 		client_close(TAILQ_FIRST(&loop->shard.clients));
 	shard_fini(&loop->shard);
-	if (loop->world != NULL)
-		world_uv_free(loop->world);
+	world_uv_free(loop->world);
 	uv_walk(&loop->uv, close_handle, NULL);
 	for (int i = 0; i < CLOSING_TURNS && uv_loop_close(&loop->uv) == UV_EBUSY; i++)
 		uv_run(&loop->uv, UV_RUN_NOWAIT);

@@ -1,5 +1,5 @@
 /*
- * The loop of one shard on libuv: sockets, timers, signals. loop.c is where a reader should start.
+ * The loop of one shard on libuv: sockets and timers. loop.c is where a reader should start.
  *
  * Owner: main. One thread.
  */
@@ -15,10 +15,9 @@ struct loop {
 	struct world *world; /* world_uv.c */
 	struct shard shard;
 	uv_timer_t wake;   /* for timers_next() */
-	uv_signal_t sigterm, sigint;
 	struct timer drain; /* while stopping: looks whether everything is done */
 	uint64_t drain_until_ns;
-	int signals;       /* SIGTERM or SIGINT received */
+	int signals;       /* that ask it to stop, received */
 	int done;
 	int drained;       /* everything was answered before the end */
 };
@@ -33,6 +32,9 @@ void loop_warm(struct loop *loop, uint32_t limit_ms);
 
 /* Runs until a signal has ended it. Returns 0 if everything was drained, 1 if not. */
 int loop_run(struct loop *loop);
+
+/* A signal asks it to stop: drains, and at the second one ends at once. signal: its name, for the log. */
+void loop_stop(struct loop *loop, const char *signal);
 
 /* The clock is read once a turn, and once more when the loop has slept: each callback of the loop says so first. */
 void loop_refresh_clock(struct shard *shard);

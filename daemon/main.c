@@ -10,11 +10,11 @@
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
+#include "signals.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +27,7 @@
 #endif
 
 #define EXIT_CONFIG 2
+#define DESCRIPTORS_MIN 16
 
 static const char usage[] =
     "usage: tidegated -c FILE [--check] [--log-level LEVEL]\n"
@@ -42,7 +43,7 @@ static const char usage[] =
     "  -h, --help             print this\n"
     "\n"
     "Exit status: 0 drained or checked, 1 stopped with messages left or failed, 2 wrong usage or\n"
-    "configuration. SIGTERM and SIGINT drain and exit; a second one exits at once. SIGUSR2 upgrades:\n"
+    "configuration. SIGTERM, SIGINT and SIGQUIT drain and exit; a second one exits at once. SIGUSR2 upgrades:\n"
     "the binary that is installed now is started and takes everything over.\n";
 
 struct options {
@@ -120,16 +121,36 @@ have_standard_descriptors(void)
 	return fd < 0 ? -1 : close(fd);
 }
 
-/* Each client costs two descriptors, each lane one. */
+/* To the most that we may have without asking. */
 static void
-raise_descriptor_limit(void)
+raise_limit(__rlimit_resource_t which)
 {
 	struct rlimit limit;
 
-	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+	if (getrlimit(which, &limit) != 0)
 		return;
 	limit.rlim_cur = limit.rlim_max;
-	setrlimit(RLIMIT_NOFILE, &limit);
+	setrlimit(which, &limit);
+}
+
+/* libuv aborts without the few it needs to begin. */
+static int
+enough_descriptors(void)
+{
+	int fds[DESCRIPTORS_MIN], count = 0;
+	struct rlimit limit = { .rlim_cur = 0 };
+
+	while (count < DESCRIPTORS_MIN && (fds[count] = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0)
+		count++;
+	for (int i = 0; i < count; i++)
+		close(fds[i]);
+	if (count == DESCRIPTORS_MIN)
+		return 1;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	log_event(LOG_LEVEL_ERROR, "start_failed",
+	    "cause=\"the start takes %d file descriptors, %d can be had: the limit (RLIMIT_NOFILE, LimitNOFILE=) is %llu\"",
+	    DESCRIPTORS_MIN, count, (unsigned long long)limit.rlim_cur);
+	return 0;
 }
 
 static void
@@ -180,21 +201,12 @@ own_program(void)
 	return path;
 }
 
-static void
-on_usr2(uv_signal_t *signal, int signum)
-{
-	const char *why = "";
-
-	if (handover_begin(signal->data, &why) < 0)
-		log_event(LOG_LEVEL_ERROR, "upgrade_failed", "cause=\"%s\"", why);
-}
-
 /* The listening socket for a path: of the daemon before us, of the service manager, or none (-1). */
 static int
-listening(struct handover_taken *taken, const char *path, struct keeper *keeper, int control)
+listening(struct handover_taken *taken, const char *path, struct keeper *keeper, int control, int *owns_path)
 {
 	if (taken != NULL)
-		return handover_listener(taken, path);
+		return handover_listener(taken, path, owns_path);
 	return control ? keeper_inherit(keeper) : -1;
 }
 
@@ -207,13 +219,15 @@ run(const struct config *config, const struct options *options)
 	static struct handover handover = { .fd = -1 };
 	struct handover_start start = { own_program(), options->file, log_level_word(log_get_level()) };
 	struct handover_taken *taken = NULL;
-	uv_signal_t usr2;
+	static struct signals signals;
+	int owns_control = 0, owns_admin = 0; /* paths of the daemon before us */
 	int rc = loop_init(&loop, config);
 
 	if (rc != 0) {
 		log_event(LOG_LEVEL_ERROR, "start_failed", "cause=\"%s\"", error_text(rc));
 		goto out;
 	}
+	signals_init(&signals, &loop);
 	rc = keeper_new(&loop.shard.keeper, &loop.shard);
 	if (rc != 0)
 		goto out;
@@ -227,11 +241,11 @@ run(const struct config *config, const struct options *options)
 	if (rc != 0)
 		goto no_takeover;
 	rc = listener_init(&control, &loop.uv, config->socket, SOCK_SEQPACKET, (mode_t)config->socket_mode, NULL,
-	    listening(taken, config->socket, loop.shard.keeper, 1), on_client, &loop);
+	    listening(taken, config->socket, loop.shard.keeper, 1, &owns_control), on_client, &loop);
 	if (rc != 0)
 		goto out;
 	rc = listener_init(&admins, &loop.uv, config->admin, SOCK_STREAM, 0660, "tidegate",
-	    listening(taken, config->admin, NULL, 0), on_admin, &admin);
+	    listening(taken, config->admin, NULL, 0, &owns_admin), on_admin, &admin);
 	if (rc != 0)
 		goto out;
 	control.may_accept = may_accept;
@@ -242,13 +256,12 @@ run(const struct config *config, const struct options *options)
 	/* Until here nothing was touched that the daemon before us uses; from here on it is ours. */
 	if (options->takeover >= 0 && (rc = handover_take(options->takeover)) != 0)
 		goto no_takeover;
-	control.owns_path |= taken != NULL;
-	admins.owns_path |= taken != NULL;
+	if (owns_control)
+		listener_own_path(&control);
+	if (owns_admin)
+		listener_own_path(&admins);
 	admin.handover = &handover;
-	uv_signal_init(&loop.uv, &usr2);
-	usr2.data = &handover;
-	uv_signal_start(&usr2, on_usr2, SIGUSR2);
-	uv_unref((uv_handle_t *)&usr2);
+	signals.handover = &handover;
 	if (taken != NULL)
 		handover_adopt(taken, &loop);
 	taken = NULL;
@@ -284,6 +297,7 @@ main(int argc, char **argv)
 	struct options options = { .file = NULL, .takeover = -1 };
 	struct config *config = NULL;
 
+	signals_ignore();
 	if (have_standard_descriptors() != 0)
 		return 1; /* and nowhere to say why */
 	int rc = parse_options(argc, argv, &options);
@@ -298,9 +312,9 @@ main(int argc, char **argv)
 		config_free(config);
 		return 0;
 	}
-	signal(SIGPIPE, SIG_IGN);
-	raise_descriptor_limit();
-	rc = run(config, &options);
+	raise_limit(RLIMIT_NOFILE); /* each client costs two descriptors, each lane two */
+	raise_limit(RLIMIT_FSIZE);  /* which holds for lanes' memory too */
+	rc = enough_descriptors() ? run(config, &options) : 1;
 	config_free(config);
 	return rc;
 }

@@ -113,13 +113,14 @@ handover_take(int fd)
 }
 
 int
-handover_listener(struct handover_taken *taken, const char *path)
+handover_listener(struct handover_taken *taken, const char *path, int *owns_path)
 {
 	for (size_t i = 0; i < taken->count; i++) {
 		struct taken_item *item = taken->items[i];
 		const struct handover_frame *frame = &item->packet.frame;
 		if (frame->type == HANDOVER_LISTENER &&
-		    strncmp(frame->u.path, path, sizeof(frame->u.path)) == 0) {
+		    strncmp(frame->u.listener.path, path, sizeof(frame->u.listener.path)) == 0) {
+			*owns_path = frame->u.listener.owns_path != 0;
 			int fd = item->fds[0];
 			item->fds[0] = -1;
 			return fd;

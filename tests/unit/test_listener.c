@@ -175,6 +175,67 @@ foreign_lock_stops_nobody(void **state)
 	assert_int_equal(__real_unlink(lock), 0);
 }
 
+static int
+path_is_there(const struct setup *s)
+{
+	return access(s->path, F_OK) == 0;
+}
+
+static int
+first_has_lost(const struct setup *s)
+{
+	return s->first.lost;
+}
+
+/* Has the first look at once, as it does every second, and runs the loop until `state`. */
+static void
+let_it_look(struct setup *s, int (*state)(const struct setup *s))
+{
+	assert_true(uv_is_active((uv_handle_t *)&s->first.look));
+	uv_timer_set_repeat(&s->first.look, 1);
+	assert_int_equal(uv_timer_again(&s->first.look), 0);
+	uv_ref((uv_handle_t *)&s->first.look);
+	for (int i = 0; i < 1000 && !state(s); i++)
+		uv_run(&s->loop, UV_RUN_ONCE);
+	assert_true(state(s));
+	uv_unref((uv_handle_t *)&s->first.look);
+}
+
+static void
+removed_socket_is_made_anew(void **state)
+{
+	struct setup *s = *state;
+	struct stat st;
+
+	assert_int_equal(listen_on(s, &s->first), 0);
+	assert_int_equal(__real_unlink(s->path), 0);
+	assert_false(somebody_listens(s));
+	let_it_look(s, path_is_there);
+	assert_true(somebody_listens(s));
+	assert_int_equal(stat(s->path, &st), 0);
+	assert_int_equal(st.st_mode & 0777, 0666);
+	assert_int_equal(s->first.lost, 0);
+	/* And the folder with it. */
+	assert_int_equal(__real_unlink(s->path), 0);
+	assert_int_equal(rmdir(s->folder), 0);
+	let_it_look(s, path_is_there);
+	assert_true(somebody_listens(s));
+}
+
+static void
+path_that_another_daemon_has_is_left_to_it(void **state)
+{
+	struct setup *s = *state;
+
+	assert_int_equal(listen_on(s, &s->first), 0);
+	assert_int_equal(__real_unlink(s->path), 0);
+	assert_int_equal(listen_on(s, &s->second), 0);
+	let_it_look(s, first_has_lost);
+	/* Neither now, nor when it ends, does the first take it away. */
+	listener_fini(&s->first);
+	assert_true(somebody_listens(s));
+}
+
 int
 main(void)
 {
@@ -182,6 +243,8 @@ main(void)
 		cmocka_unit_test_setup_teardown(dead_socket_is_replaced_and_a_live_one_is_not, setup, teardown),
 		cmocka_unit_test_setup_teardown(of_two_that_begin_at_once_one_listens, setup, teardown),
 		cmocka_unit_test_setup_teardown(foreign_lock_stops_nobody, setup, teardown),
+		cmocka_unit_test_setup_teardown(removed_socket_is_made_anew, setup, teardown),
+		cmocka_unit_test_setup_teardown(path_that_another_daemon_has_is_left_to_it, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
