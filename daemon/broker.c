@@ -1,5 +1,6 @@
 #include "broker.h"
 
+#include "blame.h"
 #include "log.h"
 #include "pool.h"
 #include "shard.h"
@@ -8,6 +9,7 @@
 #include <string.h>
 
 #define SLOW_START_PERCENT 10u /* of its weight, at first */
+#define AT_ONCE_MS 5u          /* a link that was closed over a message connects again within */
 
 static const struct config_breaker *
 breaker_of(const struct broker *broker)
@@ -39,6 +41,9 @@ broker_fini(struct broker *broker)
 {
 	for (uint32_t i = 0; i < broker->link_count; i++)
 		link_fini(&broker->links[i]);
+	if (broker->apart != NULL)
+		link_fini(broker->apart);
+	free(broker->apart);
 	tls_sessions_fini(&broker->tls_sessions);
 	endpoints_fini(&broker->endpoints);
 	free(broker->links);
@@ -69,6 +74,29 @@ broker_start(struct broker *broker)
 	if (broker->links[0].state == LINK_IDLE)
 		timer_set(&shard->timers, &broker->links[0].timer, shard->now_ns);
 	start_spread(broker, &broker->links[0], breaker_of(broker)->retry_ms);
+}
+
+struct link *
+broker_apart(struct broker *broker)
+{
+	struct shard *shard = broker->pool->shard;
+	struct link *link = broker->apart;
+
+	if (link == NULL) {
+		link = malloc(sizeof(*link));
+		if (link == NULL)
+			return NULL;
+		if (link_init(link, broker, ++shard->link_ids) != 0) {
+			link_fini(link);
+			free(link);
+			return NULL;
+		}
+		link->apart = 1;
+		broker->apart = link;
+	}
+	if ((link->state == LINK_IDLE || link->state == LINK_BACKOFF) && link->timer.place == 0)
+		timer_set(&shard->timers, &link->timer, shard->now_ns);
+	return link;
 }
 
 int
@@ -167,10 +195,18 @@ uint64_t
 broker_link_failed(struct broker *broker, struct link *link, enum driver_fatal kind)
 {
 	struct shard *shard = broker->pool->shard;
+	int over_a_message = link->closed_over;
 
-	link->failed++;
-	broker->failures++;
+	link->closed_over = 0;
 	broker->count.failures++;
+	if (over_a_message && !broker->open && (link->apart || broker->unexplained < BLAME_UNEXPLAINED)) {
+		broker->unexplained += !link->apart;
+		return shard->now_ns + world_between(shard->world, 0, AT_ONCE_MS * NS_PER_MS);
+	}
+	link->failed++;
+	if (link->apart)
+		return TAILQ_EMPTY(&link->bound) || !broker_is_ready(broker) ? 0 : shard->now_ns + backoff_ns(broker, link, kind);
+	broker->failures++;
 	if (!broker->open && broker->failures >= breaker_of(broker)->failures && !broker_is_ready(broker) &&
 	    may_open(broker))
 		open_breaker(broker, link);
@@ -201,6 +237,7 @@ void
 broker_link_proven(struct broker *broker, struct link *link)
 {
 	link->failed = 0;
+	broker->unexplained = 0;
 	endpoints_proven(link);
 	if (broker->failures == 0 && broker->slow_start_ns == 0)
 		return;

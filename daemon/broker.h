@@ -13,6 +13,10 @@
  * usable the cap is BROKER_LONELY_MAX_MS: there is nothing better to do than to try, and everybody
  * waits.
  *
+ * A link that the broker closes while messages are unanswered may have been closed over one of them. As long
+ * as there were no more than BLAME_UNEXPLAINED such closes without a verdict (blame.h), the link connects
+ * again at once and no failure is counted: a broker that accepts and answers the probe is well.
+ *
  * Share cap. No more than share_cap percent of a pool's brokers have an open breaker, unless none
  * of the pool is usable anyway: a wave of short failures never takes the pool down by itself.
  *
@@ -38,6 +42,8 @@ struct broker {
 	uint32_t index; /* in its pool */
 	struct link *links;
 	uint32_t link_count;
+	struct link *apart;   /* for lanes that are set apart (blame.h); NULL: never needed yet */
+	uint32_t unexplained; /* closes that may have been over a message, without a verdict since */
 
 	uint32_t failures; /* consecutive */
 	int open;          /* the breaker */
@@ -64,6 +70,16 @@ void broker_start(struct broker *broker);
 
 /* A link has failed: counts, opens the breaker, and says when this link may try again (0: not by itself). */
 uint64_t broker_link_failed(struct broker *broker, struct link *link, enum driver_fatal kind);
+
+/* Its links by number: the ordinary ones, then the apart link if there is one; NULL behind the last. */
+static inline struct link *
+broker_link(const struct broker *broker, uint32_t number)
+{
+	return number < broker->link_count ? &broker->links[number] : number == broker->link_count ? broker->apart : NULL;
+}
+
+/* Its apart link, on its way to be READY or waiting for its next attempt. NULL: no memory. */
+struct link *broker_apart(struct broker *broker);
 
 /* A link has been proven. */
 void broker_link_ready(struct broker *broker, struct link *link);

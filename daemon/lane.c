@@ -156,6 +156,7 @@ start(struct lane *lane)
 	struct shard *shard = lane->shard;
 
 	made(lane);
+	blame_begin(lane);
 	wake_sleeper_init(&lane->doze, &lane->map.daemon->asleep);
 	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->shown_writable = !pool->writable_shown; /* whatever the word says, it is stored */

@@ -28,6 +28,7 @@
 #ifndef TG_DAEMON_LANE_H
 #define TG_DAEMON_LANE_H
 
+#include "blame.h"
 #include "link.h"
 #include "slots.h"
 #include "shm/ring.h"
@@ -85,6 +86,7 @@ struct lane {
 	TAILQ_ENTRY(lane) bound_entry;
 	uint64_t epoch;    /* order "key": the pool's when its routes were chosen */
 	int moving;        /* to be bound anew once nothing is in flight */
+	struct lane_blame blame;
 	int again;         /* with an order: the broker had no room for slot `again_slot`: until it has, one goes at a time, */
 	uint64_t again_slot; /* so that it cannot refuse one and take the next */
 
@@ -146,7 +148,7 @@ int lane_new(struct lane **lane, const struct lane_header *header, struct pool *
 int lane_return(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
     int memfd, const struct lane_geometry *geo, int bell);
 
-/* Frames up to `budget` bytes of records onto links. */
+/* Frames up to `budget` bytes of records onto links. The lane's turn on an apart link ends with it (blame.h). */
 enum lane_pumped lane_pump(struct lane *lane, int32_t budget);
 
 /* Puts it into a place (its old list is left). */
@@ -190,8 +192,8 @@ void lane_overdue(struct lane *lane, uint64_t slot, const struct link *link, uin
  * completes it. */
 void lane_reroute(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq);
 
-/* A broker has closed `link` over this slot, which it carries as seq: returns how often that was. */
-uint32_t lane_blame(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
+/* The slot, if `link` still carries it as seq; else NULL. */
+struct slot *lane_carried(const struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
 
 /* Commits completions and releases, then rings the client if it sleeps. In two steps, so that one
  * fence serves all lanes of a turn. */

@@ -151,13 +151,21 @@ is_carried_by(const struct slot *slot, const struct link *link, uint64_t seq)
 	return slot->state == SLOT_INFLIGHT && slot->link == link && slot->seq == (uint32_t)seq;
 }
 
+struct slot *
+lane_carried(const struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
+{
+	if (lane->place == LANE_GONE || number < lane->slot_head)
+		return NULL;
+	struct slot *slot = lane_slot(lane, number);
+	return is_carried_by(slot, link, seq) ? slot : NULL;
+}
+
 void
 lane_overdue(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
 {
-	if (lane->place == LANE_GONE || number < lane->slot_head)
-		return;
-	struct slot *slot = lane_slot(lane, number);
-	if (!is_carried_by(slot, link, seq) || lane->shard->now_ns < slot->deadline_ns)
+	struct slot *slot = lane_carried(lane, number, link, seq);
+
+	if (slot == NULL || lane->shard->now_ns < slot->deadline_ns)
 		return;
 	landed(lane);
 	lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
@@ -216,26 +224,12 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 		lane_set_place(lane, place);
 }
 
-uint32_t
-lane_blame(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
-{
-	if (lane->place == LANE_GONE || number < lane->slot_head)
-		return 0;
-	struct slot *slot = lane_slot(lane, number);
-	if (!is_carried_by(slot, link, seq))
-		return 0;
-	if (slot->blames < 3)
-		slot->blames++;
-	return slot->blames;
-}
-
 void
 lane_reroute(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
 {
-	if (lane->place == LANE_GONE || number < lane->slot_head)
-		return;
-	struct slot *slot = lane_slot(lane, number);
-	if (!is_carried_by(slot, link, seq))
+	struct slot *slot = lane_carried(lane, number, link, seq);
+
+	if (slot == NULL)
 		return;
 	landed(lane);
 	slot->link = NULL;
@@ -260,6 +254,7 @@ lane_unbind(struct lane *lane, int rewind)
 		link->bound_count--;
 		link->broker->bound_count--;
 		lane->link = NULL;
+		blame_leave(link, lane);
 	}
 	if (!rewind)
 		return;

@@ -245,11 +245,43 @@ route_by_key(struct lane *lane, const struct message *message)
 	return link;
 }
 
+/* The apart link for a lane that is set apart, whatever the pool's order. */
+static struct link *
+route_apart(struct lane *lane, int *rewound)
+{
+	struct link *link = lane->link;
+
+	lane->moving = 0;
+	if (link == NULL || !link->apart) {
+		link = lane->link == NULL || may_leave(lane) ? blame_link(lane) : NULL;
+		if (link == NULL) {
+			lane_set_place(lane, LANE_WAIT_POOL);
+			return NULL;
+		}
+		*rewound = lane->link != NULL && lane->inflight > 0;
+		lane_unbind(lane, *rewound);
+		bind_to(lane, link);
+		if (*rewound)
+			return link;
+	}
+	if (lane->inflight > 0 && waits_for_room(lane)) {
+		lane_set_place(lane, LANE_WAIT_POOL);
+		return NULL;
+	}
+	if (!link_is_writable(link) || !blame_may_send(link, lane)) {
+		lane_set_place(lane, LANE_WAIT_LINK);
+		return NULL;
+	}
+	return link;
+}
+
 static struct link *
 route(struct lane *lane, const struct message *message, int *rewound)
 {
 	struct link *link;
 
+	if (lane->blame.state != BLAME_NONE)
+		return route_apart(lane, rewound);
 	switch (lane->pool->config->order) {
 	case ORDER_BY_LANE:
 		return route_by_lane(lane, rewound);
@@ -319,7 +351,7 @@ frame(struct lane *lane, struct slot *slot)
 		    rejection.text != NULL ? strlen(rejection.text) : 0);
 		return FRAMED_NOT_THIS;
 	case LINK_SEND_FULL:
-		lane_set_place(lane, lane->pool->config->order == ORDER_BY_LANE ? LANE_WAIT_LINK : LANE_WAIT_POOL);
+		lane_set_place(lane, lane->link != NULL ? LANE_WAIT_LINK : LANE_WAIT_POOL);
 		return FRAMED_MOVED;
 	case LINK_SEND_NOMEM: /* the link has failed over it; the lane has been moved already */
 		lane_set_place(lane, LANE_WAIT_POOL);
@@ -342,8 +374,8 @@ frame(struct lane *lane, struct slot *slot)
 	return FRAMED;
 }
 
-enum lane_pumped
-lane_pump(struct lane *lane, int32_t budget)
+static enum lane_pumped
+pump(struct lane *lane, int32_t budget)
 {
 	int rc = sq_consumer_refresh(&lane->sq);
 
@@ -394,6 +426,16 @@ lane_pump(struct lane *lane, int32_t budget)
 		}
 	}
 	return LANE_PUMP_MORE;
+}
+
+enum lane_pumped
+lane_pump(struct lane *lane, int32_t budget)
+{
+	enum lane_pumped rc = pump(lane, budget);
+
+	if (lane->blame.state != BLAME_NONE && lane->link != NULL && lane->link->holder == lane)
+		blame_turn(lane->link, 0);
+	return rc;
 }
 
 void

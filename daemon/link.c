@@ -1,5 +1,6 @@
 #include "link.h"
 
+#include "blame.h"
 #include "broker.h"
 #include "endpoints.h"
 #include "lane.h"
@@ -213,7 +214,12 @@ enter_ready(struct link *link)
 	link->last_progress_ns = link->shard->now_ns;
 	link_health_begin(link);
 	link_update_writable(link);
-	broker_link_ready(link->broker, link);
+	if (link->apart) {
+		link->failed = 0;
+		blame_ready(link);
+	} else {
+		broker_link_ready(link->broker, link);
+	}
 	look_soon(link);
 	if (link->blocked) /* said so before it was ready */
 		link_event(link, LINK_EV_SUSPECT);
@@ -222,8 +228,22 @@ enter_ready(struct link *link)
 }
 
 void
+link_want_serve(struct link *link)
+{
+	if (link->serving)
+		return;
+	link->serving = 1;
+	TAILQ_INSERT_TAIL(&link->shard->serve, link, serve_entry);
+}
+
+void
 link_serve(struct link *link)
 {
+	if (link->apart) {
+		if (link_is_writable(link))
+			blame_serve(link);
+		return;
+	}
 	uint32_t turns = link->broker->pool->waiting; /* no lane has more than one */
 	struct lane *lane;
 
@@ -331,7 +351,11 @@ static void
 enter_failed(struct link *link)
 {
 	link->count.failures++;
-	endpoints_failed(link);
+	link->closed_over = blame_closed(link);
+	if (link->closed_over)
+		endpoints_left(link); /* the address is not to blame */
+	else
+		endpoints_failed(link);
 	link_abandon(link);
 	release_waiters(link);
 	disconnect(link);
@@ -355,6 +379,8 @@ enter_closed(struct link *link)
 	/* The broker asked us to go; it, or what replaces it, is tried again. */
 	uint32_t retry_ms = config_of(link)->breaker.retry_ms;
 	link_event(link, LINK_EV_BACKOFF);
+	if (link->apart)
+		return; /* until a lane is set apart */
 	if (link->broker->open && link->broker->prober != link)
 		return; /* the prober tries for all of them */
 	timer_set(&link->shard->timers, &link->timer,

@@ -5,8 +5,9 @@
  *                        any ↘ FAILED → BACKOFF → RESOLVING …   READY → DRAINING → CLOSED
  *
  * link.c has the table and the connection; link_io.c moves bytes; link_flight.c holds what is in
- * flight until its broker answers; link_health.c decides whether it lives, link_blame.c finds the
- * message that a broker closes over, link_move.c hands it to a successor of the daemon.
+ * flight until its broker answers; link_health.c decides whether it lives, link_move.c hands it to a
+ * successor of the daemon. A link that is `apart` carries lanes whose messages a broker may be closing
+ * over, one lane at a time (blame.h).
  *
  * Owner: its broker, for the daemon's life. One thread: its shard's.
  *
@@ -23,10 +24,8 @@
  *  L4  every entry holds one reference to its lane until it is answered or the link fails
  *  L5  bytes referenced in a ring are not released while they are unwritten: a record is only
  *      completed by the link it is in flight on, and a link that stops carrying owns its bytes first
- *  L6  after the broker has closed over a message without saying which, one message is unanswered at a
- *      time until as many were answered as were in doubt: whatever ends the link then is the one's doing.
- *      So it is for the first of each lane (LINK_CAREFUL_MAX) after the broker could not take what was
- *      unanswered
+ *  L6  after the broker could not take what was unanswered, one message is unanswered at a time until the
+ *      first of each lane (LINK_CAREFUL_MAX) has been answered
  */
 #ifndef TG_DAEMON_LINK_H
 #define TG_DAEMON_LINK_H
@@ -99,6 +98,14 @@ struct link {
 	enum link_state state;
 	uint64_t state_since_ns;
 	struct timer timer;
+
+	/* apart, see blame.h */
+	int apart;
+	struct lane *holder;  /* the lane whose turn it is; bound to this link; NULL: none */
+	uint64_t closed_ns;   /* the last time that it closed over a message of its holder, */
+	uint32_t closed_code; /* and the broker's words then */
+	char closed_why[200];
+	int closed_over;      /* this failure may be over a message: broker_link_failed reads it */
 
 	/* the connection */
 	void *resolving;
@@ -272,6 +279,9 @@ void link_on_writable(void *owner);
 /* Recomputes `writable` from the marks; wakes those who waited when it turns on. */
 void link_update_writable(struct link *link);
 
+/* Puts it on the shard's list of links whose waiters have a turn coming. */
+void link_want_serve(struct link *link);
+
 /* Lets lanes that wait for it have their turn, as long as it is writable. */
 void link_serve(struct link *link);
 
@@ -294,6 +304,9 @@ void link_on_driver_event(void *owner, const struct driver_event *event);
 
 /* Messages nobody acknowledges are SENT when the kernel has their last byte. */
 void link_answer_written(struct link *link);
+
+/* The most messages it may have unanswered, within the pool's limit; 0: the pool's. Minds L6. */
+void link_set_window(struct link *link, uint64_t messages);
 
 /* Completes what is in flight and past its deadline; its entries go on counting against the window. */
 void link_expire(struct link *link);
@@ -334,17 +347,5 @@ int link_can_move(const struct link *link);
 
 /* In state IDLE, with its session open: brings that to where the old daemon's was. Returns NULL, or why not; static. */
 const char *link_replay(struct link *link, const struct link_past *past);
-
-/* link_blame.c ---------------------------------------------------------------------------- */
-
-/* The most messages it may have unanswered, within the pool's limit; 0: the pool's. Minds L6. */
-void link_set_window(struct link *link, uint64_t messages);
-
-/* An answer has come and the link is careful. */
-void link_answered_carefully(struct link *link);
-
-/* The broker has closed over one of the unanswered messages (FATAL_MESSAGE). Returns the entry to reject
- * in the broker's words, with *code, or NULL. Before link_abandon. */
-struct inflight *link_blame(struct link *link, uint32_t *code);
 
 #endif

@@ -1,6 +1,7 @@
 /* What is in flight on a link, and what its broker says of it. */
 #include "link.h"
 
+#include "blame.h"
 #include "broker.h"
 #include "endpoints.h"
 #include "lane.h"
@@ -66,14 +67,28 @@ advance_base(struct link *link)
 		link->base++;
 }
 
+void
+link_set_window(struct link *link, uint64_t messages)
+{
+	const struct config_pool *config = link->broker->pool->config;
+
+	if (messages == 0 || messages > config->window_messages)
+		messages = config->window_messages;
+	link->window_wide = (uint32_t)messages;
+	link->window = link->careful > 0 ? 1 : link->window_wide;
+	link->window_low = config->window_low < link->window / 2 ? config->window_low : link->window / 2;
+}
+
 static void
 progress(struct link *link)
 {
 	link->last_progress_ns = link->shard->now_ns;
 	link->full = 0;
 	advance_base(link);
-	if (link->careful > 0)
-		link_answered_carefully(link);
+	if (link->careful > 0 && --link->careful == 0)
+		link_set_window(link, link->window_wide);
+	if (link->apart)
+		blame_turn(link, 1);
 	if (link->state == LINK_DRAINING && link->outstanding == 0)
 		link_want_flush(link); /* the flush sees that it has drained */
 }
@@ -347,9 +362,7 @@ void
 link_abandon(struct link *link)
 {
 	uint64_t written = out_written(&link->out);
-	uint32_t code;
-	struct inflight *guilty =
-	    link->state == LINK_FAILED && link->failed_kind == FATAL_MESSAGE ? link_blame(link, &code) : NULL;
+	int keeps = link->apart && link->ready_ns != 0 && link->state == LINK_FAILED;
 
 	/* What it could not take now it may take from one moment to the next (a leader was elected): the first of each
 	 * lane goes alone, so that none overtakes one that is refused. */
@@ -357,8 +370,6 @@ link_abandon(struct link *link)
 	if (link->state == LINK_FAILED && link->failed_kind == FATAL_UNUSABLE && link->outstanding > 0 &&
 	    link->careful < lanes)
 		link->careful = lanes;
-	if (guilty != NULL)
-		answer(link, guilty, TG_REJECTED, 0, code, link->fatal_why, strlen(link->fatal_why));
 
 	for (; link->base != link->next; link->base++) {
 		struct inflight *entry = link_entry(link, link->base);
@@ -369,6 +380,8 @@ link_abandon(struct link *link)
 		    entry->start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
 	}
 	link->base = link->next = 0;
-	while (!TAILQ_EMPTY(&link->bound))
+	link->holder = NULL;
+	/* Lanes that are set apart wait for the link: their verdict is due when it is READY again. */
+	while (!keeps && !TAILQ_EMPTY(&link->bound))
 		lane_unbind(TAILQ_FIRST(&link->bound), 0);
 }

@@ -23,6 +23,7 @@
  */
 #include "link.h"
 
+#include "blame.h"
 #include "broker.h"
 #include "log.h"
 #include "pool.h"
@@ -290,7 +291,12 @@ link_health_check(struct link *link)
 	const struct config_health *health = &link->broker->pool->config->health;
 	uint64_t now = link->shard->now_ns;
 
-	if (link->state == LINK_READY && link->ready_ns != 0 &&
+	if (link->apart && TAILQ_EMPTY(&link->bound) && link->outstanding == 0 &&
+	    now - link->last_progress_ns >= BLAME_IDLE_MS * NS_PER_MS) {
+		link_drain(link);
+		return;
+	}
+	if (!link->apart && link->state == LINK_READY && link->ready_ns != 0 &&
 	    now - link->ready_ns >= link->broker->pool->config->breaker.slow_start_ms * NS_PER_MS)
 		broker_link_proven(link->broker, link);
 	link_expire(link);

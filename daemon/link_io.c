@@ -121,7 +121,8 @@ fail_io(struct link *link, const char *what)
 	char why[256];
 
 	if (link->tls == NULL || errno != EPROTO) {
-		link_fail(link, FATAL_PROTOCOL, "%s: %s", what, strerror(errno));
+		link_fail(link, errno == ECONNRESET || errno == EPIPE ? FATAL_DROPPED : FATAL_PROTOCOL, "%s: %s", what,
+		    strerror(errno));
 		return;
 	}
 	snprintf(why, sizeof(why), "%s", tls_why(link->tls)); /* which does not outlive the failure */
@@ -332,7 +333,7 @@ read_once(struct link *link)
 		return 0;
 	}
 	if (n == 0) {
-		link_fail(link, FATAL_CLOSED, "closed by the broker");
+		link_fail(link, FATAL_DROPPED, "closed by the broker");
 		return 0;
 	}
 	link->count.reads++;

@@ -437,6 +437,11 @@ pool_link_changed(struct pool *pool, struct link *link)
 	struct shard *shard = pool->shard;
 	int ready = link_is_ready(link);
 
+	if (link->apart) { /* none of the pool's readiness: it serves those that are bound to it */
+		if (link_is_writable(link))
+			link_want_serve(link);
+		return;
+	}
 	if (ready != link->counted_ready) {
 		link->counted_ready = ready;
 		pool->epoch++;
@@ -447,10 +452,7 @@ pool_link_changed(struct pool *pool, struct link *link)
 		pool->writable = 1;
 		if (!pool->writable_shown)
 			show_writable(pool, 1);
-		if (!link->serving) {
-			link->serving = 1;
-			TAILQ_INSERT_TAIL(&shard->serve, link, serve_entry);
-		}
+		link_want_serve(link);
 		return;
 	}
 	if (pool->writable && !any_writable(pool)) {
@@ -497,12 +499,16 @@ on_tick(struct timer *timer)
 {
 	struct pool *pool = (struct pool *)(void *)((char *)timer - offsetof(struct pool, tick));
 	uint64_t now = pool->shard->now_ns;
+	struct link *link;
 
 	if (pool->waiting > 0) {
 		expire_list(&pool->waiters);
 		for (uint32_t b = 0; b < pool->broker_count; b++)
-			for (uint32_t l = 0; l < pool->brokers[b].link_count; l++)
-				expire_list(&pool->brokers[b].links[l].waiters);
+			for (uint32_t l = 0; (link = broker_link(&pool->brokers[b], l)) != NULL; l++) {
+				expire_list(&link->waiters);
+				if (link->apart && !TAILQ_EMPTY(&link->waiters))
+					link_want_serve(link); /* a lane's pause may be over */
+			}
 		if (!pool->shard->paused)
 			pool_serve(pool);
 	}

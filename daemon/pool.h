@@ -16,6 +16,7 @@
 #ifndef TG_DAEMON_POOL_H
 #define TG_DAEMON_POOL_H
 
+#include "blame.h"
 #include "broker.h"
 #include "config.h"
 #include "link.h"
@@ -40,6 +41,8 @@ struct pool {
 	int writable_shown;  /* what the lanes' words say */
 	uint64_t unwritable_ns; /* since when */
 	uint64_t epoch;      /* changes with the set of ready brokers */
+	struct blame_book blame;
+	struct log_limit blame_limit;
 	struct log_limit rejected_limit;
 	struct timer tick;   /* expiry of waiting lanes, writable words, shares; set only while needed */
 	struct {

@@ -389,18 +389,22 @@ shard_is_empty(const struct shard *shard)
 void
 shard_farewell(struct shard *shard)
 {
+	struct link *link;
+
 	for (uint32_t p = 0; p < shard->pool_count; p++)
 		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
-			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
-				link_farewell(&shard->pools[p].brokers[b].links[l]);
+			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].brokers[b], l)) != NULL; l++)
+				link_farewell(link);
 }
 
 void
 shard_drain_links(struct shard *shard)
 {
+	struct link *link;
+
 	for (uint32_t p = 0; p < shard->pool_count; p++)
 		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
-			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
-				link_drain(&shard->pools[p].brokers[b].links[l]);
+			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].brokers[b], l)) != NULL; l++)
+				link_drain(link);
 	flush_links(shard);
 }

@@ -98,7 +98,9 @@ enum driver_fatal {
 	FATAL_CLOSED,   /* the broker closes in its own good order; text says why */
 	FATAL_UNUSABLE, /* not a broker to publish to now (read-only replica, loading): use another */
 	FATAL_MESSAGE,  /* the broker closes over one of the unanswered messages and does not say which; text
-	                 * says why. The link then sends one at a time, to find out (link_blame) */
+	                 * says why. The daemon finds out which (daemon/blame.h) */
+	FATAL_DROPPED,  /* the link's own, no driver's: the connection ended without a word. With messages
+	                 * unanswered, that may have been over one of them, too */
 };
 
 struct driver_event {

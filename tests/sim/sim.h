@@ -125,6 +125,7 @@ struct link_watch {
 	uint64_t failed_ns;
 	uint64_t wait_ns; /* the least the back-off allows after that failure */
 	uint64_t attempts;
+	uint32_t counted; /* link->failed, a step ago */
 	int suspect;
 };
 
