@@ -327,6 +327,7 @@ link_row(struct answer *row, const struct link *link)
 	answer_count(row, "unsent_bytes", out_unwritten(&link->out));
 	answer_count(row, "window", link->window);
 	answer_count(row, "lanes", link->bound_count);
+	answer_truth(row, "apart", link->apart);
 	answer_count(row, "probe_rtt_us", link->probe_rtt_ns / NS_PER_US);
 	answer_count(row, "last_read_ms", ms_since(shard, link->last_read_ns));
 	answer_count(row, "connects", link->connects);
@@ -345,12 +346,13 @@ link_row(struct answer *row, const struct link *link)
 static void
 links(struct admin_query *query)
 {
+	const struct link *link;
 	struct page page;
 
 	page_init(&page, query, "links");
 	FOR_EACH_POOL (query, pool)
 		FOR_EACH_BROKER (pool, broker)
-			FOR_EACH_LINK (broker, link) {
+			for (uint32_t l = 0; (link = broker_link(broker, l)) != NULL; l++) {
 				struct answer row;
 				if (!page_wants(&page, link->id))
 					continue;
@@ -377,6 +379,8 @@ lane_row(struct answer *row, const struct lane *lane, uint32_t *budget)
 	answer_text(row, "name", client != NULL ? client->name : "");
 	answer_truth(row, "orphan", client == NULL);
 	answer_text(row, "place", lane_place_word(lane->place));
+	answer_text(row, "apart", blame_word(lane->blame.state));
+	answer_count(row, "verdicts", lane->blame.verdicts);
 	if (lane->link != NULL)
 		answer_count(row, "link", lane->link->id);
 	else

@@ -267,6 +267,10 @@ reason_of(const struct lane *lane, const struct census *census, const struct lin
 	*link = NULL;
 	if (census->broken)
 		return WHY_BROKEN;
+	if (lane->blame.state != BLAME_NONE && census->waiting + census->in_flight > 0) {
+		*link = lane->link;
+		return WHY_APART;
+	}
 	if (census->waiting == 0) {
 		*link = census->link;
 		if (census->in_flight > 0)
@@ -398,6 +402,26 @@ say_in_flight(struct words *words, const struct group *group)
 }
 
 static void
+say_apart(struct words *words, const struct group *group)
+{
+	const struct lane *lane = group->first;
+
+	say(words, ": set apart (%s, process %d, user %u, %u verdicts): a broker closed its connection while messages of "
+		   "it were unanswered",
+	    blame_word(lane->blame.state), (int)lane->owner.pid, (unsigned)lane->owner.uid, lane->blame.verdicts);
+	if (lane->blame.resume_ns > lane->shard->now_ns) {
+		say(words, "; the next is sent in ");
+		say_ns(words, lane->blame.resume_ns - lane->shard->now_ns);
+	}
+	if (group->link == NULL)
+		return;
+	say(words, "; ");
+	say_which_link(words, group->link);
+	if (group->link->closed_why[0] != '\0')
+		say(words, " was closed last over: %s", group->link->closed_why);
+}
+
+static void
 say_cause(struct words *words, const struct group *group)
 {
 	const struct link *link = group->link;
@@ -436,6 +460,9 @@ say_cause(struct words *words, const struct group *group)
 	case WHY_MOVING:
 		say(words, ": the next link may be used when ");
 		say_in_flight(words, group);
+		break;
+	case WHY_APART:
+		say_apart(words, group);
 		break;
 	case WHY_UNREAD:
 		if (group->waiting > 0)

@@ -375,8 +375,9 @@ next_turn(struct link *link)
 }
 
 void
-blame_leave(struct link *link, const struct lane *lane)
+blame_leave(struct link *link, struct lane *lane)
 {
+	lane->blame.accused = 0;
 	if (link->holder == lane)
 		next_turn(link);
 }

@@ -113,7 +113,7 @@ int blame_may_send(struct link *link, struct lane *lane);
 void blame_turn(struct link *link, int answered);
 
 /* The lane leaves the apart link. */
-void blame_leave(struct link *link, const struct lane *lane);
+void blame_leave(struct link *link, struct lane *lane);
 
 /* Lets the lane that may have it use the apart link. */
 void blame_serve(struct link *link);

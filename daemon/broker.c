@@ -186,6 +186,10 @@ open_breaker(struct broker *broker, struct link *prober)
 	for (uint32_t i = 0; i < broker->link_count; i++)
 		if (broker->links[i].state == LINK_BACKOFF)
 			timer_stop(&shard->timers, &broker->links[i].timer);
+	if (broker->apart != NULL && (broker->apart->state == LINK_BACKOFF || broker->apart->state == LINK_IDLE)) {
+		timer_stop(&shard->timers, &broker->apart->timer);
+		link_unbind_all(broker->apart);
+	}
 	log_event(LOG_LEVEL_WARN, "breaker_open", "pool=%s broker=%s failures=%u cause=%s",
 	    broker->pool->config->name, broker->config->address.text, broker->failures,
 	    log_quote((char[256]){ 0 }, 256, broker->why, strlen(broker->why)));

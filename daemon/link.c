@@ -517,6 +517,8 @@ link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
 	link_event(link, LINK_EV_BACKOFF);
 	if (at_ns != 0)
 		timer_set(&link->shard->timers, &link->timer, at_ns);
+	else
+		link_unbind_all(link); /* it does not come back by itself */
 }
 
 void

@@ -311,6 +311,9 @@ void link_set_window(struct link *link, uint64_t messages);
 /* Completes what is in flight and past its deadline; its entries go on counting against the window. */
 void link_expire(struct link *link);
 
+/* The lanes bound to it are bound anew, by their next records. */
+void link_unbind_all(struct link *link);
+
 /* A suspect keeps what it holds; its lanes need not wait for it, and send the same elsewhere. */
 void link_let_go(struct link *link);
 

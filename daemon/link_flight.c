@@ -347,6 +347,13 @@ link_expire(struct link *link)
 }
 
 void
+link_unbind_all(struct link *link)
+{
+	while (!TAILQ_EMPTY(&link->bound))
+		lane_unbind(TAILQ_FIRST(&link->bound), 0);
+}
+
+void
 link_let_go(struct link *link)
 {
 	for (uint64_t seq = link->base; seq != link->next; seq++) {
@@ -354,8 +361,7 @@ link_let_go(struct link *link)
 		if (entry->lane != NULL)
 			lane_reroute(entry->lane, entry->slot, link, seq);
 	}
-	while (!TAILQ_EMPTY(&link->bound))
-		lane_unbind(TAILQ_FIRST(&link->bound), 0);
+	link_unbind_all(link);
 }
 
 void
@@ -382,6 +388,6 @@ link_abandon(struct link *link)
 	link->base = link->next = 0;
 	link->holder = NULL;
 	/* Lanes that are set apart wait for the link: their verdict is due when it is READY again. */
-	while (!keeps && !TAILQ_EMPTY(&link->bound))
-		lane_unbind(TAILQ_FIRST(&link->bound), 0);
+	if (!keeps)
+		link_unbind_all(link);
 }

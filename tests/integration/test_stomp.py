@@ -170,7 +170,8 @@ def test_body_larger_than_the_broker_takes_is_found_and_rejected(daemon, shared,
     assert others.finish() == {"delivered": 2000}
     wait_all_arrived([others], reader)
     check_all_arrived([others], reader)
-    assert 3 <= d.links()[0]["failures"] <= 4, d.links()
+    # What is in doubt after the second close rides a link of its own.
+    assert d.links()[0]["failures"] <= 2, d.links()
     reader.close()
 
 
@@ -237,7 +238,7 @@ def test_what_rabbitmq_closes_over_is_found_and_rejected(box, daemon, secured_ra
     assert words in result.stderr and "65286" in result.stderr, result.stderr
     assert beside.finish() == {"delivered": 1500}
     check_all_arrived([beside], QueueArrivals(secured_rabbit, name, secured_rabbit.depth(name)))
-    assert 3 <= d.links()[0]["failures"] <= 4, d.links()
+    assert d.links()[0]["failures"] <= 2, d.links()
 
 
 @pytest.mark.long
@@ -293,7 +294,7 @@ def test_error_that_names_a_message_rejects_that_one(daemon, box):
 
 @pytest.mark.sanitizers
 def test_message_a_broker_closes_over_is_found_and_rejected_and_no_other(daemon, box):
-    """The broker names none: of those unanswered each is tried alone, and the guilty one ends it three times."""
+    """The broker names none: after the second close the lanes in doubt ride a link of their own."""
     sink = Sink(box, protocol="stomp", options=["--reject", "2", "--reject-topic", "*poison*", "--reason", "eek",
                                                 "--ack-delay", "5"]).start()
     d = daemon(stomp_pool(sink))
@@ -306,8 +307,7 @@ def test_message_a_broker_closes_over_is_found_and_rejected_and_no_other(daemon,
     for producer in producers:
         assert producer.finish() == {"delivered": 3000}
     check_all_arrived(producers, sink)
-    failures = d.links()[0]["failures"]
-    assert 3 <= failures <= 4, d.links()
+    assert d.links()[0]["failures"] <= 2, d.links()
     # The window opens again: one after the other 3000 messages of 5 ms each would take 15 s.
     started = time.monotonic()
     assert Producer(box, d, 9, topic="/queue/good", count=3000, batch=64).finish() == {"delivered": 3000}
@@ -315,14 +315,28 @@ def test_message_a_broker_closes_over_is_found_and_rejected_and_no_other(daemon,
 
 
 @pytest.mark.parametrize("way", ["--close-after", "--reset-after"])
-def test_broker_that_closes_without_words_blames_nobody(daemon, box, way):
-    """A crash, a restart, a reset: however often, messages are sent again until they are answered."""
+def test_message_a_living_broker_closes_over_without_a_word_is_rejected(daemon, box, way):
+    """The link beside lives all the while: three closes over the message alone are its own."""
     sink = Sink(box, protocol="stomp", options=[way, "1", "--no-ack"]).start()
     d = daemon(stomp_pool(sink))
+    result = d.publish("-m", "x", topic="/queue/poison")
+    assert result.returncode == 1 and summary(result) == {"accepted": 1, "rejected": 1}, result.stderr
+    assert "65286" in result.stderr and "/queue/poison" in result.stderr, result.stderr
+    assert d.links()[0]["failures"] <= 2, d.links()
+    assert d.rows("brokers")[0]["breaker"] == "closed"
+
+
+def test_broker_that_is_killed_over_a_message_again_and_again_blames_nobody(daemon, box):
+    """All its connections end with it: no link was there to see it live. The message is sent until it is answered."""
+    sink = Sink(box, protocol="stomp", options=["--no-ack"]).start()
+    d = daemon(stomp_pool(sink))
     producer = Producer(box, d, topic="/queue/a", count=1, words=["-T", "60000"])
-    wait_for(lambda: d.links()[0]["failures"] >= 6, lambda: f"six failures: {d.links()}", 30)
+    for _ in range(6):
+        wait_for(lambda: sum(link["outstanding"] for link in d.links()), lambda: f"a message under way: {d.links()}", 30)
+        sink.kill()
+        sink.start()
     assert producer.file.completed() == 0
-    sink.tell("set", way[2:], "0")
+    wait_for(lambda: sum(link["outstanding"] for link in d.links()), lambda: f"a message under way: {d.links()}", 30)
     sink.tell("set", "no-ack", "off")
     assert producer.finish() == {"delivered": 1}
 
