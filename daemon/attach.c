@@ -344,6 +344,7 @@ attach_open(struct client *client, const struct frame *request)
 		return rc;
 	header.flags = shard->expedited ? LANE_F_EXPEDITED : 0;
 	header.nonce = world_random(shard->world);
+	world_secret(shard->world, header.secret, sizeof(header.secret));
 	snprintf(header.pool, sizeof(header.pool), "%s", pool->config->name);
 	shard->lane_ids++;
 	return begin(client, request->serial, &header, pool, &geo, -1, &taken);

@@ -80,6 +80,7 @@ give_lane(int fd, const struct lane *lane)
 	frame.orphan = lane->client == NULL;
 	frame.u.lane.id = lane->id;
 	frame.u.lane.nonce = lane->nonce;
+	memcpy(frame.u.lane.secret, lane->secret, sizeof(lane->secret));
 	frame.u.lane.orphaned_ns = lane->orphaned_ns;
 	frame.u.lane.uid = lane->owner.uid;
 	frame.u.lane.pid = lane->owner.pid;

@@ -123,7 +123,8 @@ struct handover_frame {
 			char name[32];
 		} client;
 		struct {
-			uint64_t id, nonce; /* as the old one knows them: the client can write what the memfd says */
+			/* As the old one knows them: the client can write what the memfd says. */
+			uint64_t id, nonce, secret[2];
 			uint64_t orphaned_ns;
 			uint32_t uid; /* its owner's, and whether the service manager keeps it */
 			int32_t pid;

@@ -8,6 +8,7 @@
 #include "shard.h"
 
 #include <stddef.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,7 +53,8 @@ lane_make(struct lane **out, const struct lane_header *header, struct pool *pool
 	lane->pool = pool;
 	lane->client = client;
 	lane->id = header->lane_id;
-	lane->nonce = lane->identity = header->nonce;
+	lane->nonce = header->nonce;
+	memcpy(lane->secret, header->secret, sizeof(lane->secret));
 	lane->map.geo = *geo;
 	lane->memfd = memfd;
 	lane->handed_back = memfd >= 0;
@@ -376,13 +378,16 @@ void
 lane_own(struct lane *lane, const struct lane_owner *owner)
 {
 	uint8_t digest[EVP_MAX_MD_SIZE];
-	uint64_t from[2] = { lane->nonce, owner->uid };
+	uint64_t from[3] = { lane->secret[0], lane->secret[1], owner->uid };
 
 	charge_to(lane, owner->uid);
 	lane->owner = *owner;
-	/* Without a digest nothing would work that has to do with TLS either; the nonce alone is then the best there is. */
+	/* Without a digest nothing would work that has to do with TLS either; the secret alone is then the best there is. */
 	if (EVP_Digest(from, sizeof(from), digest, NULL, EVP_sha256(), NULL) == 1)
-		memcpy(&lane->identity, digest, sizeof(lane->identity));
+		memcpy(&lane->id_key, digest, sizeof(lane->id_key));
+	else
+		memcpy(&lane->id_key, lane->secret, sizeof(lane->id_key));
+	OPENSSL_cleanse(digest, sizeof(digest));
 }
 
 int

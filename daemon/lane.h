@@ -30,6 +30,7 @@
 
 #include "blame.h"
 #include "link.h"
+#include "siphash.h"
 #include "slots.h"
 #include "shm/ring.h"
 #include "shm/wake.h"
@@ -60,7 +61,8 @@ struct lane {
 	struct client *client; /* NULL: an orphan */
 	uint64_t id;
 	uint64_t nonce; /* the header's: the same over restarts of the daemon */
-	uint64_t identity; /* of it and its owner's user, for the ids of messages (lane_own) */
+	uint64_t secret[2]; /* the header's */
+	struct siphash_key id_key; /* of the ids of its messages: lane_own() */
 	struct lane_owner owner;
 	struct account *account; /* its owner's; held until its memory is freed */
 	uint64_t charged_bytes;  /* to the account: the memfd, and whatever else lane_charge() was told of */
@@ -220,10 +222,11 @@ void lane_await(struct lane *lane);
 void lane_forsake(struct lane *lane);
 
 /*
- * Whose lane it is. Ids of messages, by which brokers know what they have had already, are made of
- * the lane's identity: a nonce can be read off a message and written into a lane that is handed back, and
- * whoever did that could have another's messages taken for repetitions. So it is mixed with the user,
- * in a way that cannot be turned round; among the processes of one user there is nothing to protect.
+ * Whose lane it is. Brokers know by a message's id whether they have the message already (message_id(), in
+ * protocol/driver.h), so ids must not be predictable: another producer would publish with the next one first. They are
+ * made with a key of the lane's secret and its owner's user id. The secret is in the lane's memory, which only its owner's
+ * user can read, and so survives the daemon. The owner may write what it likes there; since the user id is part of
+ * the key, that gives it no other user's ids. Among the processes of one user there is nothing to protect.
  */
 void lane_own(struct lane *lane, const struct lane_owner *owner);
 

@@ -126,7 +126,7 @@ message_make(struct lane *lane, const struct slot *slot, struct message *message
 	*message = (struct message){
 		.position = slot->position,
 		.lane_id = lane->id,
-		.lane_nonce = lane->identity,
+		.id_key = &lane->id_key,
 		.published_ns = slot->published_ns,
 		.topic = copy,
 		.key = copy + slot->topic_len,

@@ -167,10 +167,13 @@ session_new(struct link *link, const char *client_id, uint64_t random)
 static void
 enter_handshake(struct link *link)
 {
+	uint64_t secret;
+
 	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
 	if (link->session == NULL)
 		pool_renew_secrets(link->broker->pool);
-	if (link->session == NULL && session_new(link, NULL, world_random(link->shard->world)) != 0) {
+	world_secret(link->shard->world, &secret, sizeof(secret));
+	if (link->session == NULL && session_new(link, NULL, secret) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a session");
 		return;
 	}

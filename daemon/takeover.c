@@ -163,6 +163,7 @@ adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
 		return refuse_lane(item, &geo, "its pool is not configured any more");
 	header.lane_id = f->u.lane.id;
 	header.nonce = f->u.lane.nonce;
+	memcpy(header.secret, f->u.lane.secret, sizeof(header.secret));
 	rc = lane_return(&lane, &header, pool, client, item->fds[0], &geo, item->fds[1]);
 	if (rc != 0)
 		return refuse_lane(item, rc == -TG_EBROKEN ? &geo : NULL, error_text(rc));

@@ -67,6 +67,8 @@ struct world_ops {
 	uint64_t (*now_ns)(struct world *world); /* monotonic; any thread */
 	uint64_t (*wall_ms)(struct world *world); /* Unix time; may jump */
 	uint64_t (*random)(struct world *world);
+	/* Bytes that cannot be predicted from any that were seen, as random()'s can. */
+	void (*secret)(struct world *world, void *bytes, size_t len);
 
 	/* Looks a name up; handlers->resolved follows. Returns a request to cancel, or NULL without memory. */
 	void *(*resolve)(struct world *world, const struct config_address *address,
@@ -104,6 +106,12 @@ static inline uint64_t
 world_random(struct world *world)
 {
 	return world->ops->random(world);
+}
+
+static inline void
+world_secret(struct world *world, void *bytes, size_t len)
+{
+	world->ops->secret(world, bytes, len);
 }
 
 /* A random number in [low, high]. */

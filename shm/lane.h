@@ -47,6 +47,7 @@ struct lane_header {
 	uint32_t max_record; /* bytes of the largest record the daemon takes, header included */
 	uint64_t nonce;      /* random, of this lane: a handed-back memfd is matched by it */
 	char pool[LANE_POOL_NAME];
+	uint64_t secret[2]; /* random, and never told: the ids of the lane's messages are made with it */
 };
 
 enum lane_flags {
@@ -94,7 +95,8 @@ _Static_assert(offsetof(struct lane_header, cq_entries) == 0x20, "lane ABI");
 _Static_assert(offsetof(struct lane_header, max_record) == 0x24, "lane ABI");
 _Static_assert(offsetof(struct lane_header, nonce) == 0x28, "lane ABI");
 _Static_assert(offsetof(struct lane_header, pool) == 0x30, "lane ABI");
-_Static_assert(sizeof(struct lane_header) == 0x70, "lane ABI");
+_Static_assert(offsetof(struct lane_header, secret) == 0x70, "lane ABI");
+_Static_assert(sizeof(struct lane_header) == 0x80, "lane ABI");
 _Static_assert(offsetof(struct lane_client, cq_head) == 128, "lane ABI");
 _Static_assert(offsetof(struct lane_client, waiting) == 256, "lane ABI");
 _Static_assert(sizeof(struct lane_client) == 384, "lane ABI");

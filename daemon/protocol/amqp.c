@@ -12,8 +12,8 @@
  *   content_type             of every message; default none
  *
  * Headers are the headers table's long strings in their order, a key that is not empty is one more
- * of the name tidegate-key. What a message's deadline leaves is its expiration, lane and position are
- * its message id.
+ * of the name tidegate-key. What a message's deadline leaves is its expiration; its message id is
+ * message_id().
  */
 #include "amqp.h"
 #include "utf8.h"

@@ -32,9 +32,6 @@
 #define AMQP_CHANNELS_MAX 2000u
 #define AMQP_TEXT_MAX 160u
 
-/* How long a message id is: lane nonce and position, sixteen hex digits each and a dash. */
-#define AMQP_ID_LEN 33u
-
 /* Messages of a connection that are unanswered or were answered early: four of the widest windows. */
 #define AMQP_UNANSWERED_MAX (UINT32_C(1) << 24)
 
@@ -131,11 +128,9 @@ amqp_session(struct session *session)
  * those that wait at a time are alike in it (1 in 2^32 for each pair).
  */
 static inline uint32_t
-amqp_id(uint64_t lane_nonce, uint64_t position)
+amqp_id(const struct siphash *id)
 {
-	return (
-	    uint32_t)((position + lane_nonce * UINT64_C(0x9e3779b97f4a7c15)) * UINT64_C(0xd6e8feb86659fd93) >>
-		      32);
+	return (uint32_t)id->word[0];
 }
 
 /* A channel at the end of those there are. Returns NULL without memory. */

@@ -214,16 +214,16 @@ take_id(struct amqp_reader *header)
 		id = amqp_take_short(header);
 	else
 		id = (struct amqp_view){ NULL, 0 };
-	if (id.len != AMQP_ID_LEN)
+	if (id.len != MESSAGE_ID_LEN)
 		header->bad = 1;
 	if (header->bad)
 		return 0;
 	struct amqp_reader text = { id.bytes, id.bytes + id.len, 0 };
-	uint64_t lane_nonce = take_hex(&text);
+	struct siphash ours = { .word[0] = take_hex(&text) };
 	text.bad |= amqp_take(&text, 1) != '-';
-	uint64_t position = take_hex(&text);
+	ours.word[1] = take_hex(&text);
 	header->bad = text.bad;
-	return amqp_id(lane_nonce, position);
+	return amqp_id(&ours);
 }
 
 int

@@ -29,6 +29,7 @@ struct target {
 /* What framing worked out before it writes. */
 struct frame {
 	struct target target;
+	struct siphash id;
 	size_t table; /* bytes of the headers table's fields */
 	size_t properties;
 	size_t head; /* everything before the body's first frame */
@@ -99,6 +100,9 @@ measure_headers(const struct message *message, size_t *size, struct driver_rejec
 		if (fault != UTF8_PLAIN)
 			return driver_reject(rejection, REJECT_HEADER, "a header's name %s at byte %zu",
 			    utf8_fault_text(fault), offset);
+		if (header.name_len == sizeof(KEY_NAME) - 1 && memcmp(header.name, KEY_NAME, header.name_len) == 0)
+			return driver_reject(
+			    rejection, REJECT_HEADER, "a header is named " KEY_NAME ", which holds the message's key");
 		if (is_reserved(&header))
 			return driver_reject(rejection, REJECT_HEADER,
 			    "a header is named %.*s, which RabbitMQ keeps for lists of routing keys",
@@ -121,7 +125,8 @@ measure(const struct amqp_session *amqp, const struct message *message, struct f
 		return driver_reject(rejection, REJECT_BODY, "the body has %u bytes, the broker allows %llu",
 		    message->body_len, (unsigned long long)amqp->max_body);
 	frame->flags = PROPERTY_DELIVERY_MODE | PROPERTY_MESSAGE_ID;
-	frame->properties = 1 + 1 + AMQP_ID_LEN;
+	frame->id = message_id(message);
+	frame->properties = 1 + 1 + MESSAGE_ID_LEN;
 	if (settings->content_type != NULL) {
 		frame->flags |= PROPERTY_CONTENT_TYPE;
 		frame->properties += 1 + strlen(settings->content_type);
@@ -244,16 +249,6 @@ append_opening(const struct frame *frame, int opens, int checks, struct out *out
 /* ---- the frames ---- */
 
 static uint8_t *
-put_hex(uint8_t *at, uint64_t value)
-{
-	static const char digits[] = "0123456789abcdef";
-
-	for (int shift = 60; shift >= 0; shift -= 4)
-		*at++ = (uint8_t)digits[value >> shift & 15];
-	return at;
-}
-
-static uint8_t *
 put_field(uint8_t *at, const void *name, size_t name_len, const void *value, size_t value_len)
 {
 	return amqp_put_long(amqp_put_u8(amqp_put_short(at, name, name_len), 'S'), value, value_len);
@@ -294,8 +289,7 @@ put_head(
 	at = amqp_put_u8(at, settings->persistent ? 2 : 1);
 	if (frame->flags & PROPERTY_EXPIRATION)
 		at = amqp_put_short(at, frame->expiry, frame->expiry_len);
-	at = put_hex(amqp_put_u8(at, AMQP_ID_LEN), message->lane_nonce);
-	at = put_hex(amqp_put_u8(at, '-'), message->position);
+	at = message_id_put(amqp_put_u8(at, MESSAGE_ID_LEN), &frame->id);
 	return amqp_put_u8(at, AMQP_FRAME_END);
 }
 
@@ -380,7 +374,7 @@ note_published(struct amqp_session *amqp, struct amqp_channel *channel, uint64_t
 	channel->checked = 1;
 	channel->used = amqp->before + seq;
 	channel->ring[channel->next++ & channel->ring_mask] =
-	    (struct amqp_pending){ .seq = seq, .id = amqp_id(message->lane_nonce, message->position) };
+	    (struct amqp_pending){ .seq = seq, .id = amqp_id(&frame->id) };
 	amqp->last = channel;
 	amqp->next = seq + 1;
 }

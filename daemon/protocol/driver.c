@@ -4,6 +4,7 @@
 #include "shm/error.h"
 #include "utf8.h"
 
+#include <endian.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,6 +28,31 @@ message_header_next(const struct message *message, uint32_t *offset, struct head
 	header->value = header->name + lens[0];
 	*offset += (uint32_t)sizeof(lens) + lens[0] + lens[1];
 	return 1;
+}
+
+uint8_t *
+driver_put_hex64(uint8_t *at, uint64_t value)
+{
+	/* Sixteen digits at once, each in a byte of two words: those above 9 are as far from '9' as 'a' is. */
+	for (int shift = 32; shift >= 0; shift -= 32) {
+		uint64_t x = value >> shift & UINT32_MAX;
+		x = (x << 16 | x) & UINT64_C(0x0000ffff0000ffff);
+		x = (x << 8 | x) & UINT64_C(0x00ff00ff00ff00ff);
+		x = (x << 4 | x) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+		uint64_t above = (x + UINT64_C(0x0606060606060606)) >> 4 & UINT64_C(0x0101010101010101);
+		x = htobe64(x + UINT64_C(0x3030303030303030) + above * ('a' - '9' - 1));
+		memcpy(at, &x, sizeof(x));
+		at += sizeof(x);
+	}
+	return at;
+}
+
+uint8_t *
+message_id_put(uint8_t *at, const struct siphash *id)
+{
+	at = driver_put_hex64(at, id->word[0]);
+	*at++ = '-';
+	return driver_put_hex64(at, id->word[1]);
 }
 
 static void

@@ -25,6 +25,12 @@
  * bytes, and an answer to a seq that is not outstanding is its own to detect (EV_FATAL or ignored,
  * as the protocol says).
  *
+ * No other producer, user or subscriber may give a message's answer in the broker's place. What a broker knows a
+ * message by (Nats-Msg-Id) and what its answer is matched by (a reply subject) must not be predictable from those of
+ * other messages: message_id() and session_words(). Counters are good enough only where the broker alone can
+ * answer on the connection (packet ids, delivery tags, receipts, the order of replies). A producer's header that
+ * would take the place of one of these is rejected by publish(), in any case the broker may read it in.
+ *
  * Threads: everything of a session is used by the one thread of its shard. Settings are read-only after
  * configure(), but for secrets, which that thread renews.
  */
@@ -32,6 +38,7 @@
 #define TG_DAEMON_DRIVER_H
 
 #include "daemon/out.h"
+#include "daemon/siphash.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -42,7 +49,7 @@ struct config_node; /* daemon/config_node.h: a checked view of a libconfig group
 struct message {
 	uint64_t position;
 	uint64_t lane_id;
-	uint64_t lane_nonce;   /* random, the lane's for life: with position it names the message for ever */
+	const struct siphash_key *id_key; /* the lane's, for message_id() */
 	uint64_t published_ns; /* monotonic */
 	const uint8_t *topic;
 	const uint8_t *key;
@@ -58,6 +65,23 @@ struct message {
 	uint32_t attempt;   /* 1: the first time it is given to a link */
 	int retain;         /* RECORD_F_RETAIN */
 };
+
+/*
+ * The message's id: the same whenever it is sent, over whichever link, by whichever daemon; and not to be predicted from
+ * the ids of others.
+ */
+static inline struct siphash
+message_id(const struct message *message)
+{
+	return siphash_of(message->id_key, message->position);
+}
+
+/* ... as two numbers of 16 hexadecimal digits and a dash. Returns past it. */
+#define MESSAGE_ID_LEN 33u
+uint8_t *message_id_put(uint8_t *at, const struct siphash *id);
+
+/* A number as 16 hexadecimal digits. Returns past them. */
+uint8_t *driver_put_hex64(uint8_t *at, uint64_t value);
 
 /* Walks packed headers. Returns 1 and fills in, 0 at the end. */
 struct header_view {
@@ -126,7 +150,7 @@ struct session_params {
 	const char *host;      /* of the broker's address, for protocols that name it (AMQP vhost no, STOMP host) */
 	uint32_t keepalive_s;  /* the longest the link lets pass without sending; from the pool's health */
 	uint32_t window;       /* the most unanswered messages the link will allow itself */
-	uint64_t random;       /* from the shard's source, for names that must not repeat */
+	uint64_t random;       /* a secret of this connection: session_words() */
 	int tls;               /* the connection is encrypted already */
 	int tls_wanted;        /* … or is to be: with DRIVER_F_SERVER_FIRST, nothing is sent before EV_TLS */
 };
@@ -138,6 +162,15 @@ struct session {
 	const struct session_params *params;
 	struct driver_events events;
 };
+
+/* Secret words of a connection, the same for each number: for what another must not guess, even one that sees the others. */
+static inline struct siphash
+session_words(const struct session *session, uint64_t number)
+{
+	const struct siphash_key key = { { session->params->random, UINT64_C(0x7469646567617465) } };
+
+	return siphash_of(&key, number);
+}
 
 enum driver_published {
 	DRIVER_PUBLISHED = 0,        /* framed; an event will answer it */

@@ -9,9 +9,8 @@
  * The topic is the subject. Headers are NATS headers in their order; a key that is not empty is one
  * more of the name Tidegate-Key. The message's deadline has no place in the protocol.
  *
- * Nats-Msg-Id is the lane's random number and the record's position: both stay the same however often
- * the record is sent, over whichever link, by whichever daemon. A producer's own header of that name
- * takes its place.
+ * Nats-Msg-Id is message_id(). A producer's own header of that name is refused: with the id of another's message it
+ * would have that dropped, and acknowledged, as a duplicate.
  */
 #include "nats.h"
 #include "utf8.h"
@@ -133,8 +132,11 @@ open_session(struct session *session)
 	nats->state = NATS_WAIT_INFO;
 	nats->max_payload = UINT64_MAX;
 	nats->window = session->params->window > 0 ? session->params->window : 1;
-	nats->seed = session->params->random * UINT64_C(0x9e3779b97f4a7c15) | 1;
-	inbox_make(nats->inbox, session->params->random);
+	struct siphash words = session_words(session, 0), more = session_words(session, 1);
+	inbox_make(nats->inbox, words.word[0]);
+	nats->seed = words.word[1] | 1;
+	nats->mixed = more.word[0];
+	nats->question = more.word[1];
 	/* Four windows: answers that come out of order leave holes that the next ones need not wait for. */
 	while (capacity < nats->window * (nats->jetstream ? UINT64_C(4) : UINT64_C(1)))
 		capacity *= 2;

@@ -8,9 +8,11 @@
  * Every unanswered message has a word in `pending`, by seq & mask: a hash of its subject, because a
  * permissions violation names nothing else, and two flags.
  *
- * JetStream: each message asks for its answer on INBOX + its token, in hexadecimal: its seq and how many
- * tokens the connection had before this session took it over, so that a late answer is never another
- * message's. Answers come in any order. Core: nothing is answered; a PING is sent behind the messages of each turn, and its PONG
+ * JetStream: each message asks for its answer on INBOX + its token, in hexadecimal: a check of sixteen digits, and its
+ * number, which is its seq and how many tokens the connection had before this session took it over, so that a
+ * late answer is never another message's. Subscribers of a message's subject see its token, and whoever may publish
+ * to an inbox can answer to it in the stream's place; the check, a part of the message's id, keeps them from
+ * answering messages that they do not see. Answers come in any order. Core: nothing is answered; a PING is sent behind the messages of each turn, and its PONG
  * says that the server has taken what came before. Pings in flight, oldest first, are in `pings`.
  */
 #ifndef TG_DAEMON_PROTOCOL_NATS_H
@@ -27,6 +29,7 @@
 #define NATS_CREDENTIAL_MAX 1024u      /* bytes of a user name, password or token: CONNECT is a control line */
 #define NATS_PINGS 64u                 /* flushes in flight; beyond, one waits for the next PONG */
 #define NATS_INBOX_LEN (7u + 11u + 1u) /* "_INBOX." eleven random characters "." */
+#define NATS_CHECK_LEN 16u             /* of a token: digits that cannot be guessed */
 
 #define NATS_NO_RESPONDERS 503u /* the code of a message that no stream takes */
 
@@ -76,6 +79,11 @@ struct nats_subject {
 	uint64_t silent; /* ... asked in a silence, on behalf of every unanswered seq below; 0: because of a doubt */
 };
 
+struct nats_pending {
+	uint64_t word;  /* the subject's hash, and flags */
+	uint64_t check; /* of its token */
+};
+
 struct nats_session {
 	struct session base;
 	enum nats_state state;
@@ -87,11 +95,13 @@ struct nats_session {
 	uint64_t oldest; /* the first unanswered seq */
 	uint64_t next;   /* one more than the last framed seq */
 	uint64_t outstanding;
-	uint64_t *pending; /* by seq & mask */
+	struct nats_pending *pending; /* by seq & mask */
 	uint32_t window;
 	uint32_t mask;
 	uint64_t max_payload; /* headers and body together */
 	uint64_t seed;        /* of the hashes */
+	uint64_t mixed;       /* into checks */
+	uint64_t question;    /* the check of questions' tokens */
 	uint64_t first_token; /* seq 0's */
 
 	struct nats_ping pings[NATS_PINGS];
@@ -113,7 +123,7 @@ nats_session(struct session *session)
 	return (struct nats_session *)session;
 }
 
-/* A subject's word in `pending`, flags clear. Seeded: nobody can make two subjects meet. */
+/* A subject's word in `pending`, flags clear. The seed is secret, so that no producer can make two subjects meet. */
 uint64_t nats_hash(const struct nats_session *nats, const uint8_t *subject, size_t len);
 
 static inline uint32_t

@@ -24,18 +24,19 @@
 
 #include "shm/error.h"
 
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define NAMES_SUBJECT "$JS.API.STREAM.NAMES"
-#define NAMES_TOKEN 'q' /* and the subject's place in hexadecimal; no message's token begins so */
+#define NAMES_TOKEN 'q' /* then a check and the subject's place, in hexadecimal; no message's token begins so */
 
 static uint64_t *
 word_of(struct nats_session *nats, uint64_t seq)
 {
-	return &nats->pending[seq & nats->mask];
+	return &nats->pending[seq & nats->mask].word;
 }
 
 static void
@@ -273,8 +274,8 @@ send_question(const struct nats_session *nats, const struct nats_subject *subjec
 
 	for (uint32_t i = 0; i < subject->len; i++)
 		escapes += subject->text[i] == '"' || subject->text[i] == '\\';
-	int n = snprintf(head, sizeof(head), "PUB " NAMES_SUBJECT " %s%c%x %zu\r\n", nats->inbox, NAMES_TOKEN,
-	    (unsigned)(subject - nats->subjects), sizeof(before) + sizeof(after) - 2 + subject->len + escapes);
+	int n = snprintf(head, sizeof(head), "PUB " NAMES_SUBJECT " %s%c%016" PRIx64 "%x %zu\r\n", nats->inbox, NAMES_TOKEN,
+	    nats->question, (unsigned)(subject - nats->subjects), sizeof(before) + sizeof(after) - 2 + subject->len + escapes);
 	out_mark(out);
 	out_copy(out, head, (size_t)n);
 	out_copy(out, before, sizeof(before) - 1);
@@ -473,14 +474,37 @@ read_hex(const uint8_t *token, size_t len, uint64_t *number)
 	return 1;
 }
 
+/* The number of a token, behind its check. */
+static int
+read_number(const uint8_t *token, size_t len, uint64_t *number)
+{
+	return len > NATS_CHECK_LEN && read_hex(token + NATS_CHECK_LEN, len - NATS_CHECK_LEN, number);
+}
+
+static int
+is_check(const uint8_t *token, uint64_t check)
+{
+	uint8_t digits[NATS_CHECK_LEN];
+
+	driver_put_hex64(digits, check);
+	return memcmp(token, digits, sizeof(digits)) == 0;
+}
+
 /* The seq of a message that waits for an answer under this token. */
 static int
 read_token(struct nats_session *nats, const uint8_t *token, size_t len, uint64_t *seq)
 {
-	if (!read_hex(token, len, seq))
+	if (!read_number(token, len, seq))
 		return 0;
 	*seq -= nats->first_token;
-	return waits(nats, *seq);
+	return waits(nats, *seq) && is_check(token, nats->pending[*seq & nats->mask].check);
+}
+
+/* The place of a subject about which a question was asked under this token. */
+static int
+read_question(const struct nats_session *nats, const uint8_t *token, size_t len, uint64_t *place)
+{
+	return read_number(token, len, place) && *place < NATS_SUBJECTS && is_check(token, nats->question);
 }
 
 int
@@ -490,7 +514,7 @@ nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct ou
 	uint64_t seq;
 
 	if (reply->token_len > 1 && reply->token[0] == NAMES_TOKEN)
-		return read_hex(reply->token + 1, reply->token_len - 1, &seq) && seq < NATS_SUBJECTS
+		return read_question(nats, reply->token + 1, reply->token_len - 1, &seq)
 			   ? names_came(nats, &nats->subjects[seq], reply, out)
 			   : 0;
 	if (!read_token(nats, reply->token, reply->token_len, &seq))
@@ -536,11 +560,11 @@ plain_ack(struct nats_session *nats, const uint8_t *bytes, size_t len)
 	const uint8_t *at = bytes, *end = bytes + len;
 	uint64_t seq, size, reference;
 
-	if (len < 4 + NATS_INBOX_LEN + 40 || memcmp(at, "MSG ", 4) != 0 ||
+	if (len < 4 + NATS_INBOX_LEN + NATS_CHECK_LEN + 24 || memcmp(at, "MSG ", 4) != 0 ||
 	    memcmp(at + 4, nats->inbox, NATS_INBOX_LEN) != 0)
 		return 0;
 	at += 4 + NATS_INBOX_LEN;
-	const uint8_t *space = memchr(at, ' ', 17);
+	const uint8_t *space = memchr(at, ' ', NATS_CHECK_LEN + 17);
 	if (space == NULL || !read_token(nats, at, (size_t)(space - at), &seq))
 		return 0;
 	if (memcmp(space, " 1 ", 3) != 0)

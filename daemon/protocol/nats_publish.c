@@ -7,9 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 static const char key_name[] = "Tidegate-Key";
 static const char id_name[] = "Nats-Msg-Id";
+static const char batch_names[] = "Nats-Batch-";
 static const char version[] = "NATS/1.0\r\n";
 
 #define LIT(text) (sizeof(text) - 1)
@@ -53,6 +55,20 @@ put_decimal(uint8_t *at, uint64_t value)
 #define put out_put
 
 /* ---- what is refused ---- */
+
+/* Subjects whose messages no stream can have, as JetStream lives on them: its interface, and where answers come. */
+static int
+reject_reserved(const struct message *message, struct driver_rejection *rejection)
+{
+	static const char *const reserved[] = { "_INBOX.", "$JS." };
+
+	for (size_t i = 0; i < sizeof(reserved) / sizeof(reserved[0]); i++)
+		if (message->topic_len >= strlen(reserved[i]) &&
+		    memcmp(message->topic, reserved[i], strlen(reserved[i])) == 0)
+			return driver_reject(rejection, REJECT_TOPIC,
+			    "the subject begins with \"%s\": JetStream stores no message of it", reserved[i]);
+	return 0;
+}
 
 static int
 reject_topic(const struct message *message, struct driver_rejection *rejection)
@@ -104,15 +120,45 @@ is_name(const uint8_t *name, size_t len)
 	return len > 0;
 }
 
+/* Names are compared as a reader of them may do it, without regard to case. */
+static int
+begins(const struct header_view *header, const char *name, size_t len)
+{
+	return header->name_len >= len && strncasecmp((const char *)header->name, name, len) == 0;
+}
+
+static int
+is_called(const struct header_view *header, const char *name, size_t len)
+{
+	return header->name_len == len && begins(header, name, len);
+}
+
+/* Names that are ours to give, and those that would take the answer from a message. */
+static int
+reject_name(const struct header_view *header, struct driver_rejection *rejection)
+{
+	if (is_called(header, id_name, LIT(id_name)))
+		return driver_reject(rejection, REJECT_HEADER,
+		    "a header is named Nats-Msg-Id, which is tidegate's to give: with the id of another message it would have "
+		    "that one dropped");
+	if (is_called(header, key_name, LIT(key_name)))
+		return driver_reject(
+		    rejection, REJECT_HEADER, "a header is named Tidegate-Key, which holds the message's key");
+	if (begins(header, batch_names, LIT(batch_names)))
+		return driver_reject(rejection, REJECT_HEADER,
+		    "a header's name begins with Nats-Batch-: messages of a batch are not acknowledged one by one");
+	return 0;
+}
+
 /* ---- framing ---- */
 
 /* What framing worked out before it writes. */
 struct frame {
-	uint64_t token;
+	struct siphash id;
+	uint64_t check, token;
 	size_t headers; /* bytes of the header block; 0: none */
 	size_t total;   /* with the body */
 	size_t head;    /* everything before the body */
-	int own_id;     /* we give it its Nats-Msg-Id */
 };
 
 static size_t
@@ -129,7 +175,6 @@ measure_headers(const struct nats_session *nats, const struct message *message, 
 	uint32_t at = 0;
 	size_t size = 0;
 
-	frame->own_id = nats->msg_id;
 	if (message->key_len > 0) {
 		if (has_line_end(message->key, message->key_len))
 			return driver_reject(
@@ -142,14 +187,14 @@ measure_headers(const struct nats_session *nats, const struct message *message, 
 			    "a header's name is empty or has a character that NATS does not allow there");
 		if (has_line_end(header.value, header.value_len))
 			return driver_reject(rejection, REJECT_HEADER, "a header's value has a line end");
-		if (header.name_len == LIT(id_name) && memcmp(header.name, id_name, LIT(id_name)) == 0)
-			frame->own_id = 0;
+		if (reject_name(&header, rejection) != 0)
+			return DRIVER_REJECTED;
 		size += field_size(header.name_len, header.value_len);
 	}
 	if (size > 0 && !nats->headers)
 		return driver_reject(rejection, REJECT_HEADER, "the server takes no headers (nor keys)");
-	if (frame->own_id)
-		size += field_size(LIT(id_name), 16 + 1 + hex_len(message->position));
+	if (nats->msg_id)
+		size += field_size(LIT(id_name), MESSAGE_ID_LEN);
 	frame->headers = size > 0 ? LIT(version) + size + 2 : 0;
 	return 0;
 }
@@ -164,18 +209,16 @@ put_field(uint8_t *at, const void *name, size_t name_len, const void *value, siz
 }
 
 static uint8_t *
-put_headers(uint8_t *at, const struct message *message, const struct frame *frame)
+put_headers(uint8_t *at, const struct nats_session *nats, const struct message *message, const struct frame *frame)
 {
 	struct header_view header;
 	uint32_t offset = 0;
 
 	at = put(at, version, LIT(version));
-	if (frame->own_id) {
+	if (nats->msg_id) {
 		at = put(at, id_name, LIT(id_name));
 		at = put(at, ": ", 2);
-		at = put_hex(at, message->lane_nonce, 16);
-		*at++ = '-';
-		at = put_hex(at, message->position, hex_len(message->position));
+		at = message_id_put(at, &frame->id);
 		at = put(at, "\r\n", 2);
 	}
 	if (message->key_len > 0)
@@ -193,6 +236,7 @@ put_head(uint8_t *at, const struct nats_session *nats, const struct message *mes
 	*at++ = ' ';
 	if (nats->jetstream) {
 		at = put(at, nats->inbox, NATS_INBOX_LEN);
+		at = driver_put_hex64(at, frame->check);
 		at = put_hex(at, frame->token, hex_len(frame->token));
 		*at++ = ' ';
 	}
@@ -202,14 +246,14 @@ put_head(uint8_t *at, const struct nats_session *nats, const struct message *mes
 	}
 	at = put_decimal(at, frame->total);
 	at = put(at, "\r\n", 2);
-	return frame->headers > 0 ? put_headers(at, message, frame) : at;
+	return frame->headers > 0 ? put_headers(at, nats, message, frame) : at;
 }
 
 /* The control line's bytes behind its verb, which is what servers limit. */
 static size_t
 control_size(const struct nats_session *nats, const struct message *message, const struct frame *frame)
 {
-	return message->topic_len + 1 + (nats->jetstream ? NATS_INBOX_LEN + hex_len(frame->token) + 1 : 0) +
+	return message->topic_len + 1 + (nats->jetstream ? NATS_INBOX_LEN + NATS_CHECK_LEN + hex_len(frame->token) + 1 : 0) +
 	       (frame->headers > 0 ? decimal_len(frame->headers) + 1 : 0) + decimal_len(frame->total);
 }
 
@@ -265,7 +309,8 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	const struct nats_subject *subject = &nats->subjects[nats_place(hash)];
 	int known = subject->hash == hash && subject->len == message->topic_len && message->topic_len > 0 &&
 		    memcmp(subject->text, message->topic, message->topic_len) == 0;
-	if (!known && reject_topic(message, rejection) != 0)
+	if (!known &&
+	    ((nats->jetstream && reject_reserved(message, rejection) != 0) || reject_topic(message, rejection) != 0))
 		return DRIVER_REJECTED;
 	if (((message->key_len | message->headers_len) != 0 || nats->msg_id) &&
 	    measure_headers(nats, message, &frame, rejection) != 0)
@@ -275,6 +320,10 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 		return driver_reject(rejection, REJECT_BODY,
 		    "the message has %zu bytes of headers and body (body %u), the server allows %llu",
 		    frame.total, message->body_len, (unsigned long long)nats->max_payload);
+	if (nats->jetstream) {
+		frame.id = message_id(message);
+		frame.check = frame.id.word[1] ^ nats->mixed;
+	}
 	size_t control = control_size(nats, message, &frame);
 	if (control > NATS_CONTROL_MAX) {
 		return driver_reject(rejection, REJECT_TOPIC,
@@ -287,7 +336,7 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 		return rc;
 	if (!known)
 		nats_keep_subject(nats, hash, message);
-	nats->pending[seq & nats->mask] = hash;
+	nats->pending[seq & nats->mask] = (struct nats_pending){ .word = hash, .check = frame.check };
 	nats->next = seq + 1;
 	nats->outstanding++;
 	return DRIVER_PUBLISHED;

@@ -9,6 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The lane's, of every message. */
+static const struct siphash_key id_key = { { UINT64_C(0x0123456789abcdef), UINT64_C(0xfedcba9876543210) } };
+
 #ifdef __has_feature
 #define HAS_FEATURE(name) __has_feature(name)
 #else
@@ -16,6 +19,7 @@
 #endif
 #if defined(__SANITIZE_ADDRESS__) || HAS_FEATURE(address_sanitizer)
 #include <sanitizer/asan_interface.h>
+
 #else /* a compiler without sanitizers has no header of theirs */
 #define ASAN_POISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
@@ -346,7 +350,7 @@ static void
 try_garbled(struct rig *rig, void *settings, const uint8_t *saved, size_t len)
 {
 	uint64_t seed = rig->garble * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-	struct message message = { .topic = (const uint8_t *)"t/1", .topic_len = 3, .attempt = 1 };
+	struct message message = { .topic = (const uint8_t *)"t/1", .topic_len = 3, .attempt = 1, .id_key = &id_key };
 	struct driver_rejection rejection = { 0 };
 	uint8_t *bytes = must(calloc(1, len + 1));
 
@@ -421,6 +425,7 @@ rig_publish(struct rig *rig, const struct message *message, struct driver_reject
 	/* Each is a record of its own; positions are a lane's, rising. */
 	struct message record = *message;
 	record.position = (rig->base + rig->next) * 64;
+	record.id_key = &id_key;
 	int rc = rig->driver->publish(rig->session, rig->next, &record, &rig->out, rejection);
 	if (rc != DRIVER_PUBLISHED && rc != DRIVER_PUBLISHED_NO_ACK) {
 		if (out_end(&rig->out) != end)

@@ -427,7 +427,6 @@ step_message(const struct step *step, struct message *message)
 		.expiry_ms = step->expiry_ms,
 		.wall_ms = 4102444800000, /* 2100-01-01: dates that a real broker does not find past */
 		.attempt = 1,
-		.lane_nonce = UINT64_C(0x0123456789abcdef),
 		.retain = step->retain };
 }
 

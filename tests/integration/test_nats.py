@@ -1,6 +1,8 @@
 """A real nats-server: core and JetStream, under load, killed in the middle, and what it refuses."""
 
+import base64
 import os
+import re
 import socket
 import threading
 
@@ -9,6 +11,7 @@ import pytest
 from harness import FULL, Sink, have, need_localhost, pool, program, secret, wait_for
 from harness_nats import NatsCluster, NatsServer, StreamReader, Subscriber
 from load import Producer, check_all_arrived, wait_all_arrived
+from tidegate_lib import Client
 from tls import Authority
 
 PROCESSES = 8
@@ -446,3 +449,36 @@ def test_pool_and_server_must_agree_on_tls(box, daemon, server, tmp_path):
     wait_for(lambda: "the server wants TLS and the pool has no tls group" in str(clear.rows("brokers")), "the reason")
     wants = daemon(nats_pool([server], tls={"ca_file": authority.cert}), name="wants", ready=False)
     wait_for(lambda: "the pool wants TLS and the server offers none" in str(wants.rows("brokers")), "the reason")
+
+
+def test_no_id_tells_another(daemon, server):
+    """Who sees the ids of messages can neither publish under the next one nor under one of its own."""
+    server.stream("ALL", ["seen.>"])
+    d = daemon(nats_pool([server]))
+    client = Client(d.socket)
+    lane = client.lane("events")
+    for number in range(3):
+        assert lane.publish_sync(b"order", topic=b"seen.t").name == "delivered"
+    asking = server.connect()
+    stored = [asking.request("$JS.API.STREAM.MSG.GET.ALL", {"seq": seq})["message"] for seq in (1, 2, 3)]
+    ids = [base64.b64decode(m["hdrs"]).decode().split("Nats-Msg-Id: ")[1].split("\r\n")[0] for m in stored]
+    assert all(re.fullmatch("[0-9a-f]{16}-[0-9a-f]{16}", i) for i in ids)
+    halves = [half for i in ids for half in i.split("-")]
+    assert len(set(halves)) == 6, f"ids of one lane have something in common: {ids}"
+    for header in (f"Nats-Msg-Id={ids[0]}", "nats-msg-id=x"):
+        rejected(d.publish("-m", "evil", "-H", header, topic="seen.t"), 65283, "Nats-Msg-Id")
+    rejected(d.publish("-m", "evil", topic="_INBOX.a.b"), 65281, "_INBOX.")
+    client.close()
+
+
+def test_subscriber_cannot_answer_what_it_does_not_see(daemon, server):
+    """Reply subjects of one subject's messages do not tell those of another's on the same link."""
+    server.stream("ALL", ["seen.>"])
+    subscriber = Subscriber(server, "seen.>")
+    d = daemon(nats_pool([server]))
+    assert d.publish("-m", "a", topic="seen.t").returncode == 0
+    assert d.publish("-m", "b", topic="seen.t").returncode == 0
+    first, second = (message[1].decode() for message in subscriber.wait(2))
+    assert first.startswith("_INBOX.") and second.startswith("_INBOX.")
+    inbox, tokens = first.rsplit(".", 1)[0], [reply.rsplit(".", 1)[1] for reply in (first, second)]
+    assert second.startswith(inbox) and tokens[0][:16] != tokens[1][:16]

@@ -252,6 +252,13 @@ random_64(struct world *world)
 	return chance_next(&((struct sim_world *)world)->daemons);
 }
 
+static void
+secret(struct world *world, void *bytes, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		((uint8_t *)bytes)[i] = (uint8_t)(random_64(world) >> 56);
+}
+
 static void *
 resolve(struct world *world, const struct config_address *address, const struct sock_handlers *handlers,
     void *owner)
@@ -453,6 +460,7 @@ static const struct world_ops ops = {
 	.now_ns = now_ns,
 	.wall_ms = wall_ms,
 	.random = random_64,
+	.secret = secret,
 	.resolve = resolve,
 	.resolve_cancel = resolve_cancel,
 	.connect = sock_connect,

@@ -19,6 +19,7 @@
 #include <cmocka.h>
 
 #define LARGE (UINT64_C(4) << 20) /* which is made beside the loop */
+#define SECRET 0x5ec2e7, 0x1234
 #define NONCE UINT64_C(0x0123456789abcdef)
 
 static const char config_text[] = "socket = \"/nowhere/s\"; admin = \"/nowhere/a\";\n"
@@ -69,7 +70,7 @@ teardown(void **state)
 static int
 memory_with_a_record(void)
 {
-	struct lane_header header = { .lane_id = 1, .nonce = NONCE, .pool = "events" };
+	struct lane_header header = { .lane_id = 1, .nonce = NONCE, .secret = { SECRET }, .pool = "events" };
 	struct lane_geometry geo;
 	struct lane_map map;
 	struct sq_producer sq;
@@ -105,7 +106,7 @@ lane_of_a_client_that_has_gone_is_still_his(void **state)
 {
 	struct setup *s = *state;
 	struct shard *shard = &s->loop.shard;
-	struct lane owned = { .nonce = NONCE };
+	struct lane owned = { .secret = { SECRET } };
 	struct frame request;
 	int pair[2], memfd = memory_with_a_record();
 
@@ -122,7 +123,7 @@ lane_of_a_client_that_has_gone_is_still_his(void **state)
 	assert_non_null(only_lane(s));
 	assert_null(only_lane(s)->client);
 	lane_own(&owned, &(struct lane_owner){ .uid = 1001, .pid = 77 });
-	assert_true(only_lane(s)->identity == owned.identity);
+	assert_memory_equal(&only_lane(s)->id_key, &owned.id_key, sizeof(owned.id_key));
 	assert_int_equal(only_lane(s)->owner.uid, 1001);
 	assert_int_equal(only_lane(s)->owner.pid, 77);
 	close(pair[1]);

@@ -62,18 +62,22 @@ publish(struct rig *rig, const char *topic)
 	assert_int_equal(rig_publish(rig, &message, &rejection), DRIVER_PUBLISHED);
 }
 
-/* An answer to the message of a token. */
+/* The reply subject of the message that was sent. */
 static void
-answer(struct rig *rig, const char *token)
+reply_of(const struct rig *rig, char reply[80])
+{
+	const char *at = memmem(rig->sent.bytes, rig->sent.len, "_INBOX.", 7);
+
+	assert_non_null(at);
+	assert_int_equal(sscanf(at, "%79[^ ]", reply), 1);
+}
+
+static void
+answer(struct rig *rig, const char *reply)
 {
 	char bytes[200];
-	/* The inbox is what the session's random number makes it: it stands in the message. */
-	static char inbox[20];
-	uint8_t *at = memmem(rig->sent.bytes, rig->sent.len, "_INBOX.", 7);
+	int n = snprintf(bytes, sizeof(bytes), "MSG %s 1 26\r\n{\"stream\":\"S\", \"seq\":1234}\r\n", reply);
 
-	if (at != NULL)
-		memcpy(inbox, at, 19);
-	int n = snprintf(bytes, sizeof(bytes), "MSG %s%s 1 26\r\n{\"stream\":\"S\", \"seq\":1234}\r\n", inbox, token);
 	rig_forget(rig);
 	feed(rig, bytes, (size_t)n);
 }
@@ -97,19 +101,42 @@ sent(const struct rig *rig, const void *bytes, size_t len)
 static void
 late_answer_is_no_other_messages(void **state)
 {
+	char first[80], second[80];
 	struct rig rig;
 
 	up(&rig, "nats", "msg_id = false;");
 	publish(&rig, "t");
-	assert_true(SENT(&rig, ".0 1\r\nb"));
-	answer(&rig, "0");
+	reply_of(&rig, first);
+	answer(&rig, first);
 	says(&rig, "ack 0 delivered reference=1234\n");
 	assert_int_equal(rig_move(&rig), 0);
 	publish(&rig, "t");
-	assert_true(SENT(&rig, ".1 1\r\nb"));
-	answer(&rig, "0");
+	reply_of(&rig, second);
+	answer(&rig, first);
 	says(&rig, "");
-	answer(&rig, "1");
+	answer(&rig, second);
+	says(&rig, "ack 1 delivered reference=1234\n");
+	rig_close(&rig);
+}
+
+/* A subscriber of one subject sees the reply subjects of its messages, and where their number stands. */
+static void
+guessed_answer_is_no_answer(void **state)
+{
+	char seen[80], next[80];
+	struct rig rig;
+
+	up(&rig, "nats", "msg_id = true;");
+	publish(&rig, "seen");
+	reply_of(&rig, seen);
+	publish(&rig, "unseen");
+	reply_of(&rig, next);
+	assert_int_equal(strlen(seen), strlen(next));
+	seen[strlen(seen) - 1] = next[strlen(next) - 1];
+	assert_string_not_equal(seen, next);
+	answer(&rig, seen);
+	says(&rig, "");
+	answer(&rig, next);
 	says(&rig, "ack 1 delivered reference=1234\n");
 	rig_close(&rig);
 }
@@ -314,6 +341,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(late_answer_is_no_other_messages),
+		cmocka_unit_test(guessed_answer_is_no_answer),
 		cmocka_unit_test(limits_of_a_later_info_hold_on),
 		cmocka_unit_test(session_with_a_ping_under_way_does_not_move),
 		cmocka_unit_test(channels_go_on_where_they_were),

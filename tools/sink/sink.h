@@ -52,9 +52,13 @@ buf_room(struct buf *buf, size_t more)
 }
 
 /* The answer that a message waits for; id, kind are the protocol's, code 0 is success. */
+#define ANSWER_TOKEN_MAX 40u
 struct answer {
 	uint64_t arrived_ns;
-	uint64_t id;
+	union {
+		uint64_t id;
+		uint8_t token[ANSWER_TOKEN_MAX]; /* with zeros behind it */
+	};
 	uint32_t code;
 	uint32_t kind; /* 0: the message wants no answer */
 };

@@ -19,7 +19,6 @@
 
 #define LINE_MAX_BYTES 4096u
 #define INBOX_MAX 128u
-#define TOKEN_MAX sizeof(uint64_t) /* a reply token travels in struct answer's id, byte by byte */
 #define NO_RESPONDERS 503u
 #define NAMES_SUBJECT "$JS.API.STREAM.NAMES"
 
@@ -72,15 +71,13 @@ nats_open(struct conn *conn)
 
 /* ---- answers ---- */
 
-/* The head of a message to the inbox; id is the token. */
+/* The head of a message to the inbox. */
 static size_t
-put_head(const struct nats *nats, char *to, size_t size, const char *verb, uint64_t id)
+put_head(const struct nats *nats, char *to, size_t size, const char *verb, const struct answer *answer)
 {
-	char token[TOKEN_MAX + 1] = { 0 };
-
-	memcpy(token, &id, sizeof(id));
 	return (size_t)snprintf(
-	    to, size, "%s %.*s%s %s", verb, (int)nats->inbox_len, nats->inbox, token, nats->sid);
+	    to, size, "%s %.*s%.*s %s", verb, (int)nats->inbox_len, nats->inbox, (int)ANSWER_TOKEN_MAX,
+	    (const char *)answer->token, nats->sid);
 }
 
 /* A description as JSON's string without its quotes; what would need care is left out. */
@@ -103,12 +100,12 @@ nats_answer(struct conn *conn, const struct answer *answer)
 	char head[INBOX_MAX + 80], body[300], line[sizeof(head) + sizeof(body) + 32], text[120];
 
 	if (answer->code == NO_RESPONDERS) {
-		put_head(nats, head, sizeof(head), "HMSG", answer->id);
+		put_head(nats, head, sizeof(head), "HMSG", answer);
 		snprintf(line, sizeof(line), "%s 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", head);
 		put_text(conn, line);
 		return;
 	}
-	put_head(nats, head, sizeof(head), "MSG", answer->id);
+	put_head(nats, head, sizeof(head), "MSG", answer);
 	if (answer->kind == ANSWER_API) {
 		snprintf(body, sizeof(body), 
 		    "{\"type\":\"io.nats.jetstream.api.v1.stream_names_response\",\"total\":0,\"streams\":null}");
@@ -245,9 +242,9 @@ reply_to(struct conn *conn, struct record_view reply, struct answer *answer)
 	    memcmp(reply.bytes, nats->inbox, nats->inbox_len) != 0)
 		return 0; /* nobody listens there */
 	size_t len = reply.len - nats->inbox_len;
-	if (len > TOKEN_MAX)
-		return conn_fail(conn, "a reply token of %zu bytes; this sink takes %zu", len, TOKEN_MAX);
-	memcpy(&answer->id, reply.bytes + nats->inbox_len, len);
+	if (len > ANSWER_TOKEN_MAX)
+		return conn_fail(conn, "a reply token of %zu bytes; this sink takes %u", len, ANSWER_TOKEN_MAX);
+	memcpy(answer->token, reply.bytes + nats->inbox_len, len);
 	answer->kind = ANSWER_ACK;
 	return 0;
 }
