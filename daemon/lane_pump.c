@@ -34,6 +34,9 @@ lane_admit(struct lane *lane, uint64_t now_ns, struct slot **out)
 		return -TG_EBROKEN;
 	struct slot *slot = lane_slot(lane, lane->slot_tail);
 	uint32_t timeout_ms = record.timeout_ms != 0 ? record.timeout_ms : lane->pool->config->message_timeout_ms;
+	/* There is no use in trying for longer than the message is of use. */
+	if (record.expiry_ms != 0 && record.expiry_ms < timeout_ms)
+		timeout_ms = record.expiry_ms;
 	/* The producer's clock is only believed as far as it is not ahead of ours. */
 	uint64_t published = record.published_ns < now_ns ? record.published_ns : now_ns;
 	*slot = (struct slot){
@@ -48,7 +51,6 @@ lane_admit(struct lane *lane, uint64_t now_ns, struct slot **out)
 		.headers_len = record.headers_len,
 		.flags = record.flags,
 		.state = SLOT_PENDING,
-		.own_deadline = record.timeout_ms != 0,
 	};
 	if (slot->deadline_ns < lane->earliest_ns)
 		lane->earliest_ns = slot->deadline_ns;
@@ -120,7 +122,8 @@ message_make(struct lane *lane, const struct slot *slot, struct message *message
 	const uint8_t *at = sq_at(&lane->sq, slot->position) + sizeof(struct record);
 	uint8_t *copy = lane->shard->copy_buffer;
 	uint32_t meta = (uint32_t)slot->topic_len + slot->key_len + slot->headers_len;
-	uint64_t left_ms = (slot->deadline_ns - lane->shard->now_ns) / NS_PER_MS;
+	uint64_t waited_ms = (lane->shard->now_ns - slot->published_ns) / NS_PER_MS;
+	uint32_t expiry_ms = sq_expiry_ms(&lane->sq, slot->position);
 
 	memcpy(copy, at, meta);
 	*message = (struct message){
@@ -136,10 +139,9 @@ message_make(struct lane *lane, const struct slot *slot, struct message *message
 		.key_len = slot->key_len,
 		.headers_len = slot->headers_len,
 		.body_len = slot->body_len,
-		.expiry_ms = !slot->own_deadline ? 0
-		    : left_ms == 0           ? 1
-		    : left_ms < UINT32_MAX   ? (uint32_t)left_ms
-		                             : UINT32_MAX,
+		.expiry_ms = expiry_ms == 0      ? 0
+		    : waited_ms < expiry_ms ? expiry_ms - (uint32_t)waited_ms
+		                            : 1, /* the producer has changed it since: its deadline was no later */
 		.wall_ms = lane->shard->wall_ms,
 		.attempt = slot->attempts + 1u,
 		.retain = (slot->flags & RECORD_F_RETAIN) != 0,

@@ -167,6 +167,7 @@ record_write(struct record *r, const struct tg_message *m, const struct shape *s
 		.key_len = shape->key_len,
 		.headers_len = shape->headers_len,
 		.flags = (uint16_t)flags,
+		.expiry_ms = m->expiry_ms,
 	};
 	if (shape->topic_len != 0)
 		memcpy(to, m->topic, shape->topic_len);

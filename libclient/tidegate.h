@@ -66,7 +66,7 @@ enum tg_outcome {
 	TG_DELIVERED = 1, /* the broker said that it has it */
 	TG_SENT = 2,      /* the protocol has no acknowledgement; never reported as delivered */
 	TG_REJECTED = 3,  /* the broker, or its protocol's rules, said no; code says why */
-	TG_EXPIRED = 4,   /* its deadline passed, and it was certainly never sent */
+	TG_EXPIRED = 4,   /* its deadline or expiry passed, and it was certainly never sent */
 	TG_UNKNOWN = 5,   /* sent, the answer never came: it may have been delivered */
 	TG_CANCELLED = 6  /* taken back before it was sent */
 };
@@ -98,7 +98,8 @@ struct tg_message {
 	const struct tg_header *headers;
 	size_t header_count;
 	uint64_t tag;        /* yours; comes back in the completion */
-	uint32_t timeout_ms; /* deadline from now; 0: the pool's message_timeout_ms */
+	uint32_t timeout_ms; /* how long tidegate tries to deliver it; 0: the pool's message_timeout_ms */
+	uint32_t expiry_ms;  /* how long it is of use to consumers: brokers that can drop it after that; 0: for ever */
 	uint32_t flags;      /* enum tg_flags */
 };
 

@@ -82,7 +82,7 @@ struct record {
 	uint16_t headers_len;
 	uint16_t flags;  /* enum record_flags */
 	uint32_t cancel; /* the only word written after commit: non-zero asks for TG_CANCELLED */
-	uint32_t reserved;
+	uint32_t expiry_ms; /* from published_ns; for how long the message is of use; 0: for ever */
 };
 
 _Static_assert(sizeof(struct record) == 48, "lane ABI");
@@ -271,6 +271,18 @@ sq_is_cancelled(const struct sq_consumer *sq, uint64_t position)
 	const struct record *r = (const struct record *)(const void *)sq_at(sq, position);
 
 	return order_load_relaxed_32(&r->cancel) != 0;
+}
+
+/*
+ * When the message's use is over. T4: bounds and lengths come from the copy of the header; this is a number
+ * that the broker is told, and is read here again, next to `cancel`, so that no slot has to keep it.
+ */
+static inline uint32_t
+sq_expiry_ms(const struct sq_consumer *sq, uint64_t position)
+{
+	const struct record *r = (const struct record *)(const void *)sq_at(sq, position);
+
+	return order_load_relaxed_32(&r->expiry_ms);
 }
 
 /*

@@ -59,8 +59,8 @@ struct message {
 	uint32_t key_len;
 	uint32_t headers_len;
 	uint32_t body_len;
-	uint32_t expiry_ms; /* what is left until the producer's own deadline, for protocols that carry it;
-	                     * 0: it gave none (the pool's default bounds our waiting, not the broker's) */
+	uint32_t expiry_ms; /* what is left of the time for which the message is of use to consumers, for protocols that
+	                     * carry it; 0: for ever. The deadline for delivering it is not the broker's business */
 	uint64_t wall_ms;   /* Unix time of the daemon's clock, for protocols that carry dates */
 	uint32_t attempt;   /* 1: the first time it is given to a link */
 	int retain;         /* RECORD_F_RETAIN */

@@ -45,14 +45,14 @@ def amqp(brokers, **changes):
 def test_message_arrives_with_all_it_has(daemon, rabbit):
     rabbit.declare(("queue", "all"), ("exchange", "all", "topic"), ("bind", "all", "all", "orders.#"))
     d = daemon(amqp([rabbit], amqp={"content_type": "text/plain"}))
-    result = d.publish("-k", "key 1", "-H", "trace=id 7", "--timeout", "60000", "-m", "hello", topic="all/orders.new")
+    result = d.publish("-k", "key 1", "-H", "trace=id 7", "--timeout", "5000", "--expiry", "60000", "-m", "hello", topic="all/orders.new")
     assert result.returncode == 0, result.stderr
     method, properties, body = rabbit.drain("all", 1)[0]
     assert body == b"hello"
     assert (method.exchange, method.routing_key) == ("all", "orders.new")
     assert properties.headers == {"tidegate-key": "key 1", "trace": "id 7"}
     assert properties.delivery_mode == 2 and properties.content_type == "text/plain"
-    assert 0 < int(properties.expiration) <= 60000
+    assert 50000 < int(properties.expiration) <= 60000
     assert re.fullmatch("[0-9a-f]{16}-[0-9a-f]{16}", properties.message_id)
 
 

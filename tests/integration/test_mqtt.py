@@ -51,15 +51,31 @@ def test_many_processes_and_lanes_keep_each_lanes_order(daemon, mosquitto, box):
 def test_message_keeps_topic_body_headers_and_expiry(daemon, mosquitto):
     subscriber = PahoSubscriber(mosquitto.port)
     d = daemon(pool([mosquitto]))
-    result = d.publish("-H", "colour=grün", "-H", "colour=red", "--timeout", "60000", "-m", "Grüße",
-                       topic="a/b c/ü")
+    result = d.publish("-H", "colour=grün", "-H", "colour=red", "--timeout", "5000", "--expiry", "60000",
+                       "-m", "Grüße", topic="a/b c/ü")
     assert result.returncode == 0, result.stderr
     message = subscriber.wait(1)[0]
     assert message.topic == "a/b c/ü"
     assert message.payload.decode() == "Grüße"
     assert [tuple(pair) for pair in message.properties.UserProperty] == [("colour", "grün"), ("colour", "red")]
-    assert 1 <= message.properties.MessageExpiryInterval <= 60
+    assert 50 <= message.properties.MessageExpiryInterval <= 60
     assert message.qos == 1 and not message.retain
+
+
+def test_deadline_is_not_the_brokers_business(daemon, mosquitto):
+    """It bounds the trying: what the broker has by then, it keeps for whoever comes later."""
+    subscriber = PahoSubscriber(mosquitto.port)
+    d = daemon(pool([mosquitto]))
+    assert d.publish("--timeout", "2s", "-m", "x").returncode == 0
+    assert not hasattr(subscriber.wait(1)[0].properties, "MessageExpiryInterval")
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_message_past_its_expiry_is_not_sent(box, daemon, version):
+    """In MQTT 3.1.1 too, whose brokers do not hear of it."""
+    d = daemon(pool([Mosquitto(box)], mqtt=mqtt(version=version)), ready=False)
+    result = d.publish("--expiry", "300", "-m", "x")
+    assert summary(result)["expired"] == "1"
 
 
 def test_retained_message_reaches_later_subscribers(daemon, mosquitto):

@@ -71,8 +71,8 @@ def test_message_keeps_destination_body_headers_key_and_expiry(daemon, shared):
     reader = consumer(shared, "/queue/open.kept")
     d = daemon(stomp_pool(shared, {**login(shared), "content_type": "text/x-tide"}))
     before = time.time()
-    result = d.publish("-k", "a:b", "-H", "colour=gr\\ün: \tx", "-H", "empty=", "--timeout", "60000", "-m", "Grüße",
-                       topic="/queue/open.kept")
+    result = d.publish("-k", "a:b", "-H", "colour=gr\\ün: \tx", "-H", "empty=", "--timeout", "5000", "--expiry", "60000",
+                       "-m", "Grüße", topic="/queue/open.kept")
     assert result.returncode == 0, result.stderr
     headers, body = reader.wait(1)[0][1:]
     assert body.decode() == "Grüße"

@@ -18,7 +18,8 @@ class Header(c.Structure):
 class Message(c.Structure):
     _fields_ = [("topic", c.c_char_p), ("topic_len", c.c_size_t), ("key", c.c_char_p), ("key_len", c.c_size_t),
                 ("body", c.c_char_p), ("body_len", c.c_size_t), ("headers", c.POINTER(Header)),
-                ("header_count", c.c_size_t), ("tag", c.c_uint64), ("timeout_ms", c.c_uint32), ("flags", c.c_uint32)]
+                ("header_count", c.c_size_t), ("tag", c.c_uint64), ("timeout_ms", c.c_uint32), ("expiry_ms", c.c_uint32),
+                ("flags", c.c_uint32)]
 
 
 class Completion(c.Structure):
@@ -103,8 +104,9 @@ class Lane:
         client.check(self.lib.tg_lane_open(client.handle, c.byref(self.handle), pool.encode(), c.byref(options)))
 
     @staticmethod
-    def message(body=b"", topic=b"t", tag=0, timeout_ms=0, flags=0):
-        return Message(topic=topic, body=body, body_len=len(body), tag=tag, timeout_ms=timeout_ms, flags=flags)
+    def message(body=b"", topic=b"t", tag=0, timeout_ms=0, expiry_ms=0, flags=0):
+        return Message(topic=topic, body=body, body_len=len(body), tag=tag, timeout_ms=timeout_ms,
+                       expiry_ms=expiry_ms, flags=flags)
 
     def publish(self, body=b"", **options):
         position = c.c_uint64()

@@ -117,8 +117,16 @@ check_producer(struct producer *p)
 
 /* K4, K5 */
 void
-check_publish(struct sim *sim, struct link *link, const struct lane *lane, uint64_t position)
+check_publish(struct sim *sim, struct link *link, const struct lane *lane, const struct message *message)
 {
+	uint64_t position = message->position;
+	const struct entry *entry = producer_entry(sim_producer_of(sim, lane->id), position);
+	uint64_t waited_ms = (link->shard->now_ns - entry->published_ns) / NS_PER_MS;
+
+	if (message->expiry_ms != (entry->expiry_ms == 0 ? 0 : entry->expiry_ms - waited_ms))
+		sim_fail(sim, "lane %llu: record %llu says %u ms to the broker, of %u ms and after %llu ms",
+		    (unsigned long long)lane->id, (unsigned long long)position, message->expiry_ms, entry->expiry_ms,
+		    (unsigned long long)waited_ms);
 	if (!link_is_writable(link))
 		sim_fail(sim, "link %u is given a record: %s, writable %d, blocked %d", link->id,
 		    link_state_word(link->state), link->writable, link->blocked);

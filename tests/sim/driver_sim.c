@@ -114,7 +114,7 @@ sim_publish(struct session *session, uint64_t seq, const struct message *message
 	if (seq != s->next)
 		sim_fail(sim, "sequence number %llu where %llu is next", (unsigned long long)seq,
 		    (unsigned long long)s->next);
-	check_publish(sim, link, producer->lane, message->position);
+	check_publish(sim, link, producer->lane, message);
 	if ((message->topic_len == 1 && message->topic[0] == '!') || sim->brokers[link->broker->index].refuses) {
 		producer_entry(producer, message->position)->refused = 1;
 		rejection->code = REJECT_TOPIC;

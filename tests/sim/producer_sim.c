@@ -154,7 +154,7 @@ ledger_add(struct producer *p)
 }
 
 static int
-publish(struct producer *p, const char *topic, uint32_t body_len, uint32_t timeout_ms)
+publish(struct producer *p, const char *topic, uint32_t body_len, uint32_t timeout_ms, uint32_t expiry_ms)
 {
 	struct sim *sim = p->sim;
 	uint32_t topic_len = (uint32_t)strlen(topic);
@@ -182,17 +182,21 @@ publish(struct producer *p, const char *topic, uint32_t body_len, uint32_t timeo
 		.body_len = body_len,
 		.topic_len = (uint16_t)topic_len,
 		.key_len = 4,
+		.expiry_ms = expiry_ms,
 	};
 	uint8_t *at = (uint8_t *)(r + 1);
 	memcpy(at, topic, topic_len);
 	memcpy(at + topic_len, &key, 4);
 	body_fill(at + topic_len + 4, body_len, p->id, position);
+	uint32_t limit_ms = timeout_ms != 0 ? timeout_ms : sim->pool_config.message_timeout_ms;
+	if (expiry_ms != 0 && expiry_ms < limit_ms)
+		limit_ms = expiry_ms;
 	*ledger_add(p) = (struct entry){
 		.position = position,
 		.size = (uint32_t)size,
 		.published_ns = sim->w.now_ns,
-		.deadline_ns = sim->w.now_ns +
-		    SIM_MS(timeout_ms != 0 ? timeout_ms : sim->pool_config.message_timeout_ms),
+		.expiry_ms = expiry_ms,
+		.deadline_ns = sim->w.now_ns + SIM_MS(limit_ms),
 	};
 	p->published++;
 	sq_commit(&p->sq, size);
@@ -204,7 +208,13 @@ publish(struct producer *p, const char *topic, uint32_t body_len, uint32_t timeo
 int
 producer_publish(struct producer *p, uint32_t body_len, uint32_t timeout_ms)
 {
-	return publish(p, TOPIC, body_len, timeout_ms);
+	return publish(p, TOPIC, body_len, timeout_ms, 0);
+}
+
+int
+producer_publish_for(struct producer *p, uint32_t body_len, uint32_t timeout_ms, uint32_t expiry_ms)
+{
+	return publish(p, TOPIC, body_len, timeout_ms, expiry_ms);
 }
 
 void
@@ -238,12 +248,14 @@ burst(struct producer *p)
 
 	while (left > 0) {
 		uint32_t len = (uint32_t)chance_between(&sim->chance, p->body_low, p->body_high);
-		uint32_t timeout = 0;
+		uint32_t timeout = 0, expiry = 0;
 		if (chance_hit(&sim->chance, p->large))
 			len = (uint32_t)chance_between(&sim->chance, 4096, p->sq.mask / 3);
 		if (chance_hit(&sim->chance, p->own_timeout))
 			timeout = (uint32_t)chance_between(&sim->chance, 10, 5000);
-		if (publish(p, chance_hit(&sim->chance, p->cancel / 4) ? "!" : TOPIC, len, timeout) != 0) {
+		if (p->own_timeout > 0 && chance_hit(&sim->chance, p->own_timeout))
+			expiry = (uint32_t)chance_between(&sim->chance, 10, 20000);
+		if (publish(p, chance_hit(&sim->chance, p->cancel / 4) ? "!" : TOPIC, len, timeout, expiry) != 0) {
 			p->wrong_times++;
 			if (p->reads_every_ns != 0 || !wait_for_room(p))
 				return;

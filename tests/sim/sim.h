@@ -41,6 +41,7 @@ struct entry {
 	uint64_t seen; /* on which connections it arrived: a bit for each, by id */
 	uint64_t finished_ns;
 	uint32_t size;
+	uint32_t expiry_ms; /* 0: none */
 	uint32_t arrivals; /* at any broker */
 	uint32_t given;    /* attempts of which a socket got a byte, less those the broker said it did not keep */
 	uint8_t acked, nacked, refused, cancelled;
@@ -199,6 +200,10 @@ void producer_free(struct producer *producer);
 void producer_go(struct producer *producer, uint64_t every_ns, uint32_t burst);
 /* Publishes one. Returns 0 or -TG_EAGAIN. timeout_ms: 0: the pool's. */
 int producer_publish(struct producer *producer, uint32_t body_len, uint32_t timeout_ms);
+
+/* … that is of use for so long. 0: for ever. */
+int producer_publish_for(
+    struct producer *producer, uint32_t body_len, uint32_t timeout_ms, uint32_t expiry_ms);
 /* Its publish is over: rings if the daemon sleeps. */
 void producer_ring(struct producer *producer);
 void producer_close(struct producer *producer);
@@ -214,7 +219,7 @@ uint64_t sim_published(const struct sim *sim);
 
 /* check_sim.c */
 void check_step(struct sim *sim);
-void check_publish(struct sim *sim, struct link *link, const struct lane *lane, uint64_t position);
+void check_publish(struct sim *sim, struct link *link, const struct lane *lane, const struct message *message);
 void check_producer(struct producer *producer);
 void check_on_resolve(void *sim, void *link);
 void check_end(struct sim *sim);

@@ -109,6 +109,35 @@ deadlines_are_kept(void **state)
 	sim_fini(&sim);
 }
 
+/* The broker hears of what is left of it, which check_publish() holds every message to. */
+static void
+what_is_past_its_expiry_is_not_sent(void **state)
+{
+	struct sim sim;
+	struct producer *p;
+
+	sim_init(&sim, 22, 1);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	p = sim_producer(&sim, 0);
+	sim_broker_block(&sim.brokers[0], 1);
+	sim_run_for(&sim, SIM_MS(50));
+	producer_publish_for(p, 100, 0, 500);
+	producer_publish_for(p, 100, 5000, 500);
+	producer_publish_for(p, 100, 500, 5000);
+	producer_publish_for(p, 100, 0, 5000);
+	sim_run_for(&sim, SIM_MS(540));
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(p->ledger[i].outcome, TG_EXPIRED);
+	assert_int_equal(p->ledger[3].outcome, 0);
+	sim_broker_block(&sim.brokers[0], 0);
+	sim_run_for(&sim, SIM_MS(200));
+	assert_int_equal(p->ledger[3].outcome, TG_DELIVERED);
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(5));
+	sim_fini(&sim);
+}
+
 static void
 deadlines_are_kept_while_blocked(void **state)
 {
@@ -251,6 +280,7 @@ main(void)
 		cmocka_unit_test(memory_stays_bounded_against_a_dead_end),
 		cmocka_unit_test(what_a_waiting_lane_costs_at_a_time_is_bounded),
 		cmocka_unit_test(deadlines_are_kept),
+		cmocka_unit_test(what_is_past_its_expiry_is_not_sent),
 		cmocka_unit_test(deadlines_are_kept_while_blocked),
 		cmocka_unit_test(a_pause_frames_nothing),
 		cmocka_unit_test(a_spoiled_lane_counts_until_it_is_freed),

@@ -74,6 +74,7 @@ record_holds_what_was_published(void **state)
 		.header_count = 2,
 		.tag = UINT64_C(0xfedcba9876543210),
 		.timeout_ms = 1234,
+		.expiry_ms = 5678,
 		.flags = TG_RETAIN };
 	static const uint8_t packed[] = { 4, 0, 5, 0, 'k', 'i', 'n', 'd', 'o', 'r', 'd', 'e', 'r', 5, 0, 0, 0,
 		'e', 'm', 'p', 't', 'y' };
@@ -86,6 +87,7 @@ record_holds_what_was_published(void **state)
 	assert_int_equal(position, at);
 	assert_int_equal(r.tag, m.tag);
 	assert_int_equal(r.timeout_ms, 1234);
+	assert_int_equal(r.expiry_ms, 5678);
 	assert_int_equal(r.flags, RECORD_F_RETAIN);
 	assert_int_equal(r.cancel, 0);
 	assert_true(r.published_ns > 0);

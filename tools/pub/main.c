@@ -20,6 +20,7 @@ enum {
 	OPT_NULL = 256,
 	OPT_WHOLE,
 	OPT_TIMEOUT,
+	OPT_EXPIRY,
 	OPT_WAIT,
 	OPT_RATE,
 	OPT_RETAIN,
@@ -39,7 +40,8 @@ static const struct cli_option option_table[] = {
 	{ "null", OPT_NULL, NULL, "messages end with NUL, not with a line break" },
 	{ "whole-file", OPT_WHOLE, NULL, "each file is one message" },
 	{ "retain", OPT_RETAIN, NULL, "MQTT: the broker keeps it for later subscribers" },
-	{ "timeout", OPT_TIMEOUT, "MS", "deadline of each message [the pool's]" },
+	{ "timeout", OPT_TIMEOUT, "MS", "how long to try to deliver each message [the pool's]" },
+	{ "expiry", OPT_EXPIRY, "MS", "how long each message is of use; brokers drop it after that [for ever]" },
 	{ "wait", OPT_WAIT, "MS", "give up after this long [never]" },
 	{ "rate", OPT_RATE, "N/s", "publish at most this many messages a second" },
 	{ "ring", OPT_RING, "BYTES", "size of the lane's ring; a message may take half of it" },
@@ -150,6 +152,9 @@ parse(struct settings *s, int argc, char **argv)
 			break;
 		case OPT_TIMEOUT:
 			s->pub.timeout_ms = (uint32_t)cli_number("--timeout", UNITS_MS, optarg, 1, UINT32_MAX);
+			break;
+		case OPT_EXPIRY:
+			s->pub.expiry_ms = (uint32_t)cli_number("--expiry", UNITS_MS, optarg, 1, UINT32_MAX);
 			break;
 		case OPT_WAIT:
 			s->pub.wait_ms = cli_number("--wait", UNITS_MS, optarg, 1, UINT32_MAX);

@@ -185,6 +185,7 @@ gather(struct pub *pub)
 				.headers = pub->options->headers,
 				.header_count = pub->options->header_count,
 				.timeout_ms = pub->options->timeout_ms,
+				.expiry_ms = pub->options->expiry_ms,
 				.flags = pub->options->flags,
 			};
 			break;

@@ -29,6 +29,7 @@ struct pub_options {
 	size_t header_count;
 	uint32_t flags;      /* enum tg_flags */
 	uint32_t timeout_ms; /* of each message; 0: the pool's */
+	uint32_t expiry_ms;  /* of each message; 0: none */
 	uint64_t wait_ms;    /* of the whole run; 0: no limit */
 	uint64_t rate;       /* messages a second; 0: no limit */
 	uint64_t ring_bytes;
