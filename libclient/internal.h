@@ -35,6 +35,7 @@
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 #define CLIENT_TIMEOUT_MS 5000u
+#define CLOCK_SAME_NS UINT64_C(20000000) /* clocks that differ by less are one: a coarse clock lags by 10 ms */
 #define LANE_SPIN_US 20u                        /* what a neighbour's completion takes when nobody sleeps */
 #define LANE_POPULATE_MAX (UINT64_C(256) << 10) /* above, touching every page costs more than it saves */
 #define AWAY_MIN_NS UINT64_C(1000000)           /* between two looks at a daemon that is away */
@@ -108,6 +109,7 @@ struct tg_lane {
 	struct wake_ringer doorbell_ringer;
 	int full_fence; /* pair C: nobody raises our fence for us; set by who mends */
 	uint32_t max_record;
+	uint64_t clock_ahead; /* ns: the daemon's CLOCK_MONOTONIC less ours; set by who mends */
 	struct sq_producer sq;
 	uint64_t published; /* records committed; counts like cq_tail does */
 	struct cq_consumer cq;
@@ -207,6 +209,9 @@ void lane_free(struct tg_lane *lane);
 
 /* Who raises its fence, as the daemon that has it says (enum lane_flags). */
 void lane_set_fence(struct tg_lane *lane, uint32_t flags);
+
+/* How far apart our monotonic clocks are: ours (frame_clock) before the request, theirs in its answer. */
+void lane_set_clock(struct tg_lane *lane, int64_t ours, int64_t theirs);
 
 /* Why nothing may be done with this lane, or 0: fork, an earlier fault, a lane the daemon closed. */
 int lane_trouble(struct tg_lane *lane);

@@ -108,6 +108,20 @@ cursors_init(struct tg_lane *lane)
 	return 0;
 }
 
+/*
+ * They differ where client and daemon are in different time namespaces, as after CRIU has restored a
+ * container. If the time was set, or the host slept, during the exchange, what is known stays.
+ */
+void
+lane_set_clock(struct tg_lane *lane, int64_t ours, int64_t theirs)
+{
+	uint64_t moved = (uint64_t)frame_clock() - (uint64_t)ours, ahead = (uint64_t)theirs - (uint64_t)ours;
+
+	if (moved + CLOCK_SAME_NS > 2 * CLOCK_SAME_NS)
+		return;
+	ck_pr_store_64(&lane->clock_ahead, ahead + CLOCK_SAME_NS > 2 * CLOCK_SAME_NS ? ahead : 0);
+}
+
 /* Everything in the answer is checked against the memfd itself, and copied out of it once. */
 static int
 lane_attach(struct tg_lane *lane, const struct frame *answer)
@@ -150,6 +164,7 @@ lane_request(struct tg_lane *lane, const char *pool, const struct tg_lane_option
 	struct tg_client *client = lane->client;
 	struct frame request, answer;
 	int fds[FRAME_FDS];
+	int64_t clock;
 	int rc;
 
 	frame_init(&request, FRAME_LANE_OPEN, 0);
@@ -157,11 +172,13 @@ lane_request(struct tg_lane *lane, const char *pool, const struct tg_lane_option
 	request.u.open.cq_entries = options->completions;
 	memcpy(request.u.open.pool, pool, strlen(pool));
 	memcpy(request.u.open.name, client->name, sizeof(client->name));
+	clock = frame_clock();
 	if ((rc = control_request(client, &request, &answer, FRAME_LANE_OPENED, fds)) != 0)
 		return rc;
 	lane->memfd = fds[FRAME_FD_MEMFD];
 	lane->doorbell = fds[FRAME_FD_DOORBELL];
 	lane->bell = fds[FRAME_FD_BELL];
+	lane_set_clock(lane, clock, answer.u.lane.clock_ns);
 	if ((rc = lane_attach(lane, &answer)) == 0)
 		return 0;
 	/* The daemon believes that we have it; its answer will be skipped as a late one. */

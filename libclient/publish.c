@@ -151,7 +151,7 @@ headers_write(uint8_t *to, const struct tg_message *m)
 
 /* Everything but the body. Returns where the body goes. */
 static inline uint8_t *
-record_write(struct record *r, const struct tg_message *m, const struct shape *shape, uint32_t flags,
+record_write(const struct tg_lane *lane, struct record *r, const struct tg_message *m, const struct shape *shape, uint32_t flags,
     uint64_t position, uint64_t now)
 {
 	uint8_t *to = (uint8_t *)(r + 1);
@@ -160,7 +160,7 @@ record_write(struct record *r, const struct tg_message *m, const struct shape *s
 		.size = (uint32_t)shape->bytes,
 		.check = record_check(position),
 		.tag = m->tag,
-		.published_ns = now,
+		.published_ns = now + ck_pr_load_64(&lane->clock_ahead),
 		.timeout_ms = m->timeout_ms,
 		.body_len = (uint32_t)m->body_len,
 		.topic_len = shape->topic_len,
@@ -221,7 +221,7 @@ record_add(struct tg_lane *lane, const struct tg_message *m, uint32_t flags, uin
 		return rc;
 	if (UNLIKELY((r = room_find(lane, shape.bytes, &rc)) == NULL))
 		return rc;
-	body = record_write(r, m, &shape, flags, lane->sq.tail, now);
+	body = record_write(lane, r, m, &shape, flags, lane->sq.tail, now);
 	if (LIKELY(m->body_len != 0))
 		memcpy(body, m->body, m->body_len);
 	if (position != NULL)
@@ -304,7 +304,7 @@ tg_reserve(struct tg_lane *lane, const struct tg_message *message, void **body)
 		lane_notice(lane); /* whose daemon is away has none until another is there */
 		return rc;
 	}
-	*body = record_write(r, message, &shape, message->flags, lane->sq.tail, 0);
+	*body = record_write(lane, r, message, &shape, message->flags, lane->sq.tail, 0);
 	lane->reservation = (struct reservation){
 		.record = r,
 		.fixed = (uint64_t)shape.topic_len + shape.key_len + shape.headers_len,
@@ -340,7 +340,8 @@ tg_commit(struct tg_lane *lane, size_t body_len, uint64_t *position)
 	bytes = record_bytes(v->fixed, 0, 0, body_len);
 	v->record->size = (uint32_t)bytes;
 	v->record->body_len = (uint32_t)body_len;
-	v->record->published_ns = now = clock_read_ns(CLOCK_MONOTONIC_COARSE);
+	now = clock_read_ns(CLOCK_MONOTONIC_COARSE);
+	v->record->published_ns = now + ck_pr_load_64(&lane->clock_ahead);
 	if (position != NULL)
 		*position = lane->sq.tail;
 	sq_commit(&lane->sq, bytes);

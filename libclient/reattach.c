@@ -154,6 +154,7 @@ static int
 hand_back(struct tg_client *fresh, struct tg_lane *lane)
 {
 	struct frame request, answer;
+	int64_t clock = frame_clock();
 	int fds[FRAME_FDS];
 	int rc;
 
@@ -169,6 +170,7 @@ hand_back(struct tg_client *fresh, struct tg_lane *lane)
 		return 0;
 	}
 	ck_pr_store_64(&lane->lane_id, answer.u.lane.lane_id);
+	lane_set_clock(lane, clock, answer.u.lane.clock_ns);
 	/* Not every daemon can raise our fences. Before the ring, which has this one look at what came without. */
 	lane_set_fence(lane, answer.u.lane.flags);
 	replace(&fds[FRAME_FD_RETURNED_DOORBELL], lane->doorbell);

@@ -4,6 +4,7 @@
 #include "packet.h"
 
 #include <string.h>
+#include <time.h>
 
 _Static_assert(FRAME_FDS == PACKET_FDS, "a frame is a packet");
 
@@ -15,6 +16,29 @@ frame_init(struct frame *frame, enum frame_type type, uint32_t serial)
 	frame->abi = LANE_ABI;
 	frame->type = type;
 	frame->serial = serial;
+}
+
+static uint64_t
+read_ns(clockid_t id)
+{
+	struct timespec ts;
+
+	clock_gettime(id, &ts);
+	return (uint64_t)ts.tv_sec * UINT64_C(1000000000) + (uint64_t)ts.tv_nsec;
+}
+
+int64_t
+frame_clock(void)
+{
+	uint64_t monotonic, before, after;
+	unsigned tries = 3;
+
+	do { /* a process that is preempted in between would err by as much */
+		before = read_ns(CLOCK_REALTIME);
+		monotonic = read_ns(CLOCK_MONOTONIC);
+		after = read_ns(CLOCK_REALTIME);
+	} while (after - before > 1000000 && --tries > 0);
+	return (int64_t)(monotonic - before);
 }
 
 int

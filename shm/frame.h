@@ -69,11 +69,19 @@ struct frame {
 			uint64_t sq_bytes;
 			uint32_t cq_entries;
 			uint32_t flags;
+			int64_t clock_ns; /* LANE_OPENED, LANE_RETURNED: the daemon's frame_clock() */
 		} lane; /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURNED */
 	} u;
 };
 
 _Static_assert(sizeof(struct frame) == 16 + 8 + FRAME_TEXT, "control ABI");
+
+/*
+ * CLOCK_MONOTONIC less CLOCK_REALTIME, in ns. The second is the same in every time namespace of a host, so
+ * two processes that compare theirs learn how far apart their monotonic clocks are; a time set between the
+ * two readings goes in, too.
+ */
+int64_t frame_clock(void);
 
 /* A zeroed frame with its head filled in. */
 void frame_init(struct frame *frame, enum frame_type type, uint32_t serial);

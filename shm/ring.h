@@ -74,7 +74,7 @@ struct record {
 	uint32_t size;         /* from here to the next record; a multiple of 8 */
 	uint32_t check;        /* record_check(position) */
 	uint64_t tag;          /* the producer's own, returned in the completion */
-	uint64_t published_ns; /* CLOCK_MONOTONIC_COARSE at publish */
+	uint64_t published_ns; /* CLOCK_MONOTONIC_COARSE at publish, as the daemon's time namespace has it */
 	uint32_t timeout_ms;   /* from published_ns; 0: the pool's message_timeout_ms */
 	uint32_t body_len;
 	uint16_t topic_len;

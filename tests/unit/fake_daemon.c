@@ -182,6 +182,7 @@ answer_open(struct fake *fake, int conn, const struct frame *request)
 	answer.u.lane.lane_id = lane->lane_id;
 	answer.u.lane.sq_bytes = lane->map.geo.sq_bytes;
 	answer.u.lane.cq_entries = lane->map.geo.cq_entries;
+	answer.u.lane.clock_ns = frame_clock() + fake->clock_ns;
 	if (fake->error != 0) {
 		frame_init(&answer, FRAME_ERROR, request->serial);
 		answer.u.error.code = fake->error;
@@ -244,6 +245,7 @@ answer_return(struct fake *fake, int conn, const struct frame *request)
 	frame_init(&answer, FRAME_LANE_RETURNED, request->serial);
 	answer.u.lane.lane_id = lane->lane_id;
 	answer.u.lane.flags = fake->flags;
+	answer.u.lane.clock_ns = frame_clock() + fake->clock_ns;
 	if (fake->error != 0) {
 		frame_init(&answer, FRAME_ERROR, request->serial);
 		answer.u.error.code = fake->error;
@@ -468,6 +470,14 @@ fake_set_flags(struct fake *fake, unsigned flags)
 {
 	pthread_mutex_lock(&fake->lock);
 	fake->flags = flags;
+	pthread_mutex_unlock(&fake->lock);
+}
+
+void
+fake_set_clock(struct fake *fake, int64_t ahead_ns)
+{
+	pthread_mutex_lock(&fake->lock);
+	fake->clock_ns = ahead_ns;
 	pthread_mutex_unlock(&fake->lock);
 }
 

@@ -70,6 +70,7 @@ struct fake {
 	enum fake_lie lie;
 	int error;       /* answer LANE_OPEN and LANE_RETURN with this error */
 	unsigned flags;  /* of the lanes' headers */
+	int64_t clock_ns; /* how far its clock is ahead */
 	unsigned rings;  /* doorbells heard */
 	unsigned closes; /* LANE_CLOSE heard */
 	uint64_t last_close;
@@ -90,6 +91,7 @@ void fake_stop(struct fake *fake);
 void fake_set_lie(struct fake *fake, enum fake_lie lie);
 void fake_set_error(struct fake *fake, int error);
 void fake_set_flags(struct fake *fake, unsigned flags);
+void fake_set_clock(struct fake *fake, int64_t ahead_ns);
 void fake_take_back(struct fake *fake, unsigned flags);
 unsigned fake_rings(struct fake *fake);
 unsigned fake_closes(struct fake *fake);

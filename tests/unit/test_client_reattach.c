@@ -62,6 +62,50 @@ lane_fences_as_the_daemon_that_has_it_needs(void **state)
 	}
 }
 
+static uint64_t
+published_ns(struct setup *s, int reserved)
+{
+	struct tg_message m = { .topic = "t", .body_len = 8, .body = "12345678" };
+	struct record record;
+	const uint8_t *bytes;
+	uint64_t position;
+	void *body;
+
+	if (reserved) {
+		assert_int_equal(tg_reserve(s->lane, &m, &body), 0);
+		assert_int_equal(tg_commit(s->lane, 8, NULL), 0);
+	} else {
+		assert_int_equal(tg_publish(s->lane, &m, NULL), 0);
+	}
+	assert_int_equal(fake_lane_take(s->peer, &record, &bytes, &position), 1);
+	return record.published_ns;
+}
+
+/* The daemon, and the next one, may be in another time namespace than the client. */
+static void
+records_are_dated_by_the_daemons_clock(void **state)
+{
+	struct setup *s = *state;
+	static const int64_t ahead_s[] = { 0, 60, -20, 1000000, 0 };
+
+	for (unsigned i = 0; i < sizeof(ahead_s) / sizeof(ahead_s[0]); i++) {
+		uint32_t generation = s->client->generation;
+		fake_set_clock(&s->fake, ahead_s[i] * 1000000000);
+		fake_take_back(&s->fake, 0);
+		fake_hang_up(&s->fake);
+		for (unsigned ms = 0; s->client->generation == generation; ms++) {
+			assert_true(ms < FAKE_DEADLINE_MS);
+			(void)tg_wait(s->lane, 1);
+		}
+		for (int reserved = 0; reserved < 2; reserved++) {
+			uint64_t begin_ms = fake_now_ms();
+			int64_t ms = (int64_t)(published_ns(s, reserved) / 1000000) - ahead_s[i] * 1000;
+			/* The coarse clock lags by a tick. */
+			assert_in_range(ms, begin_ms - 20, fake_now_ms() + 1);
+		}
+	}
+}
+
 static void
 call_batch(struct tg_lane *lane)
 {
@@ -387,6 +431,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		HOLD(dead_daemon_leaves_the_ring_and_its_completions),
 		HOLD(lane_fences_as_the_daemon_that_has_it_needs),
+		HOLD(records_are_dated_by_the_daemons_clock),
 		HOLD(every_call_finds_the_next_daemon),
 		HOLD(descriptor_rests_while_another_lane_reattaches),
 		HOLD(lane_is_opened_while_another_reattaches),
