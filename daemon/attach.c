@@ -123,6 +123,7 @@ lane_frame(struct frame *frame, enum frame_type type, uint32_t serial, const str
 	frame->u.lane.sq_bytes = lane->map.geo.sq_bytes;
 	frame->u.lane.cq_entries = lane->map.geo.cq_entries;
 	frame->u.lane.flags = flags;
+	frame->u.lane.timeout_ms = lane->pool->config->message_timeout_ms;
 	frame->u.lane.clock_ns = frame_clock();
 }
 

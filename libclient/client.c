@@ -103,11 +103,25 @@ connect_fail(const struct tg_client *client)
 }
 
 int
+fd_above_standard(int fd)
+{
+	int above, saved;
+
+	if (fd < 0 || fd > STDERR_FILENO)
+		return fd;
+	above = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	saved = errno;
+	close(fd);
+	errno = saved;
+	return above;
+}
+
+int
 client_connect(struct tg_client *client)
 {
 	int rc;
 
-	client->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	client->fd = fd_above_standard(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 	if (client->fd < 0)
 		return connect_fail(client);
 	if (connect_once(client->fd, client) == 0)

@@ -21,6 +21,20 @@ fds_close(int fds[FRAME_FDS])
 	}
 }
 
+/* Those that came as a standard descriptor that the program has not. */
+static int
+fds_settle(const struct tg_client *client, int fds[FRAME_FDS])
+{
+	for (unsigned i = 0; i < FRAME_FDS; i++) {
+		if (fds[i] < 0 || (fds[i] = fd_above_standard(fds[i])) >= 0)
+			continue;
+		fds_close(fds);
+		return detail_fail(-TG_ELIMIT, "socket %s: this process has no descriptors left for a lane's three",
+		    client->path);
+	}
+	return 0;
+}
+
 static int
 fd_await(const struct tg_client *client, short events, uint64_t deadline)
 {
@@ -117,7 +131,7 @@ frame_take(
 		if (rc < 0)
 			return transport_fail(client, rc, answer);
 		if (answer->serial == serial || is_farewell(answer))
-			return 0;
+			return fds_settle(client, fds);
 		fds_close(fds);
 		if ((int32_t)(answer->serial - serial) > 0)
 			return detail_fail(-TG_EPROTOCOL,

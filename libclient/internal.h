@@ -85,6 +85,7 @@ struct tg_client {
 	pthread_mutex_t control; /* whose holder uses the control socket and the list of lanes. A forked child never
 	                          * takes it: every call there is refused before (fork.c) */
 	uint32_t lost;          /* 1: the daemon has hung up */
+	uint64_t lost_ns;       /* when that was noticed */
 	uint32_t generation;    /* counts reattachments */
 	uint64_t retry_ns;      /* not before this */
 	uint64_t retry_step_ns; /* the last wait, without jitter */
@@ -138,6 +139,7 @@ struct tg_lane {
 	struct lane_map map;
 	uint64_t lane_id;
 	uint64_t nonce;
+	uint32_t timeout_ms; /* the pool's; set by who mends */
 	int memfd;
 	struct tg_client *client;
 	struct tg_lane *next, **link;
@@ -160,6 +162,12 @@ int control_request_fd(struct tg_client *client, struct frame *request, int fd, 
     enum frame_type expect, int fds[FRAME_FDS]);
 
 /* ---- client.c ---- */
+
+/*
+ * A descriptor that is none of 0 to 2: a program that was started without those would write its output into
+ * it, or read it as its input. Returns fd or what takes its place, or -1 with errno and fd closed.
+ */
+int fd_above_standard(int fd);
 
 /* Makes client->fd a new connection. 0 or a negative error with detail; then fd is -1. */
 int client_connect(struct tg_client *client);

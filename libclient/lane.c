@@ -1,6 +1,8 @@
 /* Attaching a lane: ask for it, check everything that came, map it. And giving it back. */
 #include "internal.h"
 
+#include "clock.h"
+
 #include <ck_pr.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -178,6 +180,7 @@ lane_request(struct tg_lane *lane, const char *pool, const struct tg_lane_option
 	lane->memfd = fds[FRAME_FD_MEMFD];
 	lane->doorbell = fds[FRAME_FD_DOORBELL];
 	lane->bell = fds[FRAME_FD_BELL];
+	lane->timeout_ms = answer.u.lane.timeout_ms;
 	lane_set_clock(lane, clock, answer.u.lane.clock_ns);
 	if ((rc = lane_attach(lane, &answer)) == 0)
 		return 0;
@@ -238,6 +241,32 @@ tg_lane_open(
 	client->lanes = lane;
 	client_unlock(client);
 	*out = lane;
+	return 0;
+}
+
+int
+tg_lane_info(struct tg_lane *lane, struct tg_lane_info *info)
+{
+	int rc = lane_trouble(lane);
+	uint64_t lost_ns, now;
+
+	if (rc < 0)
+		return rc;
+	if (info == NULL)
+		return detail_fail(-TG_EINVAL, "lane %" PRIu64 ": info is NULL", lane->lane_id);
+	lane_notice(lane);
+	*info = (struct tg_lane_info){
+		.lane_id = ck_pr_load_64(&lane->lane_id),
+		.ring_bytes = lane->sq.mask + 1,
+		.record_bytes = lane->max_record,
+		.completions = (uint32_t)(lane->cq.mask + 1),
+		.timeout_ms = ck_pr_load_32(&lane->timeout_ms),
+	};
+	if (client_is_lost(lane->client)) {
+		lost_ns = ck_pr_load_64(&lane->client->lost_ns);
+		now = clock_now_ns();
+		info->away_ms = 1 + (now > lost_ns ? now - lost_ns : 0) / 1000000;
+	}
 	return 0;
 }
 

@@ -58,6 +58,10 @@ client_is_lost(struct tg_client *client)
 void
 client_lose(struct tg_client *client, uint32_t generation)
 {
+	if (client_is_lost(client))
+		return;
+	ck_pr_store_64(&client->lost_ns, clock_now_ns());
+	ck_pr_fence_store();
 	if (!ck_pr_cas_32(&client->lost, 0, 1))
 		return;
 	ck_pr_fence_memory();
@@ -170,6 +174,7 @@ hand_back(struct tg_client *fresh, struct tg_lane *lane)
 		return 0;
 	}
 	ck_pr_store_64(&lane->lane_id, answer.u.lane.lane_id);
+	ck_pr_store_32(&lane->timeout_ms, answer.u.lane.timeout_ms);
 	lane_set_clock(lane, clock, answer.u.lane.clock_ns);
 	/* Not every daemon can raise our fences. Before the ring, which has this one look at what came without. */
 	lane_set_fence(lane, answer.u.lane.flags);
@@ -288,7 +293,7 @@ lane_watch_retry(struct tg_lane *lane)
 	if (retry < soon)
 		retry = soon;
 	if (lane->retry_timer < 0) {
-		int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), saved;
+		int timer = fd_above_standard(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)), saved;
 		if (timer < 0 || epoll_ctl(lane->epoll, EPOLL_CTL_ADD, timer, &event) != 0) {
 			saved = errno;
 			if (timer >= 0)

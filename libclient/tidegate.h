@@ -132,6 +132,16 @@ struct tg_lane_options {
 	uint32_t spin_us;     /* how long tg_wait spins before it sleeps; 0: 20. UINT32_MAX: no spinning */
 };
 
+/* What tg_lane_info says. */
+struct tg_lane_info {
+	uint64_t lane_id;      /* as tidegatectl shows it */
+	uint64_t ring_bytes;
+	uint64_t record_bytes; /* of the largest record: 48, topic, key, headers and body */
+	uint64_t away_ms;      /* since the daemon was lost, as long as none has taken the lane back; 0: there is one */
+	uint32_t completions;
+	uint32_t timeout_ms;   /* the pool's, for messages without one */
+};
+
 /* Connects to the daemon. *client is the caller's, for tg_client_close. */
 TG_API int tg_client_open(struct tg_client **client, const struct tg_client_options *options);
 
@@ -215,6 +225,9 @@ TG_API int tg_fd(struct tg_lane *lane);
  * and wait for one. Negative: an error. tg_wait and tg_fd wake when it turns to 1.
  */
 TG_API int tg_writable(struct tg_lane *lane);
+
+/* What the lane is, and whether its daemon is there. */
+TG_API int tg_lane_info(struct tg_lane *lane, struct tg_lane_info *info);
 
 /*
  * Asks for a message back. 0: asked; its completion says CANCELLED if it was in time, or what

@@ -69,6 +69,8 @@ struct frame {
 			uint64_t sq_bytes;
 			uint32_t cq_entries;
 			uint32_t flags;
+			uint32_t timeout_ms; /* LANE_OPENED, LANE_RETURNED: the pool's message_timeout_ms */
+			uint32_t pad;
 			int64_t clock_ns; /* LANE_OPENED, LANE_RETURNED: the daemon's frame_clock() */
 		} lane; /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURNED */
 	} u;

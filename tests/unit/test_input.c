@@ -161,21 +161,22 @@ a_text_is_one_message(void **state)
 
 /* What is in memory is taken before more is read, so the two ends of a pipe need one thread only. */
 static void
-compare_with_split(const uint8_t *bytes, size_t len, uint8_t separator, size_t limit)
+compare_with_split(const uint8_t *bytes, size_t len, enum input_mode mode, size_t limit)
 {
 	const char *const names[] = { "-" };
+	uint8_t separator = mode == INPUT_NUL ? '\0' : '\n';
 	struct input in;
 	struct input_item item;
 	enum input_result result;
 	int ends[2], saved = dup(STDIN_FILENO);
-	size_t written = 0, at = 0, count;
+	size_t written = 0, at = 0, count, cr;
 	uint64_t number = 0;
 	const uint8_t *end;
 
 	assert_int_equal(pipe(ends), 0);
 	assert_true(dup2(ends[0], STDIN_FILENO) == STDIN_FILENO);
 	close(ends[0]);
-	assert_int_equal(input_init(&in, names, 1, separator == '\n' ? INPUT_LINES : INPUT_NUL, limit), 0);
+	assert_int_equal(input_init(&in, names, 1, mode, limit), 0);
 	assert_int_equal(in.total_bytes, 0);
 	while ((result = input_next(&in, &item)) != INPUT_END) {
 		if (result == INPUT_MORE) {
@@ -194,11 +195,12 @@ compare_with_split(const uint8_t *bytes, size_t len, uint8_t separator, size_t l
 		assert_true(at < len);
 		end = memchr(bytes + at, separator, len - at);
 		count = end != NULL ? (size_t)(end - bytes) - at : len - at;
-		assert_int_equal(item.len, count);
+		cr = mode == INPUT_LINES && end != NULL && count > 0 && end[-1] == '\r';
+		assert_int_equal(item.len, count - cr);
 		assert_int_equal(item.number, number++);
-		assert_int_equal(result, count <= limit ? INPUT_ITEM : INPUT_TOO_LONG);
+		assert_int_equal(result, count - cr <= limit ? INPUT_ITEM : INPUT_TOO_LONG);
 		if (result == INPUT_ITEM)
-			assert_memory_equal(item.bytes, bytes + at, count);
+			assert_memory_equal(item.bytes, bytes + at, count - cr);
 		at += count + 1;
 	}
 	assert_true(at >= len);
@@ -215,8 +217,9 @@ any_bytes_in_any_pieces_are_split_alike(void **state)
 	size_t i, len;
 
 	(void)state;
-	for (run = 0; run < 60; run++) {
-		uint8_t separator = run % 2 ? '\n' : '\0';
+	for (run = 0; run < 90; run++) {
+		enum input_mode mode = (enum input_mode)(run % 3); /* lines of both kinds, NUL */
+		uint8_t separator = mode == INPUT_NUL ? '\0' : '\n';
 		uint64_t density = 1 + next_random() % 5000;
 
 		len = (size_t)(next_random() % sizeof(bytes));
@@ -226,15 +229,23 @@ any_bytes_in_any_pieces_are_split_alike(void **state)
 		for (i = 0; separator == '\0' && i < len; i++)
 			if (bytes[i] == '\n')
 				bytes[i] = 'n';
-		compare_with_split(bytes, len, separator, 1 + (size_t)(next_random() % 3000));
+		for (i = 0; i + 1 < len; i++)
+			if (bytes[i + 1] == '\n' && next_random() % 2 == 0)
+				bytes[i] = '\r';
+		compare_with_split(bytes, len, mode, 1 + (size_t)(next_random() % 3000));
 	}
 	/* One line longer than the whole buffer, and exactly the limit, and one more. */
 	memset(bytes, 'x', sizeof(bytes));
-	compare_with_split(bytes, sizeof(bytes), '\n', 10);
+	compare_with_split(bytes, sizeof(bytes), INPUT_LINES, 10);
 	bytes[1000] = '\n';
-	compare_with_split(bytes, 1001, '\n', 1000);
-	compare_with_split(bytes, 1001, '\n', 999);
-	compare_with_split(bytes, 0, '\n', 10);
+	compare_with_split(bytes, 1001, INPUT_LINES, 1000);
+	compare_with_split(bytes, 1001, INPUT_LINES, 999);
+	bytes[999] = '\r'; /* not counted, if the LF is behind it */
+	compare_with_split(bytes, 1001, INPUT_LINES, 999);
+	compare_with_split(bytes, 1001, INPUT_LINES, 998);
+	compare_with_split(bytes, 1000, INPUT_LINES, 999);
+	compare_with_split(bytes, 1001, INPUT_LINES_RAW, 999);
+	compare_with_split(bytes, 0, INPUT_LINES, 10);
 }
 
 int

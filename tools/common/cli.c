@@ -1,5 +1,7 @@
 #include "tools/common/cli.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,10 +12,34 @@
 static const char *program_name = "tidegate";
 static int progress_shown;
 
+static void
+take_standard_descriptors(void)
+{
+	/* The wrong way round: what fails with a closed descriptor fails with these. Errors just have nowhere to go. */
+	static const int ways[] = { [STDIN_FILENO] = O_WRONLY, [STDOUT_FILENO] = O_RDONLY, [STDERR_FILENO] = O_WRONLY };
+
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", ways[fd]) != fd)
+			_exit(CLI_FAILED);
+}
+
+/* A full disk shows when the buffer is written. _exit: this is one of exit's own functions. */
+static void
+check_output(void)
+{
+	if (fflush(stdout) == 0 && !ferror(stdout))
+		return;
+	if (errno != EPIPE)
+		cli_error("standard output: %s", strerror(errno));
+	_exit(CLI_FAILED);
+}
+
 void
 cli_init(const char *program)
 {
 	program_name = program;
+	take_standard_descriptors();
+	atexit(check_output);
 }
 
 void

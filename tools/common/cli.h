@@ -24,7 +24,11 @@ struct cli_option {
 	const char *help;     /* NULL: accepted, not shown */
 };
 
-/* The name that starts every message; static storage. */
+/*
+ * Before anything opens a descriptor. program: the name that starts every message; static storage. Closed
+ * standard descriptors are taken, so that no socket becomes one: reading standard input then fails, as writing
+ * standard output does. What standard output could not take at exit is an error, too.
+ */
 void cli_init(const char *program);
 
 /* "program: text\n" on standard error, after removing the progress line if there is one. */

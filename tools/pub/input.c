@@ -80,6 +80,7 @@ close_file(struct input *in)
 	in->eof = 0;
 	in->start = in->scanned = in->end = 0;
 	in->dropped = 0;
+	in->dropped_cr = 0;
 }
 
 void
@@ -118,14 +119,18 @@ open_next(struct input *in)
 static enum input_result
 take(struct input *in, struct input_item *item, size_t len, size_t separator)
 {
-	uint64_t whole = in->dropped + len;
+	/* Of CR LF the CR is taken off. */
+	int ends_in_cr = len > 0 ? in->buffer[in->start + len - 1] == '\r' : in->dropped_cr;
+	size_t cr = in->mode == INPUT_LINES && separator > 0 && ends_in_cr;
+	uint64_t whole = in->dropped + len - cr;
 
-	item->bytes = in->dropped == 0 && len <= in->limit ? in->buffer + in->start : NULL;
+	item->bytes = in->dropped == 0 && len - cr <= in->limit ? in->buffer + in->start : NULL;
 	item->len = (size_t)whole;
 	item->number = in->number++;
 	in->start += len + separator;
 	in->scanned = in->start;
 	in->dropped = 0;
+	in->dropped_cr = 0;
 	return item->bytes != NULL ? INPUT_ITEM : INPUT_TOO_LONG;
 }
 
@@ -176,8 +181,10 @@ input_fill(struct input *in)
 
 	if (in->fd < 0 || in->eof != 0)
 		return;
-	if (in->end - in->start > in->limit || in->dropped != 0) {
+	if (in->end - in->start > in->limit + (in->mode == INPUT_LINES) || in->dropped != 0) {
 		/* Too long already: only its length is still wanted. */
+		if (in->end > in->start)
+			in->dropped_cr = in->buffer[in->end - 1] == '\r';
 		in->dropped += in->end - in->start;
 		in->start = in->scanned = in->end = 0;
 	}

@@ -16,7 +16,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum input_mode { INPUT_LINES, INPUT_NUL, INPUT_WHOLE };
+enum input_mode {
+	INPUT_LINES,     /* each ends with LF or CR LF */
+	INPUT_LINES_RAW, /* with LF; a CR in front of it is part of the line */
+	INPUT_NUL,
+	INPUT_WHOLE,
+};
 
 enum input_result {
 	INPUT_ITEM,     /* a message */
@@ -50,6 +55,7 @@ struct input {
 	uint8_t *buffer;
 	size_t capacity, start, scanned, end;
 	uint64_t dropped;     /* bytes of a too long message already read past */
+	int dropped_cr;       /* the last of them is a CR */
 	uint64_t number;      /* of the next message */
 	uint64_t read_bytes;  /* so far, of all files */
 	uint64_t total_bytes; /* of all files; 0: not known */

@@ -18,6 +18,7 @@
 
 enum {
 	OPT_NULL = 256,
+	OPT_KEEP_CR,
 	OPT_WHOLE,
 	OPT_TIMEOUT,
 	OPT_EXPIRY,
@@ -38,6 +39,7 @@ static const struct cli_option option_table[] = {
 	{ "header", 'H', "NAME=VALUE", "a header of every message; may be given often" },
 	{ "message", 'm', "TEXT", "publish this one message; no files" },
 	{ "null", OPT_NULL, NULL, "messages end with NUL, not with a line break" },
+	{ "keep-cr", OPT_KEEP_CR, NULL, "lines end with LF alone; a CR in front of it is part of the message" },
 	{ "whole-file", OPT_WHOLE, NULL, "each file is one message" },
 	{ "retain", OPT_RETAIN, NULL, "MQTT: the broker keeps it for later subscribers" },
 	{ "timeout", OPT_TIMEOUT, "MS", "how long to try to deliver each message [the pool's]" },
@@ -62,24 +64,31 @@ struct settings {
 	size_t file_count;
 };
 
-/* The first signal ends the reading; from then on both have their usual effect. */
+static const int stop_signals[] = { SIGINT, SIGTERM, SIGHUP };
+
+/* The first signal ends the reading, the second the waiting; from then on they have their usual effect. */
 static void
 on_signal(int signal_number)
 {
 	(void)signal_number;
-	pub_stop = 1;
-	signal(SIGINT, SIG_DFL);
-	signal(SIGTERM, SIG_DFL);
+	pub_stop = pub_stop + 1;
+	for (size_t i = 0; pub_stop > 1 && i < sizeof(stop_signals) / sizeof(stop_signals[0]); i++)
+		signal(stop_signals[i], SIG_DFL);
 }
 
 static void
 catch_signals(void)
 {
-	struct sigaction action = { .sa_handler = on_signal };
+	struct sigaction action = { .sa_handler = on_signal }, before;
 
 	sigemptyset(&action.sa_mask);
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGTERM, &action, NULL);
+	for (size_t i = 0; i < sizeof(stop_signals) / sizeof(stop_signals[0]); i++) {
+		/* Ignored by nohup, or by a shell for its background jobs: it stays so. */
+		if (sigaction(stop_signals[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+			sigaction(stop_signals[i], &action, NULL);
+	}
+	/* A reader of our output that goes away does not end what is under way. */
+	signal(SIGPIPE, SIG_IGN);
 }
 
 static void
@@ -116,7 +125,7 @@ static void
 parse(struct settings *s, int argc, char **argv)
 {
 	static const char *const standard_input[] = { "-" };
-	int letter;
+	int letter, keep_cr = 0;
 
 	while ((letter = cli_next(argc, argv, option_table)) != -1) {
 		switch (letter) {
@@ -143,6 +152,9 @@ parse(struct settings *s, int argc, char **argv)
 			break;
 		case OPT_NULL:
 			s->mode = INPUT_NUL;
+			break;
+		case OPT_KEEP_CR:
+			keep_cr = 1;
 			break;
 		case OPT_WHOLE:
 			s->mode = INPUT_WHOLE;
@@ -181,6 +193,8 @@ parse(struct settings *s, int argc, char **argv)
 			exit(CLI_USAGE);
 		}
 	}
+	if (keep_cr && s->mode == INPUT_LINES)
+		s->mode = INPUT_LINES_RAW;
 	if (s->pub.pool == NULL)
 		cli_usage_error("no pool: -p NAME");
 	if (s->pub.topic == NULL)
@@ -260,6 +274,9 @@ main(int argc, char **argv)
 	success = report_success(&pub);
 	if (pub.interrupted)
 		report_interrupted(&pub);
+	if (pub.stranded)
+		cli_error("gave up: tidegated has been away for %.1f s; what became of the unanswered messages is not known",
+		    (double)pub.away_ms / 1000);
 	if (pub.timed_out)
 		cli_error("gave up after %llu ms (--wait)", (unsigned long long)settings.pub.wait_ms);
 	if (pub.outcomes[TG_REJECTED] > pub.rejection_count)

@@ -9,6 +9,8 @@
 #include <string.h>
 
 #define TICK_MS 200
+#define AWAY_GRACE_MS 3000u /* past a deadline that a daemon would have kept */
+#define AWAY_STOPPED_MS 1000u /* longer than a restart takes */
 #define RATE_BURST_NS (100 * CLOCK_NS_PER_MS) /* a stalled run catches up this much, no more */
 
 /*
@@ -269,6 +271,8 @@ publish(struct pub *pub, size_t allowed)
 		pub->accepted_bytes += first[i].body_len;
 	pub->accepted += (uint64_t)accepted;
 	if (accepted > 0)
+		pub->accepted_ns = now;
+	if (accepted > 0)
 		pub->next_number = pub->numbers[pub->pending_first + (size_t)accepted - 1] + 1;
 	pub->rate_count += (uint64_t)accepted;
 	pub->pending_first += (size_t)accepted;
@@ -336,6 +340,41 @@ turn(struct pub *pub, uint64_t now)
 	}
 }
 
+/* How long an answer may take, from the publish. */
+static uint64_t
+deadline_ns_of(const struct pub_options *options, const struct tg_lane_info *info)
+{
+	uint32_t ms = options->timeout_ms != 0 ? options->timeout_ms : info->timeout_ms;
+
+	if (options->expiry_ms != 0 && options->expiry_ms < ms)
+		ms = options->expiry_ms;
+	return ms * CLOCK_NS_PER_MS;
+}
+
+/*
+ * Whether there is nothing left but to wait for a daemon that is away, and that for long enough: past the deadline
+ * of all it was given, or not to delay who wants us to end. With a full ring there is nothing else to do either.
+ */
+static int
+is_stranded(struct pub *pub, uint64_t now)
+{
+	int has_input = pub->reading && pub->pending_first == pub->pending_count;
+	struct tg_lane_info info;
+	uint64_t over_ns;
+
+	if (has_input || tg_lane_info(pub->lane, &info) != 0 || info.away_ms == 0) {
+		pub->idle_ns = now;
+		return 0;
+	}
+	pub->away_ms = info.away_ms;
+	if (pub_stop)
+		return info.away_ms >= AWAY_STOPPED_MS;
+	over_ns = pub->accepted_ns + deadline_ns_of(pub->options, &info);
+	if (over_ns < pub->idle_ns) /* so that the end of the input does not end it while a daemon is about to answer */
+		over_ns = pub->idle_ns;
+	return now >= over_ns + AWAY_GRACE_MS * CLOCK_NS_PER_MS;
+}
+
 void
 pub_run(struct pub *pub, struct input *in, void (*tick)(const struct pub *))
 {
@@ -353,7 +392,7 @@ pub_run(struct pub *pub, struct input *in, void (*tick)(const struct pub *))
 			pub->reading = 0;
 			pub->pending_first = pub->pending_count = 0;
 		}
-		if (pub->broken)
+		if (pub->broken || pub_stop > 1)
 			break;
 		if (!pub->reading && pub->pending_first == pub->pending_count && pub_unanswered(pub) == 0)
 			break;
@@ -367,6 +406,10 @@ pub_run(struct pub *pub, struct input *in, void (*tick)(const struct pub *))
 			pub->end_ns = now;
 			if (tick != NULL)
 				tick(pub);
+			if (is_stranded(pub, now)) {
+				pub->stranded = 1;
+				break;
+			}
 		}
 		turn(pub, now);
 	}

@@ -56,10 +56,14 @@ struct pub {
 	int reading;                       /* more input may come */
 	int broken;                        /* the lane is of no more use */
 	int timed_out;
+	int stranded;     /* the daemon is away, and waiting for it is over */
+	uint64_t away_ms; /* for how long it was */
+	uint64_t idle_ns; /* since when there was nothing to do but to wait for it */
 	int interrupted;      /* stopped by pub_stop before the input's end */
 	uint64_t next_number; /* of the message after the last one accepted or skipped */
 
 	uint64_t accepted, accepted_bytes;
+	uint64_t accepted_ns; /* when the last one was */
 	uint64_t outcomes[TG_CANCELLED + 1];
 	uint64_t resent;  /* completed after more than one attempt */
 	uint64_t skipped; /* input that never became a message: too long, unreadable file */
@@ -68,7 +72,7 @@ struct pub {
 	struct histogram latency; /* ns, publish to completion as this process saw it */
 };
 
-/* Set by the caller's signal handler: stop reading, wait for what was accepted. */
+/* Set by the caller's signal handler: 1: stop reading, wait for what was accepted. 2: do not wait either. */
 extern volatile sig_atomic_t pub_stop;
 
 /* Connects and opens the lane. Complains and returns -1 if that fails. */

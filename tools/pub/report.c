@@ -71,7 +71,7 @@ report_latency(FILE *out, const struct pub *pub)
 int
 report_success(const struct pub *pub)
 {
-	return pub->skipped == 0 && !pub->broken && !pub->timed_out && !pub->interrupted &&
+	return pub->skipped == 0 && !pub->broken && !pub->timed_out && !pub->stranded && !pub->interrupted &&
 	       pub->outcomes[TG_DELIVERED] + pub->outcomes[TG_SENT] == pub->accepted;
 }
 

@@ -4,6 +4,7 @@
 #include "build_config.h"
 
 #include "sink.h"
+#include "tools/common/cli.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -296,6 +297,7 @@ main(int argc, char **argv)
 		.random = (uint64_t)time(NULL) ^ (uint64_t)getpid() << 32 };
 	struct settings settings = { .format = RECORD_FULL };
 
+	cli_init("tidegate-sink");
 	TAILQ_INIT(&sink.listeners);
 	TAILQ_INIT(&sink.conns);
 	behaviour_init(&sink.behaviour);
