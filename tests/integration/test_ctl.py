@@ -1,11 +1,12 @@
 """tidegatectl: every command gives words to people and JSON to programs, and the two agree."""
 
 import contextlib
+import re
 import socket
 
 import pytest
 
-from harness import Sink, pool, program, wait_for
+from harness import Process, Sink, pool, program, wait_for
 from load import Producer
 
 COMMANDS = ("status", "pools", "brokers", "links", "lanes", "stats")
@@ -77,3 +78,72 @@ def test_forgotten_connections_shut_nobody_out(box, daemon, sink):
         assert idle[0].recv(1) == b""  # the oldest has gone
         idle[-1].sendall(b'{"cmd":"status"}\n')
         assert b'"ok":true' in idle[-1].recv(65536)
+
+
+def started(text):
+    """How many daemons' first events are in it."""
+    return len(re.findall(r"\bstarted\b", text))
+
+
+@pytest.fixture
+def following(box):
+    def start(d, *words):
+        out = box.path / "followed"
+        with open(out, "wb") as file:
+            process = Process(box, "ctl", [program("tidegatectl"), "-s", d.admin, *words], stdout=file)
+        return process, out.read_text
+    return start
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+@pytest.mark.parametrize("how", ["restart", "upgrade"])
+def test_events_are_followed_into_the_next_daemon(box, daemon, sink, following, how, words):
+    d = daemon(pool([sink]))
+    process, shown = following(d, *words, "events", "-f")
+    wait_for(lambda: started(shown()) == 1, "the first daemon's events")
+    if how == "restart":
+        d.process.kill()
+        wait_for(lambda: "hung up; waiting for it or the next one" in process.text(), "it to be said")
+        d.start()
+    else:
+        assert text(d, "upgrade").returncode == 0
+    wait_for(lambda: started(shown()) == 2, lambda: f"the next daemon's events: {shown()[-2000:]}")
+    assert "connected again" in process.text()
+    assert process.alive()
+    sink.kill()
+    wait_for(lambda: "closed" in shown().lower() or "refused" in shown().lower(), "what happens later")
+
+
+def test_events_of_one_daemon_are_not_shown_twice(box, daemon, sink, following):
+    """It hung up, and did not end: as it does on a reader that is too slow."""
+    d = daemon(pool([sink]))
+    process, shown = following(d, "events", "-f")
+    wait_for(lambda: started(shown()) == 1, "the events that are kept")
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            for _ in range(70):
+                s = stack.enter_context(socket.socket(socket.AF_UNIX))
+                s.settimeout(20)
+                s.connect(str(d.admin))
+    assert text(d, "status").returncode == 0
+    sink.kill()
+    wait_for(lambda: "refused" in shown().lower(), "what happens later")
+    assert started(shown()) == 1
+
+
+def test_watch_goes_on_with_the_next_daemon(box, daemon, sink, following):
+    d = daemon(pool([sink]))
+    process, shown = following(d, "-w", "0.1", "pools")
+    wait_for(lambda: shown().count("every 0.1 s") > 1, "tables")
+    assert d.stop() == 0
+    wait_for(lambda: "hung up; waiting for it or the next one" in process.text(), "it to be said")
+    before = shown().count("every 0.1 s")
+    d.start()
+    wait_for(lambda: shown().count("every 0.1 s") > before + 1, "tables of the next daemon")
+    assert process.alive()
+
+
+def test_watch_ends_when_its_reader_does(box, daemon, sink):
+    d = daemon(pool([sink]))
+    result = box.run("bash", "-c", f"{program('tidegatectl')} -s {d.admin} -w 0.1 pools | head -1", deadline_s=20)
+    assert result.returncode == 0 and "every 0.1 s" in result.stdout

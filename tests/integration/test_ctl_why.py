@@ -212,7 +212,8 @@ def test_events_tell_what_happened(box, daemon, sink):
     numbers = [int(line.split()[0]) for line in follower.text().splitlines()]
     assert numbers == list(range(answer["seq"], answer["seq"] + len(numbers)))
     assert d.stop() == 0
-    assert follower.wait(10) == 1 and "hung up" in follower.text()
+    wait_for(lambda: "hung up" in follower.text(), "the follower to notice")
+    assert follower.alive()  # it waits for the next daemon
 
 
 def on_terminal(d, *words, environment=()):

@@ -8,7 +8,11 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
+
+#define AGAIN_MIN_NS 20000000
+#define AGAIN_MAX_NS 320000000
 
 static void
 complain_connect(const char *path, int error)
@@ -71,6 +75,22 @@ int
 ask_try(struct ask *ask, const char *path)
 {
 	return ask_connect(ask, path, 1);
+}
+
+void
+ask_again(struct ask *ask)
+{
+	const char *path = ask->path;
+	struct timespec pause = { .tv_nsec = AGAIN_MIN_NS };
+
+	ask_close(ask);
+	while (ask_try(ask, path) != 0) {
+		nanosleep(&pause, NULL);
+		if (pause.tv_nsec < AGAIN_MAX_NS)
+			pause.tv_nsec *= 2;
+	}
+	ask->patient = 1;
+	cli_error("%s: connected again", path);
 }
 
 void
@@ -140,6 +160,7 @@ receive(struct ask *ask, int timeout_ms)
 	while (ready < 0 && errno == EINTR);
 	if (ready == 0) {
 		cli_error("%s: tidegated has not answered for %d s", ask->path, timeout_ms / 1000);
+		ask->lost = 1;
 		return -1;
 	}
 	ssize_t n = read(ask->fd, ask->buffer + ask->len, ask->size - ask->len);
@@ -168,6 +189,10 @@ next_line(struct ask *ask, int timeout_ms)
 		seen = ask->len;
 		int rc = receive(ask, timeout_ms);
 		if (rc == 0)
+			ask->lost = 1;
+		if (rc == 0 && ask->patient)
+			cli_error("%s: tidegated has hung up; waiting for it or the next one", ask->path);
+		else if (rc == 0)
 			cli_error("%s: tidegated has hung up: it has ended, or has 64 admins already, or this "
 				  "one did not read "
 				  "fast enough; its log says which",

@@ -18,10 +18,15 @@ struct ask {
 	int fd;
 	char *buffer;
 	size_t start, len, size; /* bytes received: [start, start + len) */
+	int patient; /* the caller will ask_again(): a hang-up is said so */
+	int lost;    /* the daemon has hung up, or does not answer */
 };
 
 /* As ask_open, but says nothing when nobody listens: while one daemon takes over from another. */
 int ask_try(struct ask *ask, const char *path);
+
+/* Connects again once there is a daemon to connect to, and says so. */
+void ask_again(struct ask *ask);
 
 /* Returns 0 or -1. ask_close accepts a zeroed or half-open one. */
 int ask_open(struct ask *ask, const char *path);

@@ -225,6 +225,7 @@ flush_output(void)
 		return CLI_OK;
 	if (errno != EPIPE)
 		cli_error("standard output: %s", strerror(errno));
+	clearerr(stdout); /* it is said */
 	return CLI_FAILED;
 }
 
@@ -257,7 +258,17 @@ run_watch(struct ask *ask, const struct settings *s, const struct command *comma
 	uint64_t before_ns = 0, next_ns = clock_now_ns();
 	int status = CLI_OK;
 
-	while ((answer = ask_once(ask, make_request(s, command))) != NULL) {
+	ask->patient = 1;
+	for (;;) {
+		if ((answer = ask_once(ask, make_request(s, command))) == NULL) {
+			if (!ask->lost)
+				break;
+			/* The next daemon counts from zero. */
+			json_decref(before);
+			before = NULL;
+			ask_again(ask);
+			continue;
+		}
 		uint64_t now_ns = clock_now_ns();
 		struct sample sample = { .answer = answer,
 			.before = before,
@@ -293,8 +304,34 @@ run_watch(struct ask *ask, const struct settings *s, const struct command *comma
 	return status;
 }
 
+/* Which daemon it is: one that was started at another time numbers its events from 1 again. */
+struct identity {
+	json_int_t pid;
+	int64_t started_ns;
+};
+
 static int
-run_events(struct ask *ask, const struct settings *s, const struct command *command)
+identify(struct ask *ask, struct identity *identity)
+{
+	json_t *answer = ask_once(ask, json_pack("{s:s}", "cmd", "status")), *status = json_object_get(answer, "status");
+
+	if (answer == NULL)
+		return -1;
+	identity->pid = json_integer_value(json_object_get(status, "pid"));
+	identity->started_ns = (int64_t)clock_now_ns() - json_integer_value(json_object_get(status, "uptime_ms")) * 1000000;
+	json_decref(answer);
+	return 0;
+}
+
+static int
+is_same(const struct identity *a, const struct identity *b)
+{
+	return a->pid == b->pid && llabs(a->started_ns - b->started_ns) < CLOCK_NS_PER_S;
+}
+
+/* Shows the events there are, and those that follow. *last: the number of the last that was shown. */
+static int
+follow_events(struct ask *ask, const struct settings *s, const struct command *command, uint64_t *last)
 {
 	json_t *answer = ask_once(ask, make_request(s, command)), *event, *pushed;
 	uint64_t missed;
@@ -307,24 +344,55 @@ run_events(struct ask *ask, const struct settings *s, const struct command *comm
 	if (missed > 0 && s->has_since)
 		cli_error("%llu events since %llu are kept no longer", (unsigned long long)missed,
 		    (unsigned long long)s->since);
+	json_array_foreach (json_object_get(answer, "events"), i, event) {
+		*last = (uint64_t)json_integer_value(json_object_get(event, "seq"));
+		if (!s->json)
+			show_event(event, stdout);
+	}
 	if (s->json)
 		print_json(answer);
-	else
-		json_array_foreach (json_object_get(answer, "events"), i, event)
-			show_event(event, stdout);
 	json_decref(answer);
 	status = flush_output();
 	while (s->follow && status == CLI_OK) {
 		if ((pushed = ask_next(ask)) == NULL)
 			return CLI_FAILED;
+		event = json_object_get(pushed, "event");
+		*last = (uint64_t)json_integer_value(json_object_get(event, "seq"));
 		if (s->json) {
 			json_dumpf(pushed, stdout, JSON_COMPACT);
 			putchar('\n');
 		} else {
-			show_event(json_object_get(pushed, "event"), stdout);
+			show_event(event, stdout);
 		}
 		json_decref(pushed);
 		status = flush_output();
+	}
+	return status;
+}
+
+static int
+run_events(struct ask *ask, const struct settings *settings, const struct command *command)
+{
+	struct settings s = *settings;
+	struct identity before, now;
+	uint64_t last = 0;
+	int status;
+
+	if (!s.follow)
+		return follow_events(ask, &s, command, &last);
+	ask->patient = 1;
+	if (identify(ask, &before) != 0)
+		return CLI_FAILED;
+	while ((status = follow_events(ask, &s, command, &last)) != CLI_OK && ask->lost) {
+		do
+			ask_again(ask);
+		while (identify(ask, &now) != 0 && ask->lost);
+		if (ask->lost)
+			break;
+		s.since = is_same(&before, &now) ? last + 1 : 1;
+		s.has_since = 1;
+		s.max = 0;
+		before = now;
 	}
 	return status;
 }

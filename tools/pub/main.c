@@ -288,6 +288,7 @@ main(int argc, char **argv)
 		report_latency(stderr, &pub);
 	if (settings.json && report_json(stdout, &pub, success) != 0) {
 		cli_error("cannot write the JSON object");
+		clearerr(stdout); /* it is said */
 		success = 0;
 	}
 	pub_close(&pub);
