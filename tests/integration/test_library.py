@@ -7,7 +7,7 @@ import select
 import pytest
 
 import tidegate_lib as tide
-from harness import SANITIZED, Sink, pool, wait_for
+from harness import Process, SANITIZED, Sink, pool, program, wait_for
 
 pytestmark = pytest.mark.skipif(SANITIZED, reason="a sanitizer's library cannot be loaded into Python")
 
@@ -204,3 +204,31 @@ def test_rejection_has_the_brokers_reason(box, daemon):
     completion = lane.publish_sync(b"x")
     assert (completion.name, completion.code) == ("rejected", 0x97)
     assert lane.reason() == ("quota exceeded: the cup is full", 0x97)
+
+
+def test_program_without_standard_descriptors_gets_none(box, daemon, sink):
+    """Its output would go into one, and what is in one would be its input."""
+    d = daemon(pool([sink]))
+    record = box.path / "record"
+    process = Process(box, "producer", ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", program("producer"), "-s", d.socket,
+                                        "-p", "events", "-o", record, "-n", "10", "-l", "2", "-L"])
+    wait_for(lambda: d.rows("pools")[0]["delivered"] == 20, "its messages to be delivered")
+    taken = {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
+    assert len(taken) >= 6 and not taken & {0, 1, 2}, taken
+
+
+def test_lane_says_what_it_is_and_whether_its_daemon_is_there(box, daemon, sink):
+    d = daemon(pool([sink], message_timeout_ms=12345))
+    client = tide.Client(d.socket)
+    lane = client.lane(ring_bytes=20000)
+    info = lane.info()
+    assert (info.ring_bytes, info.record_bytes, info.completions, info.timeout_ms) == (32768, 16384, 256, 12345)
+    assert info.lane_id == d.rows("lanes")[0]["id"] and info.away_ms == 0
+    d.process.kill()
+    wait_for(lambda: lane.info().away_ms > 100, "it to be noticed")
+    d.config.write_text(d.config.read_text().replace("12345", "54321"))
+    d.start()
+    wait_for(lambda: lane.info().away_ms == 0, "the next daemon")
+    assert lane.info().timeout_ms == 54321
+    assert lane.publish_sync(b"x").name == "delivered"
+    client.close()

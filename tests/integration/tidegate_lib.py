@@ -39,6 +39,11 @@ class LaneOptions(c.Structure):
     _fields_ = [("ring_bytes", c.c_uint64), ("completions", c.c_uint32), ("spin_us", c.c_uint32)]
 
 
+class LaneInfo(c.Structure):
+    _fields_ = [("lane_id", c.c_uint64), ("ring_bytes", c.c_uint64), ("record_bytes", c.c_uint64), ("away_ms", c.c_uint64),
+                ("completions", c.c_uint32), ("timeout_ms", c.c_uint32)]
+
+
 def load():
     lib = c.CDLL(str(LIBRARY))
     pointer, out = c.c_void_p, c.POINTER(c.c_uint64)
@@ -47,6 +52,7 @@ def load():
             ("tg_client_close", None, (pointer,)),
             ("tg_client_detail", c.c_char_p, (pointer,)),
             ("tg_lane_open", c.c_int, (pointer, c.POINTER(pointer), c.c_char_p, c.POINTER(LaneOptions))),
+            ("tg_lane_info", c.c_int, (pointer, c.POINTER(LaneInfo))),
             ("tg_lane_close", c.c_int, (pointer, c.c_int)),
             ("tg_publish", c.c_int, (pointer, c.POINTER(Message), out)),
             ("tg_publish_batch", c.c_int, (pointer, c.POINTER(Message), c.c_size_t, out)),
@@ -170,6 +176,11 @@ class Lane:
         text, code = c.create_string_buffer(256), c.c_uint32()
         length = self.lib.tg_reason(self.handle, text, len(text), c.byref(code))
         return text.value.decode() if length > 0 else "", code.value
+
+    def info(self):
+        info = LaneInfo()
+        self.client.check(self.lib.tg_lane_info(self.handle, c.byref(info)))
+        return info
 
     def close(self, timeout_ms=1000):
         return self.client.check(self.lib.tg_lane_close(self.handle, timeout_ms))
