@@ -48,7 +48,8 @@ class Spec:
 
 class Bad:
     def __init__(self, spec):
-        from tidegate_lib import Client, Header, TideError  # pylint: disable=import-outside-toplevel
+        from tidegate_lib import Client, Header, TideError, load  # pylint: disable=import-outside-toplevel
+        load()  # while it may be read
         self.spec, self.Header, self.Error, self.Client = spec, Header, TideError, Client
         self.log = os.open(spec.out, os.O_WRONLY | os.O_APPEND)
         self.messages = [Message(**m) for m in spec.messages]

@@ -17,17 +17,8 @@
  *
  * Says `ready` when it has begun. Exit status: 1 when the daemon refuses or hangs up; 2 wrong use.
  */
-#include "shm/frame.h"
-#include "shm/ring.h"
+#include "tests/integration/raw_client.h"
 #include "shm/wake.h"
-
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
 
 #define AHEAD 8u
 #define RECORD_BODY 80u /* a record of 128 bytes: as many as the completion ring has entries */
@@ -42,91 +33,6 @@ struct attached {
 	struct lane_map map;
 	struct wake_ringer ringer;
 };
-
-static struct sockaddr_un address = { .sun_family = AF_UNIX };
-static const char *pool;
-
-static void
-die(const char *what)
-{
-	fprintf(stderr, "greedy: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void
-ready(void)
-{
-	static int said;
-
-	if (!said++) {
-		puts("ready");
-		fflush(stdout);
-	}
-}
-
-static uint64_t
-now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
-}
-
-static int
-connect_daemon(void)
-{
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-
-	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) != 0)
-		die(address.sun_path);
-	return fd;
-}
-
-static void
-request(int control, const struct frame *frame, const int *fd, struct frame *answer, int fds[FRAME_FDS])
-{
-	if (frame_send(control, frame, fd, fd != NULL) != 0 || frame_recv(control, answer, fds) != 0)
-		die("control socket");
-}
-
-static void
-close_fds(const int *fds, unsigned count)
-{
-	for (unsigned i = 0; i < count; i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
-}
-
-static struct frame
-open_request(uint64_t bytes)
-{
-	struct frame frame;
-
-	frame_init(&frame, FRAME_LANE_OPEN, 1);
-	frame.u.open.sq_bytes = bytes;
-	snprintf(frame.u.open.pool, sizeof(frame.u.open.pool), "%s", pool);
-	snprintf(frame.u.open.name, sizeof(frame.u.open.name), "greedy");
-	return frame;
-}
-
-static void
-close_lane(int control, uint64_t id)
-{
-	struct frame frame, answer;
-	int fds[FRAME_FDS];
-
-	frame_init(&frame, FRAME_LANE_CLOSE, 2);
-	frame.u.lane.lane_id = id;
-	request(control, &frame, NULL, &answer, fds);
-}
-
-static void
-refused(const struct frame *answer)
-{
-	fprintf(stderr, "greedy: refused: %s\n", answer->u.error.text);
-	exit(1);
-}
 
 static void
 open_without_end(uint64_t bytes)

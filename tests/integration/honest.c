@@ -1,10 +1,11 @@
 /*
  * honest: one message and its answer, one after the other, for a while: what the others leave a client.
  *
- *   honest SOCKET POOL MS [THREADS]      prints `round_trips=N us=N longest_us=N`
+ *   honest SOCKET POOL MS [THREADS]      prints `round_trips=N us=N longest_us=N p50_us=N p99_us=N`
  *
  * Each thread has a lane of its own. Exit status: 0; 1 when the library gives an error; 2 wrong use.
  */
+#include "tests/integration/record.h"
 #include "libclient/tidegate.h"
 
 #include <pthread.h>
@@ -22,6 +23,7 @@ struct worker {
 	struct tg_client *client;
 	const char *pool;
 	unsigned long long limit_us, round_trips, us, longest_us;
+	uint64_t times[RECORD_BUCKETS]; /* of the round trips, ns */
 	int failed;
 };
 
@@ -32,6 +34,20 @@ now_us(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (unsigned long long)t.tv_sec * 1000000u + (unsigned long long)t.tv_nsec / 1000u;
+}
+
+/* Within how many microseconds so many of a hundred round trips were over: the upper end of a bucket. */
+static unsigned long long
+percentile(const uint64_t times[RECORD_BUCKETS], unsigned long long total, unsigned percent)
+{
+	unsigned long long seen = 0;
+
+	for (unsigned bucket = 0; bucket < RECORD_BUCKETS; bucket++) {
+		seen += times[bucket];
+		if (times[bucket] > 0 && seen * 100 >= total * percent)
+			return (bucket < 16 ? bucket : (17ull + bucket % 16) << (bucket / 16 - 1)) / 1000;
+	}
+	return 0;
 }
 
 static int
@@ -68,6 +84,7 @@ work(void *arg)
 		}
 		w->round_trips++;
 		w->longest_us = now - last > w->longest_us ? now - last : w->longest_us;
+		w->times[record_bucket((now - last) * 1000)]++;
 		last = now;
 	}
 	w->us = last - start;
@@ -81,7 +98,7 @@ main(int argc, char **argv)
 	static struct worker workers[THREADS];
 	struct tg_client_options options = { .name = "honest" };
 	struct tg_client *client = NULL;
-	struct worker all = { .failed = 0 };
+	static struct worker all;
 	int rc;
 
 	unsigned long threads = argc == 5 ? strtoul(argv[4], NULL, 10) : 1;
@@ -109,9 +126,12 @@ main(int argc, char **argv)
 		all.round_trips += w->round_trips;
 		all.us = w->us > all.us ? w->us : all.us;
 		all.longest_us = w->longest_us > all.longest_us ? w->longest_us : all.longest_us;
+		for (unsigned bucket = 0; bucket < RECORD_BUCKETS; bucket++)
+			all.times[bucket] += w->times[bucket];
 	}
 	tg_client_close(client);
 	if (!all.failed)
-		printf("round_trips=%llu us=%llu longest_us=%llu\n", all.round_trips, all.us, all.longest_us);
+		printf("round_trips=%llu us=%llu longest_us=%llu p50_us=%llu p99_us=%llu\n", all.round_trips, all.us,
+		    all.longest_us, percentile(all.times, all.round_trips, 50), percentile(all.times, all.round_trips, 99));
 	return all.failed;
 }

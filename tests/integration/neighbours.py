@@ -9,8 +9,10 @@ import shutil
 import tempfile
 import time
 
-from bad_neighbour import Message, Spec  # noqa: F401
-from harness import FULL, PATIENCE, Box, Daemon, Process  # noqa: F401
+import pytest
+
+from bad_neighbour import Spec  # noqa: F401
+from harness import FULL, PATIENCE, Box, Daemon, Process, listens, wait_for  # noqa: F401
 from load import Producer, percentile
 
 ALONE_S, BESIDE_S = (10, 60) if FULL else (1, 4)
@@ -54,22 +56,22 @@ class Neighbour:
         self.file = self.producer.file
         self.producer.wait_accepted(1)
 
-    def count_for(self, seconds, bad=None):
+    def count_for(self, seconds, bads=()):
         """Completions a second over this time. The time itself is what is measured, so it has to pass."""
         done, start = self.file.completed(), time.monotonic()
         while time.monotonic() - start < seconds:
             assert self.producer.process.alive(), self.producer.process.text()
-            assert bad is None or bad.alive(), bad.text()
+            for bad in bads:
+                assert bad.alive() or bad.spec.most <= len(bad.lines()), bad.text()
             time.sleep(0.05)
         return (self.file.completed() - done) / (time.monotonic() - start)
 
     def run(self, bad_start):
-        """Alone, then beside what bad_start() starts and returns."""
+        """Alone, then beside the processes that bad_start() starts and returns."""
         alone = self.count_for(ALONE_S)
         self.file.phase(1)
-        bad = bad_start()
-        beside = self.count_for(BESIDE_S, bad)
-        return alone, beside, bad
+        bads = bad_start()
+        return alone, self.count_for(BESIDE_S, bads), bads
 
     def finish(self, alone, beside):
         outcomes = self.producer.finish_early(deadline_s=60)
@@ -118,6 +120,20 @@ class BadProcess(Process):
     def wordless(self):
         return [line for line in self.lines() if line.get("completed") == "bad" and line["outcome"] != "delivered"
                 and not line["words"]]
+
+
+def need(there, what):
+    if not there:
+        pytest.skip(f"needs {what}")
+
+
+def wait_listening(ports):
+    for port in ports:
+        wait_for(lambda p=port: listens(p), f"a listener on {port}", 60, 0.05)
+
+
+def all_outcomes(bads):
+    return sum((collections.Counter(bad.outcomes()) for bad in bads), collections.Counter())
 
 
 HEAD = ("| row | protocol | brokers | alone, /s | beside, /s | p50, ms | p99, ms | worst, ms | the neighbour's | the bad one's |\n"

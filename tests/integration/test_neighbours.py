@@ -7,132 +7,99 @@ one behaves so, and tidegate-sink where it takes a broker that does as it is tol
   the neighbour   its rate, and delay; every message delivered: nothing rejected, unknown or expired
   the bad one     exactly one completion a message, and words with each that was not delivered
 
+A second table (neighbour_turns.py) has those that make the daemon work, wait or hold things by other means than messages.
+
 The short form counts; what it measures is printed and held to bounds that a busy machine keeps. With TG_FULL=1 a row
 takes a minute, is held to what is promised, and its figures go into the file that TG_NEIGHBOURS names
-(daemon/doc/neighbours.md's tables). One row: `pytest tests/integration/test_neighbours.py -k mqtt5-slashes-1`.
+(daemon/doc/neighbours.md's tables). Rows run several at a time, each with brokers and a daemon of its own, but for
+those whose neighbour publishes as fast as it can. One row: `pytest tests/integration/test_neighbours.py -k mqtt5-slashes-1`.
 """
 
-import dataclasses
+import concurrent.futures
 import os
-import typing
 
 import pytest
 
+import neighbour_turns
 import neighbours as n
-from harness import FULL, Mosquitto, Sink, have, pool
-from harness_nats import NatsServer
-from neighbours import BadProcess, Message, Neighbour, Spec
+from harness import FULL, Sink
+from load import Arrivals
+from neighbour_rows import ROWS, At, Rabbits
+from neighbours import BadProcess, Neighbour
+
+WIDTH = int(os.environ.get("TG_NEIGHBOURS_WIDTH", "4" if FULL else "8"))
 
 
-@pytest.fixture
-def box():
-    box = n.OpenBox()
-    yield box
-    box.fini()
+class Runner:
+    """Runs rows, and with the one asked for those that are selected after it."""
+
+    def __init__(self):
+        self.rabbits = Rabbits()
+        self.results = {}
+
+    def result(self, row, brokers, selected):
+        if (row.name, brokers) not in self.results:
+            self.run(self.batch(row, brokers, selected))
+        return self.results.pop((row.name, brokers))
+
+    @staticmethod
+    def batch(row, brokers, selected):
+        if row.rate == 0:
+            return [(row, brokers)]
+        names = [(one.name, count) for one, count in selected]
+        steady = [one for one in selected[names.index((row.name, brokers)):] if one[0].rate != 0]
+        return steady[:WIDTH]
+
+    def run(self, batch):
+        with concurrent.futures.ThreadPoolExecutor(WIDTH) as pool:
+            runs = {(row.name, brokers): pool.submit(self.one, row, brokers) for row, brokers in batch}
+        self.results.update(runs)
+
+    def one(self, row, brokers):
+        """The row's lines, and None or what is wrong."""
+        box, lines, d = n.OpenBox(), [], None
+        try:
+            grounds = [row.ground(At(box, number, self.rabbits)) for number in range(brokers)]
+            d = n.Daemon(box, [row.pool(box, grounds)]).start()
+            run_row(box, d, row, grounds, lines)
+            return lines, None
+        except Exception as wrong:  # pylint: disable=broad-except
+            lines += d.process.text()[-4000:].splitlines() if d and d.process else []
+            return lines, wrong
+        finally:
+            box.fini()
 
 
-@dataclasses.dataclass
-class Row:
-    """A kind of bad behaviour. ground(box, number) starts a broker; settings go into the pool's configuration."""
-    name: str
-    protocol: str
-    ground: typing.Callable
-    bad: Spec
-    needs: str = ""
-    topic: str = "load/good"
-    settings: dict = dataclasses.field(default_factory=dict)
-    ends: set = frozenset({"rejected", "expired", "unknown"})  # how the bad one's own messages may end
-    lost: int = 0            # the neighbour's messages that may end unknown: with on_failure = "report"
-    rate: int = n.RATE
-
-    def pool(self, brokers):
-        entry = pool(brokers, protocol=self.protocol, **{self.protocol: {}, **self.settings})
-        if self.protocol != "mqtt":
-            del entry["mqtt"]
-        return entry
-
-
-def publishes(*messages, **more):
-    return Spec(messages=[dataclasses.asdict(m) for m in messages], **{"rate": 2 if FULL else 5, **more})
-
-
-# ---- a broker closes over a message ----
-
-def mosquitto(*lines, acl=None):
-    return lambda box, number: Mosquitto(box, f"mosquitto{number}", lines=lines, acl=acl).start()
-
-
-def sink(protocol, *options):
-    return lambda box, number: Sink(box, f"sink{number}", protocol=protocol, options=options).start()
-
-
-def nats(stream=True, lines=()):
-    def start(box, number):
-        server = NatsServer(box, f"nats{number}", lines=lines).start()
-        return server.stream("S", ["t", "t.>"], storage="memory", max_msgs=10000) if stream else server
-    return start
-
-
-SLASHES, SYS, LARGE = Message("/" * 300), Message("$SYS/x"), Message("big", size=5000)
-MQTT4, MQTT5 = {"mqtt": {"version": 4, "qos": 1}}, {"mqtt": {"version": 5, "qos": 1}}
-NATS = {"nats": {"jetstream": True, "learn_endpoints": False}}
-ACL = ("topic readwrite load/#", "topic read $SYS/#")
-
-
-def mqtt_rows():
-    for version, settings in ((4, MQTT4), (5, MQTT5)):
-        def row(name, ground, *messages, version=version, settings=settings, **more):
-            return Row(f"mqtt{version}-{name}", "mqtt", ground, publishes(*messages, **more), "mosquitto", settings=settings)
-        yield row("slashes", mosquitto(), SLASHES)
-        yield row("sys", mosquitto(), SYS)
-        yield row("denied", mosquitto(acl=ACL), Message("no/such"))
-        yield row("packet-limit", mosquitto("max_packet_size 2000"), LARGE)
-        yield row("size-limit", mosquitto("message_size_limit 2000"), LARGE)
-
-
-def nats_rows():
-    """A subject that is listened to, whose answer is none of JetStream's acknowledgements: never answered, as it were."""
-    for name, count in (("one", 1), ("many", 400)):
-        for pace, rate in (("steady", n.RATE), ("full-speed", 0)):
-            yield Row(f"nats-unanswered-{name}-{pace}", "nats", nats(),
-                      publishes(Message("$JS.API.INFO", size=0), rate=count, most=count, timeout_ms=n.BESIDE_S * 1000 + 3000),
-                      "nats-server", "t.good", NATS, rate=rate)
-
-
-ROWS = [
-    *mqtt_rows(),
-    *nats_rows(),
-]
-
-
-def run(box, row, brokers, capsys):
-    if row.needs and not have(row.needs):
-        pytest.skip(f"needs {row.needs}")
-    grounds = [row.ground(box, number) for number in range(brokers)]
-    d = n.Daemon(box, [row.pool(grounds)]).start()
+def run_row(box, d, row, grounds, lines):
     neighbour = Neighbour(box, d, row.topic, rate=row.rate)
-    alone, beside, bad = neighbour.run(lambda: BadProcess(box, d, row.bad))
+    alone, beside, bads = neighbour.run(lambda: [BadProcess(box, d, bad, f"bad{at}") for at, bad in enumerate(row.bad)])
     figures = neighbour.finish(alone, beside)
-    bad.finish()
-    line = n.line_of(row.name, row.protocol, brokers, figures, bad.outcomes())
-    with capsys.disabled():
-        print("\n" + line)
-        for words, count in bad.words().most_common(4):
-            print(f"    {count} x {words}")
-    if FULL and os.environ.get("TG_NEIGHBOURS"):
-        with open(os.environ["TG_NEIGHBOURS"], "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    check(row, figures, bad)
+    for bad in bads:
+        bad.finish()
+    lines.append(n.line_of(row.name, row.protocol, len(grounds), figures, n.all_outcomes(bads)))
+    for words, count in sum((bad.words() for bad in bads), n.collections.Counter()).most_common(4):
+        lines.append(f"    {count} x {words}")
+    check_neighbour(row, figures)
+    for bad in bads:
+        check_bad(row, bad)
+    for ground in grounds:
+        if isinstance(ground, Sink):
+            disorder = Arrivals().add_sink(ground).disorder
+            assert not disorder or row.settings.get("order") == "none", disorder[:5]
     d.wait_no_lanes(30)
     assert d.stop() == 0
 
 
-def check(row, f, bad):
-    unknown = f.outcomes.pop("unknown", 0)
-    assert unknown <= row.lost and set(f.outcomes) == {"delivered"}, f"the neighbour's: {unknown} unknown, {f.outcomes}"
+def check_neighbour(row, f):
+    outcomes = dict(f.outcomes)
+    unknown = outcomes.pop("unknown", 0)
+    assert unknown <= row.lost and set(outcomes) == {"delivered"}, f"the neighbour's: {f.outcomes}"
     promised = n.SHARE * row.rate if row.rate else n.SHARE_AT_FULL_SPEED * f.alone
     assert f.beside >= promised, f"the neighbour had {f.beside:.0f} a second, {f.alone:.0f} alone"
     assert not row.rate or f.p99 < n.P99_MS, f"the neighbour's p99 was {f.p99:.1f} ms"
+
+
+def check_bad(row, bad):
     ends = bad.outcomes()
     assert ends and set(ends) <= row.ends | {"refused"}, f"the bad one's: {ends}"
     assert not bad.wordless(), f"without a word: {bad.wordless()[:3]}"
@@ -140,8 +107,47 @@ def check(row, f, bad):
     assert not good or set(good) == {"delivered"}, f"the bad one's own good messages: {good}"
 
 
+def report(capsys, head, table):
+    """Shows a row, and appends its figures to the long form's file, under the head of its table."""
+    with capsys.disabled():
+        print("\n" + "\n".join(table))
+    if not FULL or not os.environ.get("TG_NEIGHBOURS"):
+        return
+    with open(os.environ["TG_NEIGHBOURS"], "a+", encoding="utf-8") as file:
+        file.seek(0)
+        if head not in file.read():
+            file.write("\n" + head + "\n")
+        file.write("".join(line + "\n" for line in table if line[0] == "|"))
+
+
+@pytest.fixture(scope="module")
+def runner():
+    runner = Runner()
+    yield runner
+    runner.rabbits.fini()
+
+
+CASES = [(row, brokers) for row in ROWS for brokers in (1, 2) if FULL or os.environ.get("TG_NEIGHBOURS_ALL")
+         or brokers in row.short]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("brokers", (1, 2))
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_neighbour(box, row, brokers, capsys):
-    run(box, row, brokers, capsys)
+@pytest.mark.parametrize("row, brokers", [pytest.param(*case, id=f"{case[0].name}-{case[1]}") for case in CASES])
+def test_bad_messages_cost_their_own_lane_alone(runner, row, brokers, request, capsys):
+    here = request.node.originalname
+    selected = [(item.callspec.params["row"], item.callspec.params["brokers"]) for item in request.session.items
+                if getattr(item, "originalname", "") == here]
+    lines, wrong = runner.result(row, brokers, selected).result()
+    table = [line for line in lines if line[0] in "| "]
+    report(capsys, n.HEAD, table)
+    print("\n".join(lines[len(table):]))
+    if wrong is not None:
+        raise wrong
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", neighbour_turns.ROWS, ids=lambda row: "-".join(map(str, row.argv)))
+def test_hostile_clients_leave_an_honest_one_its_round_trips(row, capsys):
+    line, held = neighbour_turns.run(row)
+    report(capsys, neighbour_turns.HEAD, [line])
+    assert held, line
