@@ -1,13 +1,13 @@
 /*
- * Holds every driver against its transcripts (transcript.h says how they are written): each is
+ * Compares every driver with its transcripts (transcript.h has their format): each is
  * replayed whole, byte by byte, cut at every point and cut at random, and must give the same events
- * and the same bytes every time, in bounded processor time. So must sessions that are moved to a successor
- * at every point where that is possible, if their driver saves what the broker's handshake does not tell.
+ * and the same bytes every time, in bounded processor time. If the driver saves its session's state, the same
+ * holds for sessions that move to a successor at every possible point.
  *
  *   conformance                     runs every transcript of the folder
  *   conformance FILE…               runs these
- *   conformance --record HOST PORT FILE   plays FILE's steps to a real broker and prints the
- *                                   transcript that comes out
+ *   conformance --record HOST PORT FILE   plays FILE's steps to a real broker and prints the resulting
+ * transcript
  *   conformance --seeds FOLDER      writes each transcript as an input of tests/fuzz/fuzz_driver
  */
 #include "record.h"

@@ -120,7 +120,7 @@ print_char(char c)
 		printf(c == '"' || c == '\\' ? "\\%c" : "%c", c);
 }
 
-/* As transcript.h's BYTES: what reads well as text is text. */
+/* As transcript.h's BYTES: printable runs become text. */
 static void
 print_bytes(const char *sign, const struct rig_bytes *bytes)
 {
@@ -298,7 +298,7 @@ record_step(struct rig *rig, int fd, const struct step *step, const struct step 
 	return rc;
 }
 
-/* What comes before the first step stands as it is. */
+/* Lines before the first step are copied. */
 static void
 print_head(const char *file)
 {

@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""Records transcripts from real brokers, so that what they hold is what brokers really send.
+"""Records transcripts from real brokers, so that they hold the bytes that brokers really send.
 
     record.py CONFORMANCE TRANSCRIPT...
 
 CONFORMANCE is the built tests/conformance/conformance. Each transcript's steps are played to a
-fresh broker of its own on loopback, and the file is written anew with what was sent and answered.
-Its head says how the broker is started:
+fresh broker on loopback, and the file is rewritten with the bytes sent and received. Its head configures the
+broker:
 
     # broker: mosquitto
     # broker-config: allow_anonymous true
@@ -24,7 +24,8 @@ Its head says how the broker is started:
     # broker-command: SET s text               (run by redis-cli before recording)
 
     # broker: activemq
-    # broker-user: u secret                    (may write to /queue/open.>, without users everybody anywhere)
+    # broker-user: u secret                    (may write to /queue/open.>, without users any client may write
+    # anywhere)
     # broker-option: transport.maxFrameSize=2000
 
 {dir} in a config line is the broker's scratch folder.
@@ -127,7 +128,7 @@ def activemq(box, text):
     return harness_stomp.ActiveMQ(box, users=users, options=re.findall(r"^# broker-option: (.*)$", text, re.M)).start().port
 
 
-# Those that the integration tests know how to deal with.
+# Brokers that the integration tests can start.
 HARNESSED = {"rabbitmq": rabbitmq, "activemq": activemq}
 
 

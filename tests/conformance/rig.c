@@ -25,7 +25,7 @@ static const struct siphash_key id_key = { { UINT64_C(0x0123456789abcdef), UINT6
 #define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)(at), (void)(size))
 #endif
 
-/* Whatever a broker sends, a driver answers with little more than it has heard. */
+/* A driver's replies are little longer than the broker's bytes, whatever those are. */
 #define REPLY_HANDSHAKE (16u << 10)
 #define REPLY_TIMES 8u
 /* … and a message grows by no more than this, twice its words (escapes) and a part of its body (frames). */
@@ -191,7 +191,7 @@ take_output(struct rig *rig)
 		size_t len = 0;
 		for (int i = 0; i < n; i++) {
 			if (rig->moving)
-				; /* its broker has had it, or never will */
+				; /* its broker has it, or will never get it */
 			else if (rig->quiet)
 				digest_output(rig, iov[i].iov_base, iov[i].iov_len);
 			else
@@ -246,7 +246,7 @@ rig_goodbye(struct rig *rig)
 		action(rig, "goodbye", rig->driver->goodbye);
 }
 
-/* What was left and len bytes more, in the other buffer and nothing behind them. Returns how many. */
+/* The unconsumed rest and len bytes more, at the very end of the other buffer. Returns their number. */
 static size_t
 input_join(struct rig *rig, const uint8_t *bytes, size_t len)
 {
@@ -317,7 +317,7 @@ exactly(const uint8_t *bytes, size_t len)
 	return copy;
 }
 
-/* A session that is brought up as a successor's. Returns what restore() said, or -1 with broken set. */
+/* A session that is brought up as a successor's. Returns restore()'s result, or -1 with broken set. */
 static int
 session_restore(struct rig *rig, void *settings, const uint8_t *saved, size_t len)
 {
@@ -345,7 +345,7 @@ session_restore(struct rig *rig, void *settings, const uint8_t *saved, size_t le
 	return up ? rc : -1;
 }
 
-/* What restore() may be given if everything goes wrong: it says no, or makes a session that works. */
+/* Damaged saved bytes: restore() refuses them or makes a session that works. */
 static void
 try_garbled(struct rig *rig, void *settings, const uint8_t *saved, size_t len)
 {

@@ -1,6 +1,6 @@
 /*
- * A rig holds one session of a driver the way a link does, and watches that both keep to
- * driver.h: whatever a driver may not do is noted in `broken`, for any input.
+ * A rig runs one session of a driver as a link does and checks the rules of driver.h: the first rule that a
+ * driver breaks, on any input, is noted in `broken`.
  *
  * Events are kept as lines of text in a form that does not depend on how the input was cut: runs
  * of acknowledgements are spelled out one by one.
@@ -29,7 +29,7 @@ void rig_bytes_fini(struct rig_bytes *bytes);
 /* A sum of a stream of bytes, the same however the stream was cut. */
 struct rig_digest {
 	uint64_t sum, word;
-	unsigned have; /* bytes of word that are not in the sum yet */
+	unsigned have; /* bytes of `word` not yet summed */
 };
 
 uint64_t rig_digest_value(const struct rig_digest *digest);
@@ -42,11 +42,11 @@ struct rig {
 	struct out out;
 	struct rig_bytes events; /* lines, since the last rig_forget() */
 	struct rig_bytes sent;   /* output, since the last rig_forget() */
-	/* Input lies in one of two buffers in turn, and may be read during input() alone: ASan is told. */
+	/* Input lies in one of two buffers in turn, and may be read only during input(), which ASan checks. */
 	uint8_t *input[2];
 	size_t input_capacity[2];
 	unsigned turn;
-	size_t left_at, left;   /* what the driver has left in input[turn] */
+	size_t left_at, left;   /* the driver's unconsumed rest in input[turn] */
 	struct rig_bytes hello; /* input that came before the session was up, for rig_move() */
 	const uint8_t *lent;    /* the body that out may refer to */
 	size_t lent_len;
@@ -54,12 +54,12 @@ struct rig {
 	uint8_t *waits;          /* by seq: an answer is due */
 	size_t waits_capacity;
 	uint64_t next, oldest, outstanding;
-	uint64_t base;    /* messages of the sessions before a move: what is told of seqs counts on */
+	uint64_t base;    /* messages of the sessions before a move, added to reported seqs */
 	uint64_t garble;  /* not 0: how rig_move() tries saved bytes with faults first */
-	int moving;       /* a session is brought up in private: nothing of it is told */
+	int moving;       /* a session is being brought up: its events are not reported */
 	uint64_t endpoints;           /* the number of the next in its list */
 	int quiet;                    /* events and output are only digested, for the fuzzer's speed */
-	struct rig_digest said, told; /* of events, of output: how they interleave depends on the cuts */
+	struct rig_digest said, told; /* of events, of output: their interleaving depends on the cuts */
 	int started, up, dead, allowed_events;
 	int probing;  /* a probe waits for its answer */
 	int securing; /* EV_TLS was said: rig_start() comes next */
@@ -67,8 +67,8 @@ struct rig {
 };
 
 /*
- * Makes a session with the settings of a libconfig group's text ("version = 4;"), whose files are
- * looked up in folder. Returns 0, or -1 with broken set. Complaints about settings are in broken.
+ * Makes a session with the settings of a libconfig group's text ("version = 4;"); its files are in
+ * folder. Returns 0, or -1 with broken set. Complaints about settings are in broken.
  */
 int rig_open(struct rig *rig, const struct driver *driver, const char *settings, const char *folder,
     const struct session_params *params);
@@ -84,7 +84,7 @@ int rig_open_with(
     struct rig *rig, const struct driver *driver, void *settings, const struct session_params *params);
 
 int rig_start(struct rig *rig);
-/* Gives bytes to the driver, behind what it left before. */
+/* Gives bytes to the driver, behind its unconsumed rest. */
 void rig_feed(struct rig *rig, const uint8_t *bytes, size_t len);
 /* Returns enum driver_published or a negative TG_E; *rejection says why. */
 int rig_publish(struct rig *rig, const struct message *message, struct driver_rejection *rejection);
@@ -93,9 +93,9 @@ void rig_probe(struct rig *rig);
 void rig_goodbye(struct rig *rig);
 void rig_forget(struct rig *rig);
 /*
- * What an upgrade does: another session, brought to where this one is by replaying the handshake and
- * restoring what this one saves, goes on in its place, numbering messages from 0. A driver that saves shows
- * no difference: events count on, and the broker sees the same bytes as without. Returns 0, or -1 if the
+ * Replaces the session as an upgrade does: a new session replays the handshake, restores the saved state and
+ * continues, numbering messages from 0. With a driver that saves, events and output are the same as without the
+ * move. Returns 0, or -1 if the
  * session is not one that moves now.
  */
 int rig_move(struct rig *rig);

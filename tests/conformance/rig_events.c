@@ -132,7 +132,7 @@ acked(struct rig *rig, const struct driver_event *event)
 		    rig, "acknowledged seq %lu, which waits for nothing (next is %lu)", event->seq, rig->next);
 }
 
-/* For whoever only compares: all that an event says, as far as its type has it. */
+/* Adds to the digest every field that the event's type has. */
 static void
 digest_event(struct rig *rig, const struct driver_event *event)
 {

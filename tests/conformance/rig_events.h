@@ -1,6 +1,6 @@
 /*
- * What the rig hears of a driver and keeps: lines of text, sums of bytes, and what was wrong. For
- * rig.c alone; the others read the rig.
+ * Records a driver's events for the rig: lines of text, digests of bytes, and the first broken rule. For rig.c
+ * alone; other files read the rig.
  */
 #ifndef TG_TESTS_CONFORMANCE_RIG_EVENTS_H
 #define TG_TESTS_CONFORMANCE_RIG_EVENTS_H

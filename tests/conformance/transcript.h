@@ -1,22 +1,22 @@
 /*
- * A transcript: what a link does, what the broker sends, and what the driver must make of it. Line
- * by line:
+ * A transcript: the link's calls, the broker's bytes, and the driver's expected events and output. Line by
+ * line:
  *
  *   # comment                    "# broker: …" is a line for record.py
  *   settings TEXT                libconfig text of the driver's group; lines add up
  *   file NAME BYTES              a private file beside the settings (passwords)
  *   params KEY=VALUE …           client_id host keepalive window random tls_wanted
- *   refused "TEXT"               the settings are refused, and TEXT is in the complaint; no steps follow
+ *   refused "TEXT"               the settings are refused with a complaint that contains TEXT; no steps follow
  *
- *   start                        steps: what the link does …
- *   < BYTES                      … or the broker sends; neighbouring lines are one step
+ *   start                        steps: the link's call …
+ *   < BYTES                      … or the broker's bytes; neighbouring lines are one step
  *   publish KEY=VALUE … [-> RESULT]
  *                                topic key body: BYTES; header=BYTES,BYTES; expiry=MS; retain; repeat=N
  *                                RESULT: published (default), no-ack, full, rejected CODE "TEXT"
  *   probe | flush | goodbye
  *
- *   > BYTES                      after a step: exactly what the driver sends; lines add up
- *   event EVENT                  and says, in the words of rig.h; "ack 0..99 delivered" is a hundred lines
+ *   > BYTES                      after a step: the driver's exact output; lines add up
+ *   event EVENT                  and its events, in the form of rig.h; "ack 0..99 delivered" is a hundred lines
  *
  * BYTES are hex pairs and "strings" (\n \r \t \0 \xHH \" \\) separated by blanks, or after KEY=
  * by nothing; each may be followed by *N to repeat it.
@@ -59,7 +59,7 @@ struct transcript {
 int transcript_read(struct transcript *transcript, const char *path);
 void transcript_fini(struct transcript *transcript);
 
-/* The message of a publish step, and what publish() said of it as RESULT. */
+/* The message of a publish step, and publish()'s result as RESULT. */
 void step_message(const struct step *step, struct message *message);
 void step_result(char *text, size_t size, int rc, const struct driver_rejection *rejection);
 

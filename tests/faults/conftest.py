@@ -1,4 +1,4 @@
-"""The fault suite: what happens on real sockets when a broker goes wrong.
+"""The fault suite: broker faults on real sockets.
 
 Fixtures are those of tests/integration (a box of processes, a network of the session's own); `story`
 adds brokers, load and figures. Every test files its figures, which are shown at the end of the run and
@@ -6,8 +6,8 @@ kept as JSON lines in $TG_FAULTS_FIGURES (default: faults.jsonl in the build fol
 tables of them.
 
 Most stories wait: for an outage to last, for a detector. With pytest-xdist (-n 3 --dist loadgroup) they
-wait at the same time, each worker in a network of its own; those that keep the processors busy are one
-group, one after the other. For figures to be quoted run it without, alone on a quiet machine."""
+wait at the same time, each worker in its own network; the stories that keep the processors busy form one group
+and run one after the other. For figures to quote, run it without xdist on a quiet machine."""
 
 import importlib.util
 import os
@@ -34,7 +34,7 @@ FIGURES = pathlib.Path(os.environ.get("TG_FAULTS_FIGURES", harness.BUILD / "faul
 
 
 def is_busy(item):
-    """Whether it keeps the processors busy; a pool that is down, or slow for its losses, does not."""
+    """Whether the story keeps the processors busy; a pool that is down, or slow because of losses, does not."""
     return ("saturated" in item.name or "cluster" in item.name) and \
         not any(words in item.name for words in ("only_peer", "thirty_percent"))
 

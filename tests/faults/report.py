@@ -1,10 +1,10 @@
 #!/usr/bin/python3
-"""Tables of what the fault suite measured.
+"""Tables of the fault suite's figures.
 
     report.py [--json] [--into FILE] [FIGURES...]
 
 FIGURES are the files of JSON lines that the suite leaves (default: build/faults.jsonl beside the sources,
-or $TG_FAULTS_FIGURES); of a story that is in several the last counts. Prints Markdown: one table of the
+or $TG_FAULTS_FIGURES); of a story that is in several files the last counts. Prints Markdown: one table of the
 stories, and one of detection times beside the kernel's own. With --json, the same as one JSON document.
 With --into, the tables replace those of a document, between its two marks."""
 
@@ -90,7 +90,7 @@ def kernel_table(records):
 
 
 def conditions():
-    """What the figures depend on, of the machine this runs on."""
+    """The properties of this machine that the figures depend on."""
     said = subprocess.run(["mosquitto", "-h"], capture_output=True, text=True).stdout.split("\n")[0]
     return f"Linux {platform.release()}, {os.cpu_count()} processors, {said or 'no mosquitto'}"
 

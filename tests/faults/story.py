@@ -1,5 +1,5 @@
-"""What the stories of the fault suite share: brokers whose arrivals are timed, load that is stopped when
-it has done its part, the daemon's own account of its links, and the figures of a story.
+"""Shared by the stories of the fault suite: brokers with timed arrivals, load that runs until it has done its
+part, the daemon's log of its links, and the figures of a story.
 
 All times are seconds of the wall clock, which the daemon's log, the sinks' records and the subscriber
 use, all on this machine."""
@@ -26,16 +26,16 @@ LIVE = ("ready", "suspect", "draining")
 
 def lasts(seconds, what="", also=None):
     """Lets a fault last: waits until the clock has advanced by `seconds`. Only for durations that are
-    the subject of a test (1.5 s of silence, an outage of 30 s, 60 s of lost packets), never for
-    something to have happened. `also` is called at every look and may fail the test early."""
+    the subject of a test (1.5 s of silence, an outage of 30 s, 60 s of lost packets), never to wait for an
+    event. `also` is called at every look and may fail the test early."""
     end = time.monotonic() + seconds
     wait_for(lambda: (also() if also else None, time.monotonic() >= end)[1], what or f"{seconds} s to pass",
              seconds / PATIENCE + 10, 0.01)
 
 
 class RealBroker(Mosquitto):
-    """mosquitto with a second door for the subscriber, so that faults hit only the daemon's link. tls: what
-    the daemon's door speaks, or None."""
+    """mosquitto with a second listener for the subscriber, so that faults hit only the daemon's link. tls: the TLS
+    of the daemon's listener, or None."""
 
     def __init__(self, box, name, memory=False, tls=None):
         self.watch = types.SimpleNamespace(port=box.port())
@@ -67,7 +67,7 @@ class RealBroker(Mosquitto):
         return self
 
     def down(self):
-        """An orderly end: what it has acknowledged it keeps for its subscriber."""
+        """An orderly end: mosquitto saves acknowledged messages for its subscriber."""
         self.seen = self.taker.file.subscribed()
         self.stop()
 
@@ -87,13 +87,13 @@ class RealBroker(Mosquitto):
 
 
 class ToldBroker(Sink):
-    """tidegate-sink, with what the stories ask of any broker."""
+    """tidegate-sink, with the interface that stories need of any broker."""
 
     def up(self):
         return self.start()
 
     def down(self):
-        """The worst end: killed. It records before it answers, so it has what it acknowledged."""
+        """Kills it. The sink records before it answers, so it has every acknowledged message."""
         self.kill()
 
     def numbers(self):
@@ -114,7 +114,7 @@ class ToldBroker(Sink):
 
 
 class AlarmedBroker(Rabbit):
-    """RabbitMQ, whose memory alarm makes it say that it is blocked. Everything goes to one queue."""
+    """RabbitMQ, which its memory alarm makes report itself blocked. Everything goes to one queue."""
 
     QUEUE = "load"
 
@@ -202,7 +202,7 @@ class Load(Producer):
 
 
 class MemoryCap:
-    """A memory cgroup (version 1 or 2) that the daemon is started in: what systemd's MemoryMax= does."""
+    """A memory cgroup (version 1 or 2) that the daemon is started in, like systemd's MemoryMax=."""
 
     def __init__(self, limit_bytes):
         self.limit = limit_bytes
@@ -250,11 +250,10 @@ def link_changes(daemon):
 
 
 class Watch:
-    """What became of the messages after a fault: `resolved_s` after it the last of those that were in
-    flight had its completion, `elsewhere_s` after it the last lane had a completion for a message
-    published later than the fault. `moved_s` does not ask for that, for saturated lanes with thousands
-    of older records before it: any completion after left(), when the broker has been left, will do.
-    Looks every 20 ms, while something else is waited for too."""
+    """The messages after a fault. `resolved_s`: the last message in flight had its completion; `elsewhere_s`:
+    the last lane had a completion for a message published later than the fault. `moved_s`, for saturated lanes
+    with thousands of older records: the first completion after left(), when the broker has been left. Samples
+    every 20 ms, also while the story waits for something else."""
 
     def __init__(self, story, since):
         self.story = story
@@ -306,8 +305,8 @@ class Watch:
 
 
 class Lateness(threading.Thread):
-    """How late this machine wakes whoever sleeps, at worst. Detection times are what the daemon's clocks
-    say and what a machine that does something else adds: limits are given that, and it is reported."""
+    """The longest delay with which this machine wakes a sleeping process. A busy machine adds this delay to
+    detection times, so limits allow for it, and the figures report it."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -396,7 +395,7 @@ class Story:
             load.wait_accepted(1)
         return added
 
-    # ---- what goes on ----
+    # ---- observations ----
 
     def delivered(self):
         return sum(load.file.completed() for load in self.loads)
@@ -424,7 +423,7 @@ class Story:
                 total[outcome] = total.get(outcome, 0) + number
         return total
 
-    # ---- what came of it ----
+    # ---- results ----
 
     def changes(self, broker=None, since=0.0, until=float("inf")):
         return [change for change in link_changes(self.daemon)
@@ -443,7 +442,7 @@ class Story:
         return [change for change in self.changes(broker, since, until) if change["to"] == "suspect"]
 
     def check_arrivals(self, may_miss=0, order=True):
-        """What was reported delivered is with the brokers. Files lost and duplicated."""
+        """Every message reported delivered is with a broker. Files lost and duplicated."""
         delivered = sum(load.file.outcomes().get("delivered", 0) for load in self.loads)
         wait_for(lambda: sum(broker.arrived() for broker in self.brokers) >= delivered - may_miss
                  or all(isinstance(broker, ToldBroker) for broker in self.brokers),
@@ -483,7 +482,7 @@ class Story:
             try:
                 wait_for(complete, "", 15, 0.25)
             except AssertionError:
-                pass  # check_arrivals says what is missing
+                pass  # check_arrivals reports the missing ones
 
     def note(self, **figures):
         self.figures.update({key: round(value, 3) if isinstance(value, float) else value

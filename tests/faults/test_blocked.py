@@ -1,6 +1,5 @@
-"""Story 5, where the broker says so: RabbitMQ's memory alarm. It says that it is blocked, reads nothing any
-more and goes on with its heartbeats: its link stays, unwritable, for as long as it says so, and the other
-broker carries the load."""
+"""Story 5 with a broker that reports its state: RabbitMQ's memory alarm. It reports itself blocked, stops reading and
+continues its heartbeats. Its link stays, unwritable, until it unblocks, and the other broker carries the load."""
 
 import time
 

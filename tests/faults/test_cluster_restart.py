@@ -1,5 +1,5 @@
-"""Story 7: all brokers are down, then all are back. What was accepted in between is delivered without
-anyone's help, and soon at the full rate."""
+"""Story 7: all brokers are down, then all are back. Messages accepted in between are delivered without
+intervention, and soon at the full rate."""
 
 import time
 

@@ -25,7 +25,7 @@ def memory_is_flat(story, before):
 @pytest.mark.parametrize("peer, fate", [("sink", "back"), ("sink", "expired"), ("mosquitto", "back"), ("sink-tls", "back")]
                          + [("mosquitto", "expired"), ("mosquitto-tls", "back"), ("sink-tls", "expired")] * FULL)
 def test_half_open_peer_and_a_million_offers(story, peer, fate):
-    """Programs that drop what is refused: each offer of the million has its answer at once."""
+    """Programs that drop refused messages: each of the million offers is answered at once."""
     (only,) = story.cast(peer, 1)
     daemon = story.tidegated([only], cap_bytes=CAP, message_timeout_ms=120000 if fate == "back" else 3000)
     story.produce(1, rate=50, most=100, ring=RING)  # a first few over the link before it is cut
@@ -50,7 +50,7 @@ def test_half_open_peer_and_a_million_offers(story, peer, fate):
     if fate == "back":
         assert set(outcomes) == {"delivered"}
     else:
-        # What had not been handed to the kernel is EXPIRED, what may have arrived is UNKNOWN.
+        # Messages that the kernel never got are EXPIRED, messages that may have arrived UNKNOWN.
         assert set(outcomes) <= {"delivered", "expired", "unknown"} and outcomes["expired"] > 0
     story.check_arrivals()
     story.note_waits()

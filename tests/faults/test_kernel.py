@@ -1,4 +1,4 @@
-"""What the kernel does by itself: plain sockets under the same faults, with the kernel's defaults, with
+"""The kernel alone: plain sockets under the same faults, with the kernel's defaults, with
 TCP_USER_TIMEOUT alone, and with keepalive as well, beside a tidegated in the same network. The figures
 make the table "left to the kernel and left to tidegate"."""
 
@@ -17,7 +17,7 @@ USER_TIMEOUT_MS = 3000
 
 
 class PlainClient:
-    """A client as most are: it connects, writes when it has something to say, and believes its socket."""
+    """A typical client: it connects, writes when it has a message, and trusts its socket."""
 
     def __init__(self, who, port, every_s, user_timeout=False, keepalive=False):
         self.who, self.every_s = who, every_s
@@ -74,7 +74,7 @@ class PlainClient:
 
 
 CASES = {
-    # what: (seconds between messages, None: idle, 0: as fast as it may; the fault)
+    # fault: (seconds between messages, None: idle, 0: as fast as it may; the fault)
     "vanished, idle": (None, "cut"),
     "vanished, 1 message a second": (1, "cut"),
     "vanished, saturated": (0, "cut"),

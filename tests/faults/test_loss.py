@@ -1,5 +1,5 @@
-"""Story 8: packets are lost in both directions. At 10 % nobody is called dead; at 30 % everything is
-slow and correct."""
+"""Story 8: packets are lost in both directions. At 10 % no broker is declared dead; at 30 % everything is slow
+and correct."""
 
 import pytest
 
@@ -45,4 +45,4 @@ def test_thirty_percent_loss_is_slow_and_correct(story, peer, load):
     assert set(outcomes) == {"delivered"}
     story.check_arrivals()
     story.note_waits()
-    story.note_health()  # reported: a rule of three seconds cannot be free of false deaths here
+    story.note_health()  # only reported: a limit of three seconds causes false deaths here

@@ -2,9 +2,9 @@
 reconnect, nothing lost, nothing sent twice, although a second broker is there to flee to.
 
 A broker that was stopped answers as soon as it goes on. A path that was cut comes back with the next
-retransmission, which the kernel makes 0.2, 0.6, 1.4 and 3.0 s after what was lost unless it can be told
-not to wait longer than a second (TCP_RTO_MAX_MS, Linux 6.15): on older kernels what is forgiven on a busy
-link is a cut that ends before the third of them, and a longer one costs duplicates. The figures say which."""
+retransmission, which the kernel makes 0.2, 0.6, 1.4 and 3.0 s after the lost segment unless TCP_RTO_MAX_MS
+(Linux 6.15) limits the interval to a second. On older kernels a busy link survives a cut that ends before the
+third retransmission; a longer cut costs duplicates. The figures show both."""
 
 import socket
 import time

@@ -1,8 +1,8 @@
 """Story 5: a broker that is slow or stands still while its TCP answers. It is not dead: it keeps its
 connection and what it holds, for as long as stall_timeout_ms says, and the others carry the load.
 
-MQTT has no word for "blocked", so what the broker does not say is given a stall_timeout_ms longer than
-the fault here; test_stalled_peer_is_given_up_after_stall_timeout has the default."""
+MQTT cannot express "blocked", so stall_timeout_ms is longer than the fault here;
+test_stalled_peer_is_given_up_after_stall_timeout has the default."""
 
 import time
 
@@ -62,8 +62,8 @@ def test_slow_peer_is_not_dead_and_others_carry_the_load(story, peer, how):
     story.note_waits()
     left = story.left_at(victim, began)
     story.note(left_s=left - began if left is not None else None)
-    # A broker that was stopped for longer than the keep-alive it was promised closes its sessions itself
-    # when it goes on: it has not seen time pass. Until then nobody has given it up.
+    # A broker that was stopped for longer than its clients' keep-alive closes their sessions when it resumes,
+    # because it has not seen time pass. Until then the daemon must not have given it up.
     closed = [death for death in story.note_health() if how == "stopped" and death["at"] > recovered - 0.01]
     story.note(false_deaths=story.figures["false_deaths"] - len(closed), closed_by_broker=len(closed))
     assert all("closed by the broker" in death["cause"] or "reset" in death["cause"] for death in closed)

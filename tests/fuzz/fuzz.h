@@ -1,6 +1,6 @@
 /*
- * What a fuzz target has: the two functions libFuzzer calls, and two that replay.c calls beside them,
- * which plays files without libFuzzer.
+ * A fuzz target's functions: two that libFuzzer calls, and two more for replay.c, which plays files without
+ * libFuzzer.
  */
 #ifndef TG_TESTS_FUZZ_FUZZ_H
 #define TG_TESTS_FUZZ_FUZZ_H
@@ -19,7 +19,7 @@ int fuzz_folder(const char *name);
 /* Frees what LLVMFuzzerInitialize() made. */
 void fuzz_fini(void);
 
-/* What the target finds wrong ends the run, which keeps the input. */
+/* Reports a fault and ends the run; libFuzzer keeps the input. */
 static inline void
 fuzz_check(int good, const char *what)
 {

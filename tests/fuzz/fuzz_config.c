@@ -1,6 +1,6 @@
 /*
- * Fuzzes the reader of the configuration: any text is either refused with a complaint that says where,
- * or gives a configuration within its limits.
+ * Fuzzes the reader of the configuration: any text is either refused with a complaint that names the place, or
+ * yields a configuration within its limits.
  *
  * An input is the text of the main file and, behind a byte 0xff, that of "more.conf" beside it.
  */
@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* libconfig forgets a string it was in the middle of when the text ends. */
+/* libconfig leaks a string that the end of the text cuts off. */
 const char *__lsan_default_suppressions(void);
 const char *__lsan_default_options(void);
 
@@ -51,7 +51,7 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc, (void)argv;
 	fuzz_check(mkdtemp(folder) != NULL, "no folder for its files");
-	/* Names for memory: a file system's own work would be most of an execution. */
+	/* memfds instead of files: file system work would dominate an execution. */
 	for (int i = 0; i < 2; i++) {
 		char target[40];
 		snprintf(paths[i], sizeof(paths[i]), "%s/%s.conf", folder, i == 0 ? "main" : "more");

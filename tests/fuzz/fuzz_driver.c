@@ -1,12 +1,12 @@
 /*
- * Fuzzes every protocol driver through the rig of the conformance tests, which watches that a driver
- * keeps to driver.h whatever a broker sends. Each input (tests/conformance/record.h says how one is
- * made up) is played twice: with the broker's bytes as they stand and cut finer, and then events and
- * output must be the same; the second time perhaps in sessions that move to a successor whenever they
- * could, which makes no difference either if the driver saves what it is, and restores nothing else.
+ * Fuzzes every protocol driver through the rig of the conformance tests, which checks that a driver keeps the
+ * rules of driver.h whatever a broker sends. Each input (tests/conformance/record.h has the format) is played
+ * twice, the second time with the broker's bytes cut finer; events and output must be the same. The second run
+ * may also move the session to a successor at every possible point, which must make no difference for a driver
+ * that saves its state.
  *
- * TG_FUZZ_DRIVER=name says which driver; without it an input of a driver's folder is played to that
- * one, and any other says itself.
+ * TG_FUZZ_DRIVER=name selects the driver; without it an input in a driver's folder is played to that driver,
+ * and any other input names its own.
  */
 #include "fuzz.h"
 #include "tests/conformance/record.h"
@@ -26,7 +26,7 @@ static const struct driver *only;
 static uint8_t filler[70000];
 static struct rig rig = { .quiet = 1 }; /* its memory serves every session */
 
-/* What is left of an input. */
+/* The rest of an input. */
 struct tape {
 	const uint8_t *at;
 	size_t left;
@@ -133,7 +133,7 @@ flood(struct run *run, size_t arg)
 	memset(bytes, tape_byte(&run->tape), len);
 	if (run->floods++ >= FLOODS_MAX)
 		return;
-	/* Only its end is cut finer: what a driver leaves is copied for each piece. */
+	/* Only its end is cut finer, because the unconsumed rest is copied for each piece. */
 	rig_feed(run->rig, bytes, len - 16);
 	feed(run, bytes, 16);
 }
@@ -234,7 +234,7 @@ play_op(struct run *run)
 		rig_move(run->rig);
 }
 
-/* Plays an input that begins behind the byte how; twice, the second time finer. Returns what came of it. */
+/* Plays an input that begins behind the byte how; twice, the second time finer. Returns its result. */
 static uint64_t
 play(const struct variant *variant, uint8_t how, struct tape tape, int second)
 {

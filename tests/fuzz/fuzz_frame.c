@@ -1,6 +1,6 @@
 /*
- * Fuzzes the reader of control frames: whatever packet a client sends, and whichever descriptors go
- * along, what is refused leaves nothing open, and what is taken is a frame whose strings end.
+ * Fuzzes the reader of control frames with any packet and any descriptors: a refused packet leaves no
+ * descriptor open, and an accepted frame has terminated strings.
  *
  * An input is packets: [descriptors and kind: 1] [length: u16, little-endian] bytes. The kind puts a
  * good head, or a good frame of the first byte's type, in front of bytes that then fill it.

@@ -1,16 +1,16 @@
 #!/bin/bash
-# Fuzzes what reads bytes of others with libFuzzer, under ASan and UBSan.
+# Fuzzes the parsers of foreign bytes with libFuzzer, under ASan and UBSan.
 #
 #   tests/fuzz/run.sh [TARGET|all] [RUNS|merge] [FUZZ-BUILD]
 #
 # TARGET is a protocol driver as in the configuration, "frame" (control frames of clients) or "config"
 # (the configuration file); the default is all, one after the other, with RUNS executions each (default
 # 1,000,000). The build goes to FUZZ-BUILD (default build-fuzz beside configure), new inputs to
-# FUZZ-BUILD/corpus/TARGET; what fails is left in FUZZ-BUILD as failed-TARGET-*, and replays with
+# FUZZ-BUILD/corpus/TARGET; failing inputs are left in FUZZ-BUILD as failed-TARGET-*; replay them with
 # TG_FUZZ_DRIVER=DRIVER FUZZ-BUILD/fuzz_driver FILE, or FUZZ-BUILD/fuzz_frame or fuzz_config.
 #
-# merge makes the tree's corpus anew: the fewest of its inputs and the new ones, up to 4 KiB each, that
-# reach all they reach together. What failed once stays, in the target's folder found.
+# merge minimises the tree's corpus together with the new inputs, up to 4 KiB each: the fewest inputs with the
+# same coverage. Inputs that failed once stay, in the target's folder found.
 #
 # TG_FUZZ_LEN=BYTES changes the longest input tried (1024), TG_FUZZ_SECONDS how long a run may take.
 set -eu
@@ -31,7 +31,7 @@ read -ra libs <<<"$(pkg-config --libs "${packages[@]}")"
 sanitize=("-fsanitize=address,undefined" -fno-sanitize-recover=undefined)
 common=(-std=gnu11 -D_GNU_SOURCE -O2 -g -fno-omit-frame-pointer "${sanitize[@]}" -I"$root" -I"$build"
 	-DTRANSCRIPTS="\"$root/tests/conformance/transcripts\"" "${flags[@]}")
-# Coverage is what is under test alone: the rig's own branches would drown it. Comparisons are not traced:
+# Only the code under test is instrumented: the rig's branches would drown it. Comparisons are not traced:
 # most are UBSan's own. Words to compare with are learned from memcmp() all the same.
 cover=(-fsanitize=fuzzer-no-link -fno-sanitize-coverage=trace-cmp)
 # configure's header, as far as the configuration needs it.
@@ -80,7 +80,7 @@ build() {
 }
 
 cd "$build"
-# A small quarantine and short stacks double the speed; what is freed is watched for long enough.
+# A small quarantine and short stacks double the speed; freed memory is still watched for long enough.
 export ASAN_OPTIONS="quarantine_size_mb=8:malloc_context_size=3:${ASAN_OPTIONS:-}"
 export TG_FUZZ_SEEDS=$build/seeds TG_FUZZ_DRIVER
 for TG_FUZZ_DRIVER in "${targets[@]}"; do

@@ -1,8 +1,8 @@
-"""A client that behaves badly by publishing, run as a program: `bad_neighbour.py JSON`, whose keys are Spec's fields.
+"""A client that publishes harmful messages, run as a program: `bad_neighbour.py JSON`, whose keys are Spec's fields.
 
 It publishes `messages` in turn, so many a second, until SIGTERM; then it waits for the completions it is owed. Each
 message accepted, each refused by the library and each completion is one line of JSON in `out`, written at once.
-What it publishes between its bad messages (`good` of them, to `good_topic`) has a load program's body.
+Its good messages (`good` of them between bad ones, to `good_topic`) have a load program's body.
 """
 
 import ctypes
@@ -152,7 +152,7 @@ class Bad:
 def main():
     spec = Spec(**json.loads(sys.argv[1]))
     bad = Bad(spec)
-    if os.geteuid() == 0:  # what it may read by now is read, what it may not is as for any account
+    if os.geteuid() == 0:  # its modules are loaded; from here on it has the rights of any account
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)

@@ -1,4 +1,4 @@
-"""Fixtures. Each session has a network of its own where it may (root), so no port is ever taken."""
+"""Fixtures. As root each session has its own network, so no port is ever taken."""
 
 import os
 import sys
@@ -32,7 +32,7 @@ def box(tmp_path):
     box = harness.Box(tmp_path)
     yield box
     box.fini()
-    # A sanitizer that found something says so in the log of a process that was not watched.
+    # A sanitizer's report is in the log of its process, which the test may not have read.
     for name, text in box.logs():
         for words in ("ERROR: AddressSanitizer", "runtime error:", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer"):
             assert words not in text, f"{name}: {text[-4000:]}"

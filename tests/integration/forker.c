@@ -1,13 +1,13 @@
 /*
- * forker: what processes that fork and exec do with the library, against a running daemon.
+ * forker: processes that use the library and fork or exec, against a running daemon.
  *
- *   exec      whether a program started with posix_spawn or vfork and exec has any of its descriptors;
- *             and once more after a line on standard input, when the daemon is another one
+ *   exec      checks that a program started with posix_spawn or vfork and exec has none of its descriptors; checks
+ * again after a line on standard input, with another daemon
  *   prefork   a server whose workers are forked after it has opened a client
  *   threads   threads that publish while another forks without end
  *
- * A message's body is "WHO 0 SEQUENCE", as a load program's (record.h). WHO 0 is the parent.
- * Exit status: 0 all as it should be, 1 not (the reason is on standard error).
+ * A message's body is "PROCESS 0 SEQUENCE", as a load program's (record.h). PROCESS 0 is the parent. Exit status: 0 all
+ * checks passed, 1 not (the reason is on standard error).
  */
 #include "tests/integration/record.h"
 #include "libclient/tidegate.h"
@@ -139,7 +139,7 @@ reap(pid_t pid)
 
 /* ---- exec ---- */
 
-/* In the program that was started: what there is beyond the standard three. */
+/* In the started program: its descriptors beyond the standard three. */
 static int
 list_descriptors(void)
 {
@@ -180,7 +180,7 @@ run_exec(void)
 	struct handle h;
 	char line[16];
 
-	/* Whatever we were started with is not the library's. */
+	/* Descriptors inherited from our own parent are not the library's. */
 	for (int fd = 3; fd < FDS; fd++)
 		fcntl(fd, F_SETFD, FD_CLOEXEC);
 	open_own(&h);

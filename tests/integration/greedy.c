@@ -1,5 +1,5 @@
 /*
- * greedy: a client that takes as much of the daemon as it can get, by the rules or nearly, until it is killed.
+ * greedy: a client that uses as much of the daemon as it can, within or just outside the rules, until it is killed.
  *
  *   greedy SOCKET POOL MODE [ARGUMENT]
  *
@@ -15,7 +15,7 @@
  *   nag           rings for nothing, often, then publishes a record and waits for its completion
  *   spin PERCENT  touches nothing: uses so much of a processor
  *
- * Says `ready` when it has begun. Exit status: 1 when the daemon refuses or hangs up; 2 wrong use.
+ * Prints `ready` when it has begun. Exit status: 1 when the daemon refuses or hangs up; 2 wrong use.
  */
 #include "tests/integration/raw_client.h"
 #include "shm/wake.h"
@@ -161,7 +161,7 @@ detach(int control, struct attached *a)
 	close(a->bell);
 }
 
-/* What is against the rules: completions are not taken; the message's time is over. */
+/* It breaks the rules: it takes no completions, and its messages' deadlines have passed. */
 enum { UNREAD = 1, EXPIRED = 2 };
 
 static void
@@ -241,7 +241,7 @@ nag_without_end(void)
 		for (unsigned i = 0; i < NAGS; i++)
 			ring(&a);
 		publish(&a, 0);
-		/* It has no library, and needs no bell: it looks for its completion now and then. */
+		/* Without the library it has no bell: it polls for its completion. */
 		while (order_load_acquire_64(ORDER_D, &a.map.daemon->cq_tail) == taken)
 			nanosleep(&pause, NULL);
 		ready();

@@ -1,8 +1,8 @@
-"""What the integration tests stand on: processes that end with the test, brokers, daemons, waiting.
+"""The integration tests' tools: processes that end with the test, brokers, daemons, waiting.
 
 Everything a test starts belongs to its Box: a folder, and a list of processes that are ended by
-their own pid in reverse order, frozen or not. Nothing waits for time to pass: wait_for() waits for a
-state and says what it waited for when the deadline passes.
+their own pid in reverse order, frozen or not. Nothing waits for time to pass: wait_for() waits for a state and names it
+when the deadline passes.
 
 TG_BUILD names the build folder (default: build/ beside the sources).
 """
@@ -52,8 +52,8 @@ def wait_for(condition, what, deadline_s=10.0, interval_s=0.01):
 
 
 def own_network():
-    """Moves this process and all it starts later into a network of its own: no port is taken there,
-    and packets can be dropped without touching anybody. Returns False where that is not allowed."""
+    """Moves this process and its later children into a new network namespace: no port is taken there, and dropping
+    packets affects no other program. Returns False without permission."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(0x40000000) != 0:  # CLONE_NEWNET
         return False
@@ -133,7 +133,7 @@ class Process:
         self.out.close()
 
     def stop(self, deadline_s=15):
-        """SIGTERM and the exit status; what does not end is killed and fails the test."""
+        """Sends SIGTERM and returns the exit status; a process that does not end is killed and fails the test."""
         if self.alive():
             if self.frozen:
                 self.thaw()
@@ -149,7 +149,7 @@ class Process:
             raise AssertionError(f"{self.name} did not end in {deadline_s * PATIENCE:.0f} s; "
                                  f"its log ends:\n{self.text()[-2000:]}") from None
 
-    # What /proc says.
+        # Figures from /proc.
 
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -162,8 +162,8 @@ class Process:
         return int(fields[11]) + int(fields[12])
 
     def spends(self, seconds):
-        """How many ticks of CPU it uses and how many lines it logs in this time. The time itself is what is
-        asked about, so it has to pass: there is no state to wait for. One that ends early ends it."""
+        """The ticks of CPU it uses and the lines it logs in this time. The measurement needs the time to pass: there is
+        no state to wait for. A process that ends early ends it."""
         ticks, lines = self.cpu_ticks(), self.text().count("\n")
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(seconds)
@@ -202,7 +202,7 @@ class Box:
             process.kill()
 
     def port(self):
-        """A port nobody listens on. In the session's own network nobody else will take it either."""
+        """A free port. In the session's own network no other program will take it."""
         while True:
             with socket.socket() as s:
                 s.bind(("127.0.0.1", 0))
@@ -212,7 +212,7 @@ class Box:
                 return port
 
     def run(self, *argv, deadline_s=60, **options):
-        """Runs a program to its end: what it printed, and its exit status."""
+        """Runs a program to its end; returns its output and exit status."""
         return subprocess.run([str(word) for word in argv], capture_output=True, text=True, cwd=self.path,
                               timeout=deadline_s * PATIENCE, stdin=options.pop("stdin", subprocess.DEVNULL), **options)
 
@@ -228,7 +228,7 @@ def listens(port, host="127.0.0.1"):
 
 
 class Broker:
-    """What mosquitto and the sink have in common. `address` is what a pool's broker entry takes."""
+    """The base of Mosquitto and Sink. `address` goes into a pool's broker entry."""
 
     def __init__(self, box, name, port):
         self.box = box
@@ -286,7 +286,7 @@ class Mosquitto(Broker):
             (self.folder / "acl").write_text("\n".join(acl) + "\n")
             config.append(f"acl_file {self.folder / 'acl'}")
         if memory:
-            # Never saved but at an orderly end: what is on disk stays what prepare() left there.
+            # mosquitto saves only at an orderly end, so the disk keeps the state that prepare() left.
             config += ["persistence true", f"persistence_location {self.folder}/", "autosave_interval 0"]
         self.config = self.folder / "mosquitto.conf"
         self.config.write_text("\n".join(config) + "\n")
@@ -299,10 +299,10 @@ class Mosquitto(Broker):
 
     def prepare(self, filter="#", qos=1):
         """Makes a broker whose subscriber's session is on disk, so that after kill -9 and a restart
-        it queues for the subscriber from the first message on. (What it acknowledged but had not
-        yet handed on dies with it: that is mosquitto's loss, and prevented by a subscriber that
-        keeps up, and with qos=0: its acknowledgements would wait unread in the dead broker's socket,
-        whose end is then a reset, and what the subscriber has not read yet is gone with it.)
+        it queues for the subscriber from the first message on. (mosquitto loses messages that it acknowledged and had
+        not yet handed on. A subscriber that keeps up prevents that, and so does qos=0: with QoS 1 its acknowledgements
+        would wait unread in the dead broker's socket, which the kernel then resets, and the reset discards messages
+        that the subscriber has not read.)
         Starts it and returns the subscriber."""
         self.start()
         subscriber = self.subscriber(filter, qos=qos)
@@ -377,7 +377,7 @@ class Subscriber:
 
 
 def secret(path, text):
-    """A file with a password, as the daemon takes it: for nobody else."""
+    """A password file with the permissions that the daemon requires."""
     path.touch(mode=0o600)
     path.write_text(text + "\n")
     return path
@@ -455,7 +455,7 @@ class Daemon:
         return self
 
     def launch(self, command=None, **options):
-        """Starts it and does not wait for anything. command: what is run in the daemon's place."""
+        """Starts it and does not wait for anything. command: a program to run in place of the daemon."""
         self.starts += 1
         self.process = Process(self.box, f"{self.name}-{self.starts}",
                                [command or program("tidegated"), "-c", self.config], **options)
@@ -471,7 +471,7 @@ class Daemon:
         return json.loads(result.stdout)
 
     def rows(self, what):
-        """What the admin socket says: the objects of `brokers`, `links`, `lanes`, `pools` …"""
+        """Asks the admin socket: the objects of `brokers`, `links`, `lanes`, `pools` …"""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(10 * PATIENCE)
             s.connect(str(self.admin))
@@ -508,7 +508,7 @@ class Daemon:
 
 
 def need_localhost():
-    """For tests of names: there is one that leads here."""
+    """For tests of names: localhost must resolve."""
     try:
         socket.getaddrinfo("localhost", None)
     except OSError:

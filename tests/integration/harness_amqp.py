@@ -1,4 +1,4 @@
-"""RabbitMQ as Debian packages it, on ports and in folders of the test's own, and what reads its queues."""
+"""Debian's RabbitMQ, on the test's own ports and folders, and readers of its queues."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ def children(pid):
 
 
 class Tree(Process):
-    """A program whose script stays in front of it: what it started ends with it."""
+    """A program started by a script: the script's children end with it."""
 
     def descendants(self):
         found, todo = [], [self.pid]
@@ -101,14 +101,14 @@ class Rabbit(Broker):
         self.process.kill()
 
     def ctl(self, *words):
-        """rabbitmqctl: what it printed."""
+        """rabbitmqctl: its output."""
         result = subprocess.run([CTL, "-q", *words], env=self.environment, capture_output=True, text=True,
                                 timeout=60 * PATIENCE, stdin=subprocess.DEVNULL)
         assert result.returncode == 0, f"rabbitmqctl {' '.join(words)}: {result.stdout}{result.stderr}"
         return result.stdout
 
     def eval(self, *expressions):
-        """Erlang in the broker; one rabbitmqctl costs most of a second whatever it does."""
+        """Evaluates Erlang in the broker and returns the output; a rabbitmqctl command would cost most of a second."""
         return self.ctl("eval", ", ".join(expressions) + ".")
 
     def log(self):

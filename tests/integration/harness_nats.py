@@ -93,7 +93,7 @@ class NatsServer(Broker):
 
 
 class NatsCluster:
-    """nats-servers that know of each other, and a stream of which each has a copy. lines: of each one's configuration."""
+    """A cluster of nats-servers and a stream that is replicated on each. lines: of each one's configuration."""
 
     def __init__(self, box, count=3, lines=lambda number: ()):
         ports = [box.port() for _ in range(count)]
@@ -105,13 +105,13 @@ class NatsCluster:
             server.start()
 
     def api(self, subject, body=None, but=None):
-        """What JetStream's API answers through any server but one, or None: it has no leader just now."""
+        """The answer of JetStream's API through any server but one, or None while it has no leader."""
         server = next(server for server in self.servers if server is not but)
         connection = server.connect()
         connection.socket.settimeout(2)
         try:
             answer = connection.request(f"$JS.API.{subject}", body)
-        except (OSError, ValueError):  # nobody answered: a leader does
+        except (OSError, ValueError):  # no answer: there is no leader
             return None
         finally:
             connection.close()
@@ -144,7 +144,7 @@ def arrival(body):
 
 
 class Consumer:
-    """What check_all_arrived() and wait_all_arrived() ask of a subscriber."""
+    """A subscriber's interface for check_all_arrived() and wait_all_arrived()."""
 
     def __init__(self, name):
         self.name = name

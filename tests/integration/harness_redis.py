@@ -1,4 +1,4 @@
-"""redis-server as Debian packages it, with a folder and a configuration of the test's own, and what reads it."""
+"""redis-server as Debian packages it, with the test's own folder and configuration, and its readers."""
 
 import socket
 
@@ -45,7 +45,7 @@ class RedisError(Exception):
 
 
 class Redis(Broker):
-    """A redis-server. durable: what it has answered for survives kill -9 (appendfsync always)."""
+    """A redis-server. durable: acknowledged writes survive kill -9 (appendfsync always)."""
 
     def __init__(self, box, name="redis", port=None, lines=(), durable=False):
         super().__init__(box, name, port)
@@ -90,14 +90,14 @@ class Redis(Broker):
         return sum(self.must("XLEN", stream) for stream in self.must("KEYS", pattern))
 
     def info(self, section, key):
-        """What INFO says, or None."""
+        """INFO's value, or None."""
         for line in self("INFO", section).decode().splitlines():
             if line.startswith(key + ":"):
                 return line.partition(":")[2]
         return None
 
     def connections(self):
-        """How many were ever made, this question's own included."""
+        """The number of connections ever accepted, including this one."""
         return int(self.info("stats", "total_connections_received"))
 
 

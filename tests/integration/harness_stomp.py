@@ -19,7 +19,7 @@ def available():
 
 def config_text(folder, port, users=None, options=(), key_store=None):
     """A broker's XML: one STOMP connector, messages on disk. users: name -> password; each may use the
-    destinations of /queue/open.> and /topic/> alone; without users everybody may everything.
+    destinations of /queue/open.> and /topic/> alone; without users every client may use every destination.
     key_store: a PKCS #12 file whose password is "secret": the connector wants TLS."""
     plugins = ""
     if users:
@@ -147,7 +147,7 @@ class Stomp:
 
 class Consumer:
     """Reads destinations in a thread of its own and acknowledges what it has; connects anew when the broker
-    comes back. load.py takes it for a sink: what arrived are body_starts()."""
+    comes back. load.py uses it like a sink, through body_starts()."""
 
     def __init__(self, port, *destinations, name="consumer", **login):
         self.port, self.destinations, self.name, self.login = port, destinations, name, login
@@ -182,7 +182,7 @@ class Consumer:
                 assert frame.command == "MESSAGE", frame
                 self.messages.append(frame)
                 last[frame.headers["subscription"]] = frame.headers["ack"]
-            # Cumulative: what is in our list is the broker's to forget.
+            # Cumulative: the broker may forget every message in our list.
             for ack in last.values():
                 self.connection.send("ACK", {"id": ack})
             self.connection.more()

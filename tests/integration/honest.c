@@ -1,5 +1,5 @@
 /*
- * honest: one message and its answer, one after the other, for a while: what the others leave a client.
+ * honest: publishes one message at a time and waits for its answer, to measure the service left by other clients.
  *
  *   honest SOCKET POOL MS [THREADS]      prints `round_trips=N us=N longest_us=N p50_us=N p99_us=N`
  *

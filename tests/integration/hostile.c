@@ -1,6 +1,6 @@
 /*
- * hostile: a client that lies. It attaches like any other, without the library, and then does what
- * no library would: random bytes anywhere in the shared mapping, random cursors, records whose
+ * hostile: a client that breaks the rules. It attaches without the library and then attacks:
+ * random bytes anywhere in the shared mapping, random cursors, records whose
  * fields contradict each other and that change while they are read, punched holes, a doorbell that
  * never stops, completions that are never taken.
  *

@@ -1,4 +1,4 @@
-"""The load programs (producer.c, subscriber.c) and what they wrote down (record.h)."""
+"""The load programs (producer.c, subscriber.c) and their record files (record.h)."""
 
 import collections
 import mmap
@@ -104,7 +104,7 @@ class ProducerFile(MappedFile):
             file.write(struct.pack("<Q", number))
 
     def times(self, phase, answers):
-        """How many calls (or answers) took how long, by bucket."""
+        """A histogram of the calls' (or answers') times."""
         return self.read(self.TIMES + 8 + (2 * phase + answers) * BUCKETS * 8, f"<{BUCKETS}Q")
 
     def _which(self, lane):
@@ -115,7 +115,7 @@ class ProducerFile(MappedFile):
 
 
 def percentile(producers, phase, answers, share):
-    """Microseconds within which this share of all producers' calls (or answers) was done, and how many there were."""
+    """The microseconds within which this share of all producers' calls (or answers) was done, and their number."""
     counts = [sum(column) for column in zip(*(p.file.times(phase, answers) for p in producers))]
     total, seen = sum(counts), 0
     for bucket, count in enumerate(counts):
@@ -164,7 +164,7 @@ class Producer:
 
 
 class Arrivals:
-    """What reached the brokers, from subscribers or sinks, by lane."""
+    """The messages that reached the brokers, from subscribers or sinks, by lane."""
 
     def __init__(self):
         self.times = collections.Counter()  # (producer, lane, sequence) -> how often
@@ -183,7 +183,7 @@ class Arrivals:
                 try:
                     producer, lane, sequence = map(int, body.split(" ", 3)[:3])
                 except ValueError:
-                    continue  # not a load program's: a liar's, who may publish what he likes
+                    continue  # not a load program's: the hostile client may publish anything
                 yield producer, lane, sequence
         self._add(sink.name, numbers())
         return self

@@ -1,4 +1,5 @@
-"""What test_neighbours.py's rows are made of: an honest neighbour at a steady rate, a bad one, and what each was left with."""
+"""The parts of test_neighbours.py's rows: an honest neighbour at a steady rate, a bad one, and the service each
+got."""
 
 import collections
 import dataclasses
@@ -18,7 +19,7 @@ from load import Producer, percentile
 ALONE_S, BESIDE_S = (10, 60) if FULL else (1, 4)
 RATE = 500  # messages a second of the honest one, where it does not publish as fast as it can
 TIMEOUT_MS = 30000 if FULL else 10000
-# What is promised, which a minute shows; and what a busy machine of two processors holds in the short form.
+# The promised limits, which a minute shows; in the short form, limits that a busy machine of two processors keeps.
 P99_MS, SHARE, SHARE_AT_FULL_SPEED = (250, 0.99, 0.8) if FULL else (2500, 0.8, 0.2)
 
 

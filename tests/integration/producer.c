@@ -1,9 +1,9 @@
 /*
  * producer: publishes numbered messages on several lanes and checks that each gets exactly one
- * completion. Everything it knows is in a mapped file (record.h), which survives its SIGKILL.
+ * completion. Its whole state is in a mapped file (record.h), which survives its SIGKILL.
  *
- * SIGUSR1, or having offered -O messages (refused ones count), ends the publishing: what was accepted
- * is waited for.
+ * SIGUSR1, or -O offered messages (refused ones count), ends the publishing; the program then waits for the accepted
+ * messages.
  *
  * Exit status: 0 all accepted and completed; 3 the library gave an error; 4 out of time.
  */
@@ -238,7 +238,7 @@ run(struct producer *p)
 		}
 		if (p->accepted == total)
 			p->record->state = 3;
-		/* With -O what is refused is dropped, as by a program that has better things to do. */
+		/* With -O a refused message is dropped, as by a program that does not retry. */
 		if (published == 0 && (p->o.offers == 0 || p->accepted == total))
 			wait_any(p, p->accepted < total && p->o.rate != 0 ? 1 : 100);
 	}

@@ -1,4 +1,4 @@
-"""An MQTT client that is bytes on a socket: it sends what no library would and sees every packet."""
+"""A raw MQTT client: it can send invalid bytes and sees every packet."""
 
 import errno
 import socket

@@ -1,6 +1,6 @@
 /*
- * What the load programs of the integration tests write down, in files mapped by them and read by
- * the tests: a process that is killed at any instant has said everything up to then.
+ * The load programs' records, in files that they map and the tests read: they are complete up to the instant at which a
+ * process is killed.
  *
  * A body is "PRODUCER LANE SEQUENCE" in decimal, then, if there is room, a blank and filler that
  * follows from those three numbers, so that a subscriber can tell whether every byte arrived.

@@ -1,7 +1,6 @@
 /*
- * subscriber: takes everything a real broker has under one topic filter and writes down what
- * arrived (record.h), with libmosquitto, so that nothing of tidegate's judges tidegate. It comes
- * back by itself when the broker does, to the same persistent session.
+ * subscriber: receives all messages of a topic filter from a real broker and records them (record.h). It uses
+ * libmosquitto, so that no code of tidegate judges tidegate. It reconnects by itself to the same persistent session.
  */
 #include "tests/integration/record.h"
 

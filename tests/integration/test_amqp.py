@@ -1,4 +1,4 @@
-"""The AMQP driver against a real RabbitMQ: what arrives, and the exact completion of what does not."""
+"""The AMQP driver against a real RabbitMQ: delivery, and the exact completion of refused messages."""
 
 import os
 import re
@@ -82,7 +82,7 @@ def test_large_body_is_split_and_arrives_whole(daemon, rabbit, tmp_path):
     assert rabbit.drain("large", 1)[0][2] == body
 
 
-# What RabbitMQ refuses: topic, words and code of the completion.
+# RabbitMQ's refusals: topic, words and code of the completion.
 REFUSALS = {
     "missing exchange": ("nowhere/key", "no exchange 'nowhere'", 404),
     "internal exchange": ("inner/key", "internal exchange 'inner'", 403),
@@ -92,7 +92,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refused_message_is_rejected_with_the_brokers_words_and_hurts_nobody(box, daemon, rabbit, case):
+def test_refused_message_is_rejected_with_the_brokers_words_and_hurts_no_other(box, daemon, rabbit, case):
     """Another lane's messages pass through the same connection all the while."""
     topic, words, code = REFUSALS[case]
     queue = "beside-" + case.replace(" ", "-")
@@ -144,7 +144,7 @@ def test_body_too_large_is_406_once_and_known_from_then_on(box, daemon, rabbit, 
 
 
 def test_one_large_body_among_many_small_costs_no_message(box, daemon, rabbit, tmp_path):
-    """The channel is closed and nobody says for which message: it is found, the others arrive."""
+    """The broker closes the channel without naming the message: the driver finds it, and the others arrive."""
     rabbit.declare(("queue", "among"), ("exchange", "among", "fanout"), ("bind", "among", "among", ""))
     d = daemon(amqp([rabbit], window={"messages": 200, "low": 100}))
     producers = [Producer(box, d, number, count=2000, rate=2000, topic="among", batch=8) for number in (1, 2)]
@@ -265,7 +265,7 @@ def test_another_client_publishes_to_the_sink(sink):
 
 @pytest.mark.parametrize("code", [404, 506])
 def test_some_rejected_by_the_sink_and_the_others_arrive_once_or_are_sent_again(box, daemon, sink, code):
-    """404 closes the channel: what else waited on it is sent again. 506 is a nack."""
+    """404 closes the channel: the other messages on it are sent again. 506 is a nack."""
     d = daemon(amqp([sink]))
     sink.tell("set", "reject", str(code))
     sink.tell("set", "reject-every", "500")

@@ -1,4 +1,4 @@
-"""tidegate-bench: it measures what it says, and leaves nothing behind. No figure is judged here."""
+"""tidegate-bench: its measurements run and leave nothing behind. No figure is judged here."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_throughput_against_a_running_daemon_counts_every_message(box, daemon, s
     assert d.rows("pools")[0]["delivered"] == 2 * 3 * 501
 
 
-# What --start and --protocol say, and the client library that is measured beside tidegate.
+# --start, --protocol, and the client library that is measured beside tidegate.
 BROKERS = [("sink", "mqtt", "libmosquitto"), ("sink", "nats", "libnats"), ("sink", "amqp", "librabbitmq"),
            ("sink", "redis", "hiredis"), ("mosquitto", "mqtt", "libmosquitto"), ("nats", "nats", "libnats"),
            ("rabbitmq", "amqp", "librabbitmq"), ("redis", "redis", "hiredis"), ("sink", "stomp", None),
@@ -89,7 +89,7 @@ def test_compare_measures_every_row_that_was_asked_for(box):
     (["--links", "2"], "--start"),
     (["--start", "rabbitmq", "--unconfirmed"], "amqp"),
 ])
-def test_what_does_not_fit_together_is_said_before_anything_starts(box, words, said):
+def test_contradicting_options_are_refused_before_anything_starts(box, words, said):
     result = box.run(program("tidegate-bench"), "throughput", *words)
     assert result.returncode == 2 and said in result.stderr
 
@@ -106,7 +106,7 @@ def test_every_measurement_runs_from_nothing(box):
     assert answer["lanes"] == 50 and answer["seconds"] >= 0.3
 
 
-def test_interrupt_ends_and_removes_what_was_started(box):
+def test_interrupt_ends_and_removes_everything_started(box):
     scratch = box.path / "tmp"
     scratch.mkdir()
     process = Process(box, "bench", [program("tidegate-bench"), "throughput", "--start", "sink", "-r", 101, "-n", 100000],

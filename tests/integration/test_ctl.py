@@ -1,4 +1,4 @@
-"""tidegatectl: every command gives words to people and JSON to programs, and the two agree."""
+"""tidegatectl: every command prints tables and JSON, and the two agree."""
 
 import contextlib
 import re
@@ -41,7 +41,7 @@ def test_rows_name_pools_brokers_links_and_lanes(box, daemon):
     assert all(sink.address in listed for sink in sinks)
 
 
-def test_counts_are_what_was_published(box, daemon, sink):
+def test_counts_match_the_published_messages(box, daemon, sink):
     d = daemon(pool([sink]))
     producer = Producer(box, d, count=1234, words=["-L"])
     wait_for(lambda: producer.file.state == 4, "all delivered")
@@ -66,8 +66,8 @@ def test_wrong_command_and_no_daemon(box, daemon, sink):
     assert result.returncode == 1 and str(d.admin) in result.stderr
 
 
-def test_forgotten_connections_shut_nobody_out(box, daemon, sink):
-    """The daemon has so many places; whoever asks nothing makes way for who does."""
+def test_idle_connections_do_not_lock_new_ones_out(box, daemon, sink):
+    """When all connections are taken, the daemon closes the longest-idle one for a new one."""
     d = daemon(pool([sink]))
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(70)]

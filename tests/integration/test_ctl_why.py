@@ -1,4 +1,4 @@
-"""`tidegatectl why` says where messages wait and for what; `events` what happened; long reports are whole."""
+"""`tidegatectl why` explains where messages wait and for what, `events` prints events, and long reports are whole."""
 
 import json
 import os
@@ -185,7 +185,7 @@ def test_long_report_is_whole_and_pages_when_asked(daemon, sink, attach):
     assert status["status"]["lanes"] == 300
 
 
-def test_strange_program_name_harms_nobody(daemon, sink, attach):
+def test_strange_program_name_is_harmless(daemon, sink, attach):
     d = daemon(pool([sink]))
     attach(d, "é" * 16).lane()  # the library keeps 31 bytes: half a character at the end
     attach(d, "\x1b[2J\x07evil").lane()
@@ -194,7 +194,7 @@ def test_strange_program_name_harms_nobody(daemon, sink, attach):
     assert "\x1b" not in text(d, "lanes").stdout
 
 
-def test_events_tell_what_happened(box, daemon, sink):
+def test_events_report_changes(box, daemon, sink):
     d = daemon(pool([sink], **QUICK), ready=False)
     d.wait_ready()
     answer = d.ctl("events")
@@ -217,7 +217,7 @@ def test_events_tell_what_happened(box, daemon, sink):
 
 
 def on_terminal(d, *words, environment=()):
-    """What it prints when standard output is a terminal of 100 columns."""
+    """Its output on a terminal of 100 columns."""
     master, slave = pty.openpty()
     import fcntl
     import struct

@@ -152,7 +152,7 @@ def test_unknown_pool_is_named(box, daemon, sink):
     assert result.returncode != 0 and "nowhere" in result.stderr
 
 
-def test_limit_of_lanes_is_an_error_to_the_one_who_asked(box, daemon, sink):
+def test_limit_of_lanes_is_an_error_for_the_asking_client(box, daemon, sink):
     d = daemon(pool([sink]), limits={"lanes": 3, "lanes_per_user": 3})
     first = Producer(box, d, number=1, count=10, lanes=3, words=["-L"])
     wait_for(lambda: first.file.state == 4, "the first to be done")
@@ -169,7 +169,7 @@ def test_limit_of_ring_bytes_names_both_numbers(box, daemon, sink):
     assert result.returncode != 0
     assert "65536" in result.stderr.replace(",", "") and "1048576" in result.stderr.replace(",", ""), result.stderr
     assert d.publish("--ring", "16384", "-m", "x").returncode == 0
-    # Who leaves it to the daemon gets what there is.
+    # A client that leaves the size to the daemon gets the largest allowed.
     assert Producer(box, d, number=1, count=10).finish() == {"delivered": 10}
 
 
@@ -178,7 +178,7 @@ def test_ring_of_ones_own_choice_shrinks_to_the_memory_there_is(box, daemon, sin
     assert Producer(box, d, number=1, count=10).finish() == {"delivered": 10}
 
 
-def test_descriptor_limit_refuses_the_newcomer_and_nobody_else(box, sink):
+def test_descriptor_limit_refuses_the_newcomer_alone(box, sink):
     d = Daemon(box, [pool([sink])])
     d.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
     first = Producer(box, d, number=1, count=200000, rate=500)
@@ -193,7 +193,7 @@ def test_descriptor_limit_refuses_the_newcomer_and_nobody_else(box, sink):
 
 
 @pytest.mark.sanitizers
-def test_nonsense_on_the_control_socket_hurts_nobody(box, daemon, sink):
+def test_nonsense_on_the_control_socket_hurts_no_other_client(box, daemon, sink):
     d = daemon(pool([sink]))
     descriptors = d.process.descriptors()
     for junk in (b"", b"x", b"\0" * 64, os.urandom(512), b"\xff" * 4096):
@@ -201,7 +201,7 @@ def test_nonsense_on_the_control_socket_hurts_nobody(box, daemon, sink):
             s.connect(str(d.socket))
             try:
                 s.send(junk)
-                # Descriptors nobody asked for must be closed.
+                # Unexpected descriptors must be closed.
                 socket.send_fds(s, [os.urandom(32)], [0, 1, 2])
             except (BrokenPipeError, ConnectionResetError):
                 pass

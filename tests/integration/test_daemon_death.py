@@ -108,7 +108,7 @@ def test_daemon_may_die_at_any_store(box, daemon, point):
     assert pairs == (len(POINTS) if FULL else 3)
 
 
-def test_what_may_have_been_sent_is_reported_where_nothing_is_sent_twice(box, daemon):
+def test_messages_perhaps_sent_are_reported_where_nothing_is_sent_twice(box, daemon):
     """on_failure = "report": at most once, over a daemon's death, too."""
     sink = Sink(box, options=["--ack-delay", "30000"]).start()
     d = daemon(pool([sink], on_failure="report"))

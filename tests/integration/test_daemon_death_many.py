@@ -1,7 +1,7 @@
 """Thousands of SIGKILLs of the daemon at random instants, under load from 8 producers, through real brokers.
 
-At each instant what was under way is written down, from outside: every message that a producer had
-published and that had no completion. In the end every accepted message has exactly one completion
+At each kill the test records from outside every message that a producer had published and that had no completion. In
+the end every accepted message has exactly one completion
 and has arrived; one whose completion tells of a second attempt was under way at a kill; and what the
 subscriber has twice is one of those. JetStream knows them again by their id and has nothing twice.
 
@@ -107,7 +107,7 @@ class ThroughMosquitto:
 
     def tally(self, tally, accepted):
         wait_for(lambda: self.subscriber.count() >= accepted, "all of it at the subscriber", 60)
-        # What was sent twice may still be coming: its last word is the last one sent.
+        # Duplicates may still arrive: the end marker is the last message sent.
         last = self.subscriber.process
         subprocess.run(["mosquitto_pub", "-h", "127.0.0.1", "-p", str(self.broker.port), "-q", "1", "-t", "end", "-m", "end"], check=True)
         wait_for(lambda: self.subscriber.file.strangers() > 0 or not last.alive(), "the end at the subscriber", 60)

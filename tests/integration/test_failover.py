@@ -64,7 +64,7 @@ def arrived(*subscribers):
 
 
 def kept_up(producers, *subscribers):
-    """What mosquitto has acknowledged and not handed on dies with a kill -9 of it: little of that, now."""
+    """A kill -9 of mosquitto loses messages it acknowledged and has not handed on: keep them few now."""
     wait_for(lambda: sum(p.file.completed() for p in producers) - arrived(*subscribers) < 50,
              "subscribers that keep up")
 
@@ -86,7 +86,7 @@ def settle(producers, *subscribers):
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("fault", ["kill", "restart", "freeze"])
 def test_two_sinks_lose_nothing(box, daemon, fault):
-    """The sink records before it answers: what it acknowledged is on record, whatever happens to it."""
+    """The sink records before it answers, so every acknowledged message is on record."""
     dice = random.Random(fault)
     sinks = [Sink(box, name).start() for name in ("a", "b")]
     d = daemon(pool(sinks, **FAST))
@@ -106,8 +106,8 @@ def test_two_mosquittos_lose_nothing(box, daemon, fault):
     brokers = [Mosquitto(box, name, memory=True) for name in ("a", "b")]
     subscribers = [broker.prepare(qos=0 if fault == "kill" else 1) for broker in brokers]
     d = daemon(pool(brokers, **FAST))
-    # What mosquitto has acknowledged and not yet handed on dies with a kill -9 of it: the subscribers
-    # must keep up, or its loss would look like ours.
+    # A kill -9 of mosquitto loses messages it acknowledged and has not handed on: the subscribers must keep up, or its
+    # loss would look like ours.
     producers = load(box, d, rate=1500) if fault == "kill" else load(box, d)
     for share in (0.25, 0.6):
         wait_share(producers, share + dice.uniform(-0.05, 0.05))
@@ -213,7 +213,7 @@ def test_short_silence_makes_no_reconnect_and_no_duplicate(box, daemon):
 
 
 def test_report_instead_of_resend_is_honest(box, daemon):
-    """on_failure = "report": what may have been sent is UNKNOWN and is never sent twice."""
+    """on_failure = "report": messages that may have been sent are UNKNOWN and are never sent twice."""
     sink = Sink(box).start()
     d = daemon(pool([sink], **FAST, on_failure="report"))
     producers = load(box, d, count=4000, rate=1500, processes=2)

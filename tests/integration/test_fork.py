@@ -16,7 +16,7 @@ def d(daemon, sink):
 
 
 def arrived(sink):
-    """Who -> the sequences that came, in order."""
+    """Process -> its arrived sequences, in order."""
     numbers = collections.defaultdict(list)
     for body in sink.body_starts():
         who, _, sequence = map(int, body.split())

@@ -1,5 +1,5 @@
-"""What one client can do to the daemon with what the kernel gives it, and what the daemon does to a client
-that it has hung up on: nobody else is to notice, and nothing accepted is to stay without its completion."""
+"""Attacks of one client through the kernel's interfaces, and clients that the daemon has disconnected: other clients
+must not notice, and every accepted message must get its completion."""
 
 import contextlib
 import os
@@ -41,7 +41,8 @@ def hang_up(path):
 
 @needs_library
 def test_lane_comes_back_while_the_daemon_still_finishes_it(box, daemon):
-    """A client that was cut off, and not its daemon: what it left is under way when it hands the lane back."""
+    """The daemon disconnects a client and lives on: the lane's records are in flight when the client hands the lane
+    back."""
     sink = Sink(box, options=["--ack-delay", "1500"]).start()
     d = daemon(pool([sink]))
     client = Client(d.socket)
@@ -144,7 +145,7 @@ def lingering():
 
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("count", (1, 3, 20))
-def test_descriptors_that_take_long_to_close_hold_up_nobody(box, daemon, sink, count):
+def test_descriptors_that_take_long_to_close_delay_no_client(box, daemon, sink, count):
     d = daemon(pool([sink]))
     held = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bad:
@@ -169,7 +170,7 @@ def test_descriptors_that_take_long_to_close_hold_up_nobody(box, daemon, sink, c
     assert d.stop() == 0
 
 
-def test_log_that_nobody_reads_holds_up_nobody(box, daemon, sink):
+def test_unread_log_delays_no_client(box, daemon, sink):
     """stderr is a pipe, it is full, and its reader sleeps."""
     d = daemon(pool([sink]))
     d.stop()
@@ -233,7 +234,7 @@ class RawClient:
 
 @pytest.mark.sanitizers
 def test_requests_sent_ahead_are_answered_in_order(box, daemon, sink):
-    """A large lane is made beside the loop; what was asked behind it waits for it."""
+    """A large lane is made on a worker thread; later requests wait for it."""
     d = daemon(pool([sink]))
     raw = RawClient(d)
     d.process.freeze()
@@ -270,8 +271,8 @@ def test_client_that_hangs_up_before_its_lane_is_made_leaves_nothing(box, daemon
 
 
 @needs_library
-def test_lane_handed_back_by_one_who_hangs_up_is_delivered(box, daemon):
-    """The daemon dies with records in a large ring; who hands it back does not wait for the answer."""
+def test_lane_handed_back_by_a_client_that_hangs_up_is_delivered(box, daemon):
+    """The daemon dies with records in a large ring, and the client hangs up before the answer to its hand-back."""
     sink = Sink(box).start()
     d = daemon(pool([sink]))
     client = Client(d.socket)

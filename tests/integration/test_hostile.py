@@ -1,5 +1,5 @@
-"""Clients that lie in shared memory, under the daemon built with ASan where there is one. The daemon
-never falters, and the other lanes go on.
+"""Hostile clients that corrupt shared memory, also under the daemon built with ASan. The daemon keeps running, and the
+other lanes work.
 
 200,000 mutations of each kind, or 12 million in all with TG_FULL=1 (tools/check --faults)."""
 
@@ -48,7 +48,7 @@ def test_late_rings_of_many_threads_are_not_for_nothing(box, daemon, spin_us):
 
 
 @pytest.mark.sanitizers
-def test_who_rings_for_nothing_is_heard_a_little_later(box, daemon):
+def test_client_that_rings_for_nothing_is_heard_a_little_later(box, daemon):
     d = daemon(pool([Sink(box, record=False).start()]))
     nag = Process(box, "nag", [program("greedy"), d.socket, "events", "nag"])
     try:

@@ -1,4 +1,4 @@
-"""systemd's descriptor store: what a dead producer had published outlives the daemon's death, too.
+"""systemd's descriptor store: a dead producer's messages survive the daemon's death.
 
 The manager here is a stand-in that does what sd_notify(3), sd_pid_notify_with_fds(3) and
 sd_listen_fds(3) write down: it reads a datagram socket, keeps descriptors by name, and passes them to the
@@ -201,7 +201,7 @@ def test_empty_lane_stays_for_its_producer_and_then_goes(box, managed, closed_si
 
 
 @pytest.mark.skipif(SANITIZED, reason="a sanitizer's library cannot be loaded into Python")
-def test_what_is_published_while_the_daemon_restarts_is_kept(box, managed, closed_sink):
+def test_messages_published_while_the_daemon_restarts_are_kept(box, managed, closed_sink):
     """A daemon that ends in good order leaves its lanes as they are: their producers go on."""
     closed_sink.start()
     d = managed.daemon
@@ -233,7 +233,7 @@ def header(abi=1, sq=16384, cq=128, name=b"events"):
     return struct.pack("<8sIIQQIIQ64s", b"tdglane1", abi, 0, 7, sq, cq, sq // 2, 99, name)
 
 
-def test_what_the_manager_passes_is_not_believed(box, managed, closed_sink):
+def test_lanes_passed_by_the_manager_are_not_trusted(box, managed, closed_sink):
     d = managed.daemon
     closed_sink.start()
     d.process.kill()
@@ -283,7 +283,7 @@ def test_lane_there_is_no_memory_for_stays_kept(box, managed, closed_sink):
     wait_for(lambda: "lanes_restored" in d.process.text(), "the lane to be looked at")
     assert 'event=lane_not_restored name=lane-0000000000000001-0-1 cause="out of memory"' in d.process.text()
     del managed.environment["ADDRESS_SPACE"]
-    # Another comes and goes: what was said of the large one before has been read.
+    # Another lane comes and goes: the manager has then read the messages about the large one.
     Producer(box, d, number=1, count=10).finish()
     wait_for(lambda: any("FDSTOREREMOVE" in words for words in managed.said), "a lane to be dropped")
     assert set(managed.store) == {"lane-0000000000000001-0-1"}
@@ -292,7 +292,7 @@ def test_lane_there_is_no_memory_for_stays_kept(box, managed, closed_sink):
     managed.wait_kept(0)
 
 
-def test_manager_that_does_not_read_holds_nobody_up(box, daemon, sink):
+def test_manager_that_does_not_read_delays_no_client(box, daemon, sink):
     d = daemon(pool([sink]))
     d.stop()
     manager = Manager(box, d, reads=False).start()
@@ -339,7 +339,7 @@ def test_upgraded_daemon_goes_on_with_the_store(box, managed, closed_sink):
     check_all_arrived([producer, dead], closed_sink)
 
 
-def test_upgraded_daemon_says_what_the_manager_has_not_heard(box, daemon, sink):
+def test_upgraded_daemon_sends_the_manager_the_missing_messages(box, daemon, sink):
     d = daemon(pool([sink]))
     d.stop()
     manager = Manager(box, d, reads=False).start()

@@ -55,7 +55,7 @@ def test_killed_producers_leave_nothing_behind_and_lose_nothing(box, daemon):
 
 
 def warm_up(box, d, dice):
-    """What the daemon allocates once is not what a kill costs."""
+    """One-time allocations of the daemon do not count as the cost of a kill."""
     first = [Producer(box, d, number=900000 + n, count=2000, lanes=3, low=10, high=3000, batch=64) for n in range(AT_ONCE)]
     for producer in first:
         producer.finish()

@@ -45,7 +45,7 @@ class error:
         return True
 
 
-def test_completion_says_what_it_answers(lane):
+def test_completion_names_its_message(lane):
     position = lane.publish(b"one", tag=77)
     completion = lane.collect(1)[0]
     assert (completion.position, completion.tag, completion.name) == (position, 77, "delivered")

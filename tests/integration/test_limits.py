@@ -1,4 +1,4 @@
-"""What is exhausted is an error to the one who asked, with object, value and limit; nobody else notices."""
+"""An exhausted limit is an error for the client that asked, with object, value and limit, and other clients do not notice."""
 
 import os
 import resource
@@ -207,6 +207,6 @@ def test_descriptors_that_a_producer_has_no_more_of_are_said(daemon, sink, opene
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in fill_up:
             os.close(fd)
-    # What it could not take was handed back.
+    # The daemon handed the lanes back that it could not take.
     lanes.append(client.lane())
     wait_for(lambda: len(d.rows("lanes")) == 1 + len(lanes), lambda: f"{1 + len(lanes)} lanes: {len(d.rows('lanes'))}")

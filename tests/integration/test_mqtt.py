@@ -1,4 +1,4 @@
-"""One daemon, one real mosquitto: what a message is, what becomes of it, and what is refused."""
+"""One daemon, one real mosquitto: a message's fields, outcomes and refusals."""
 
 import os
 import subprocess
@@ -63,7 +63,7 @@ def test_message_keeps_topic_body_headers_and_expiry(daemon, mosquitto):
 
 
 def test_deadline_is_not_the_brokers_business(daemon, mosquitto):
-    """It bounds the trying: what the broker has by then, it keeps for whoever comes later."""
+    """It bounds the trying: the broker keeps a message that it has by then for late subscribersr."""
     subscriber = PahoSubscriber(mosquitto.port)
     d = daemon(pool([mosquitto]))
     assert d.publish("--timeout", "2s", "-m", "x").returncode == 0
@@ -137,9 +137,9 @@ def test_bad_topic_is_refused_before_it_can_hurt_the_link(daemon, mosquitto, top
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_topic_a_broker_closes_over_is_rejected_and_hurts_nobody(box, daemon, mosquitto, version):
-    """Mosquitto takes 200 slashes and closes over one more, in 3.1.1 without a word. What passes through the same
-    connection all the while arrives, in order."""
+def test_topic_a_broker_closes_over_is_rejected_and_hurts_no_other(box, daemon, mosquitto, version):
+    """Mosquitto takes 200 slashes and closes over one more, in 3.1.1 without a word. Other messages on the same
+    connection arrive, in order."""
     subscriber = mosquitto.subscriber("load/#")
     d = daemon(pool([mosquitto], mqtt=mqtt(version=version), breaker={"retry_ms": 50, "retry_max_ms": 500}))
     beside = Producer(box, d, count=1500, rate=1500)
@@ -232,7 +232,7 @@ def test_receive_maximum_of_the_broker_is_kept(box, daemon):
     assert broker.process.text().count("New client connected") == 1, broker.process.text()
 
 
-def test_mosquitto_clients_see_what_was_published(daemon, mosquitto):
+def test_mosquitto_clients_see_the_published_messages(daemon, mosquitto):
     """Debian's own command-line client, as a user would check."""
     subscriber = subprocess.Popen(["stdbuf", "-oL", "mosquitto_sub", "-h", "127.0.0.1", "-p", str(mosquitto.port), "-t", "seen", "-C", "1", "-W", "20",
                                    "-d"], stdout=subprocess.PIPE, text=True)

@@ -111,8 +111,8 @@ def link_of(d, name):
 
 
 @pytest.mark.sanitizers
-def test_dead_name_server_holds_up_only_what_asks_it(box, resolving, name_server):
-    """Eight brokers whose name nobody answers for, and one in /etc/hosts that restarts."""
+def test_dead_name_server_delays_only_its_own_brokers(box, resolving, name_server):
+    """Eight brokers whose name server is silent, and one in /etc/hosts that restarts."""
     dead = name_server("127.0.0.53")
     broker = Mosquitto(box, port=box.port()).start()
     names = Resolving(box, ["127.0.0.53"], hosts="127.0.0.1 localhost good.test\n")

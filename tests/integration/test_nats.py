@@ -69,7 +69,7 @@ def test_core_sends_every_message_once_and_in_order(daemon, server, box):
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("fault", ["kill", "stop"])
 def test_restarted_server_has_everything_once(daemon, server, box, fault):
-    """Nats-Msg-Id: what was stored and not yet acknowledged is sent again and not stored again."""
+    """Nats-Msg-Id: a message that was stored and not yet acknowledged is sent again and not stored again."""
     server.stream()
     d = daemon(nats_pool([server], links=2, **FAST))
     producers = producers_of(box, d, rate=0 if FULL else 2000)
@@ -161,7 +161,7 @@ def test_body_larger_than_the_server_takes_is_rejected_and_the_link_lives(box, d
     assert d.rows("brokers")[0]["attempts"] == connects
 
 
-def test_subject_longer_than_this_servers_control_line_is_rejected_and_hurts_nobody(box, daemon):
+def test_subject_longer_than_this_servers_control_line_is_rejected_and_hurts_no_other(box, daemon):
     """Nothing that the server says beforehand tells that its max_control_line is another."""
     server = NatsServer(box, lines=["max_control_line: 512"]).start().stream()
     d = daemon(nats_pool([server], **FAST))
@@ -173,10 +173,10 @@ def test_subject_longer_than_this_servers_control_line_is_rejected_and_hurts_nob
     assert 3 <= d.links()[0]["failures"] <= 4, d.links()
 
 
-def test_message_that_nobody_answers_holds_up_nobody(box, daemon, server):
-    """A subject that no stream takes and somebody listens to: the server has no status to give, the listener no answer.
-    The messages of it are unknown when their time is up, and nobody else's wait for them, though there are more of
-    those than the link holds behind one that is unanswered."""
+def test_unanswered_message_delays_no_other(box, daemon, server):
+    """A subject with a subscriber and without a stream: neither the server nor the subscriber answers. Its messages
+    become unknown at their deadline. Other messages do not wait for them, though there are more of those than the
+    link's window."""
     server.stream()
     listener = Subscriber(server, "listen.>")
     d = daemon(nats_pool([server], window={"messages": 50, "low": 25},
@@ -257,7 +257,7 @@ def test_killed_leader_of_a_cluster_costs_nothing(box, daemon):
     leader.kill()
     for producer in producers:
         assert producer.finish(300) == {"delivered": producer.count}
-    # What no stream takes is still told from it.
+    # A subject without a stream still gives a different result.
     rejected(d.publish("--timeout", "60000", "-m", "x", topic="nobody.home"), 503, "no stream takes this subject")
     survivor = cluster.leader(but=leader)
     assert survivor is not leader
@@ -294,7 +294,7 @@ def test_learned_endpoints_carry_while_the_configured_server_is_gone(box, daemon
     for producer in producers:
         assert producer.finish(600) == {"delivered": COUNT}
     wait_for(lambda: d.link_states() == ["ready", "ready"], lambda: f"both links to be at others: {d.links()}", 30)
-    # The killed one may have led the cluster: nobody makes consumers until another does.
+    # The killed one may have led the cluster: no consumer can be made until another server leads.
     wait_for(lambda: cluster.api("STREAM.NAMES", but=configured), "a leader of the cluster", 60, 0.2)
     assert check_all_arrived(producers, StreamReader(holder)) == 0
 
@@ -311,7 +311,7 @@ def test_learned_endpoints_carry_while_the_configured_server_is_gone(box, daemon
     assert stays.rows("brokers")[0]["endpoints"] == [] and stays.links()[0]["endpoint"] == ""
     assert "ready" not in stays.link_states()
 
-    # The configured one is back: it is tried by those that have no link, and nobody is moved.
+    # The configured one is back: links without a connection try it, and no connected link moves.
     configured.start()
     stays.wait_ready()
     assert d.publish("-m", "x", topic="load.after").returncode == 0
@@ -321,7 +321,7 @@ def test_learned_endpoints_carry_while_the_configured_server_is_gone(box, daemon
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("names", ["DNS:localhost", "IP:127.0.0.1"])
 def test_learned_endpoint_shows_a_certificate_for_the_configured_host(box, daemon, tmp_path, names):
-    """What a server says before TLS begins is not protected: its word for a name is nobody's."""
+    """INFO before TLS is not protected, so the link must not use host names from it."""
     if not have("nats-server"):
         pytest.skip("needs nats-server")
     need_localhost()
@@ -452,7 +452,7 @@ def test_pool_and_server_must_agree_on_tls(box, daemon, server, tmp_path):
 
 
 def test_no_id_tells_another(daemon, server):
-    """Who sees the ids of messages can neither publish under the next one nor under one of its own."""
+    """A client that sees the ids of messages can publish neither under the next id nor under one of its own."""
     server.stream("ALL", ["seen.>"])
     d = daemon(nats_pool([server]))
     client = Client(d.socket)

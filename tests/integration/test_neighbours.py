@@ -1,16 +1,16 @@
 """No producer can hurt another: one table of bad behaviours, each beside one honest neighbour in the same pool.
 
 The bad one is a process of its own, of another user (65534 where the tests run as root). The honest one publishes 500
-messages a second all the time. Every row is run with one broker and with two, which are the real ones where a real
-one behaves so, and tidegate-sink where it takes a broker that does as it is told. What each is left with:
+messages a second all the time. Every row is run with one broker and with two, real ones where a real one behaves
+so, and tidegate-sink otherwise. The expected service:
 
   the neighbour   its rate, and delay; every message delivered: nothing rejected, unknown or expired
-  the bad one     exactly one completion a message, and words with each that was not delivered
+  the bad one     exactly one completion a message, and a reason for each that was not delivered
 
 A second table (neighbour_turns.py) has those that make the daemon work, wait or hold things by other means than messages.
 
-The short form counts; what it measures is printed and held to bounds that a busy machine keeps. With TG_FULL=1 a row
-takes a minute, is held to what is promised, and its figures go into the file that TG_NEIGHBOURS names
+The short form counts messages and compares its figures with bounds that a busy machine keeps. With TG_FULL=1 a row
+takes a minute, must keep the promised limits, and its figures go into the file that TG_NEIGHBOURS names
 (daemon/doc/neighbours.md's tables). Rows run several at a time, each with brokers and a daemon of its own, but for
 those whose neighbour publishes as fast as it can. One row: `pytest tests/integration/test_neighbours.py -k mqtt5-slashes-1`.
 """

@@ -1,5 +1,5 @@
 """Signals, limits and circumstances that any host or container may have: none of them ends the daemon or loses a
-message; what cannot be given is refused in words."""
+message; a resource that runs out is refused with a reason."""
 
 import fcntl
 import os
@@ -62,7 +62,7 @@ def test_signals_that_stand_for_errors_are_ignored(daemon, sink):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda number: number.name)
 def test_signal_to_stop_drains(box, daemon, number):
-    """What is under way then is still answered."""
+    """Messages in flight are still answered."""
     d = daemon(pool([Sink(box, options=["--ack-delay", "1500"]).start()]))
     client = tide.Client(d.socket)
     lane = client.lane()

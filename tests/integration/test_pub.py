@@ -210,7 +210,7 @@ def test_ignored_signals_stay_ignored(box, daemon, sink):
     assert process.returncode == 0 and bodies(sink) == ["one", "two"], words
 
 
-# What is closed, what is said then, and the exit status; and what of the messages comes along.
+# The closed descriptor, the expected output, and the exit status; and what of the messages comes along.
 CLOSED = {
     "stdin": ("<&-", [], "standard input: cannot read: Bad file descriptor", 1, 0),
     "stdout": (">&-", ["-m", "x", "--json"], "cannot write the JSON object", 1, 1),

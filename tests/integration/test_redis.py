@@ -1,4 +1,4 @@
-"""The Redis driver against a real redis-server: what arrives, and the exact completion of what does not."""
+"""The Redis driver against a real redis-server: delivery, and the exact completion of refused messages."""
 
 import os
 import re
@@ -99,7 +99,7 @@ def test_channel_takes_no_headers(daemon, redis):
 @pytest.mark.sanitizers
 @pytest.mark.parametrize("fault", ["kill", "restart"])
 def test_lost_server_loses_nothing(box, daemon, fault, capsys):
-    """What it has answered for is on its disk. What it had not answered for may be there twice."""
+    """Acknowledged entries are on its disk. Unacknowledged ones may be there twice."""
     redis = Redis(box, durable=True).start()
     d = daemon(streams([redis], **FAST, message_timeout_ms=600000))
     producers = [Producer(box, d, number, count=COUNT, rate=RATE, low=10, high=4000, ring=1 << 20, batch=8,
@@ -120,7 +120,7 @@ def test_lost_server_loses_nothing(box, daemon, fault, capsys):
     assert duplicates <= resent
 
 
-def test_wrong_type_is_rejected_with_its_code_and_hurts_nobody(box, daemon, redis):
+def test_wrong_type_is_rejected_with_its_code_and_hurts_no_other(box, daemon, redis):
     redis.must("SET", "text", "x")
     d = daemon(streams([redis]))
     before = redis.connections()
@@ -194,7 +194,7 @@ def tries(redis):
 
 @pytest.mark.sanitizers
 def test_no_memory_is_backpressure(box, daemon, redis):
-    """maxmemory is reached and raised again: nobody reconnects, nothing is lost, nothing twice."""
+    """maxmemory is reached and raised again: no link reconnects, nothing is lost, nothing twice."""
     d = daemon(streams([redis], **FAST, message_timeout_ms=600000))
     producers = [Producer(box, d, number, count=4000, rate=1000, low=10, high=500, ring=1 << 18) for number in (1, 2)]
     wait_for(lambda: sum(p.file.completed() for p in producers) > 1500, "1500 completed")
@@ -226,7 +226,7 @@ def test_replica_is_left_for_the_primary(box, daemon):
 
 
 def test_failover_moves_everything_to_the_new_primary(box, daemon):
-    """A primary that becomes a replica answers READONLY; what it refused goes to the other."""
+    """A primary that becomes a replica answers READONLY; refused messages go to the other."""
     a, b = Redis(box, "a").start(), Redis(box, "b")
     b.config.write_text(b.config.read_text() + f"replicaof 127.0.0.1 {a.port}\n")
     b.start()
@@ -284,7 +284,7 @@ def replicated(box):
     return primary, replica
 
 
-def test_wait_delivers_what_replicas_have(box, daemon, replicated):
+def test_wait_delivers_replicated_entries(box, daemon, replicated):
     primary, replica = replicated
     d = daemon(streams([primary], redis={"wait_replicas": 1, "wait_timeout_ms": 1500}))
     producer = Producer(box, d, count=3000, batch=32)
@@ -294,7 +294,7 @@ def test_wait_delivers_what_replicas_have(box, daemon, replicated):
     assert d.link_states() == ["ready"]
 
 
-def test_wait_is_honest_about_what_replicas_have_not(daemon, replicated):
+def test_wait_reports_missing_replicas_honestly(daemon, replicated):
     primary, replica = replicated
     d = daemon(streams([primary], redis={"wait_replicas": 1, "wait_timeout_ms": 200}))
     replica.freeze()
@@ -335,8 +335,8 @@ CODES = {2: "rejected", 3: "rejected", 99: "rejected", 10: "held", 12: "held", 2
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_each_error_does_what_it_means(box, daemon, code):
-    """Every seventh message is refused once; what is not rejected arrives once in the end."""
+def test_each_error_has_its_documented_effect(box, daemon, code):
+    """Every seventh message is refused once; all other messages arrive once in the end."""
     sink = Sink(box, protocol="redis", options=["--reject", str(code), "--reject-every", "7"]).start()
     d = daemon(streams([sink], **FAST, message_timeout_ms=60000))
     producer = Producer(box, d, count=70, low=32, high=32)
@@ -377,7 +377,7 @@ def test_upgrade_keeps_the_connection(box, daemon, redis):
 
 
 def test_one_wait_at_a_time_without_replicas(daemon, redis):
-    """Nobody replicates: each WAIT takes its whole time. What trickles in meanwhile shares the next one."""
+    """Without replicas each WAIT takes its whole time. Messages that arrive meanwhile share the next one."""
     d = daemon(streams([redis], redis={"wait_replicas": 1, "wait_timeout_ms": 250}))
     producer = Producer(d.box, d, count=400, rate=200)
     assert producer.finish() == {"unknown": 400}

@@ -1,4 +1,4 @@
-"""What real brokers refuse, protocol by protocol: the exact completion, and the words in which a pool says why.
+"""Refusals of real brokers, by protocol: the exact completion, and the reason that a pool reports.
 
                    mosquitto       nats-server      RabbitMQ           redis-server      ActiveMQ      RabbitMQ, STOMP
  missing stream,   a success (16)  503              404, 312           40                made          65286
@@ -232,7 +232,7 @@ def test_wrong_password(daemon, subject):
     assert "ebb and flow" not in everything and "ebb" not in everything
 
 
-# ---- what no other file has ----
+# ---- cases that no other file has ----
 
 
 @pytest.mark.parametrize("version", [4, 5])

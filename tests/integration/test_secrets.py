@@ -1,4 +1,4 @@
-"""Where a password is, once it has done its work: in the pool's settings, for the next connection, and nowhere else.
+"""A password that was sent to its broker stays in the pool's settings, for the next connection, and nowhere else.
 And when it is read: before each connection, so that another in its file needs no restart."""
 
 import contextlib
@@ -29,7 +29,7 @@ def copies(pid, word):
             first, last, rights, name = re.match(r"(\w+)-(\w+) (\S+) \S+ \S+ \S+\s*(.*)", line).groups()
             if not rights.startswith("rw") or name.startswith("[v"):
                 continue
-            with contextlib.suppress(OSError):  # what is kept for later is not there yet
+            with contextlib.suppress(OSError):  # reserved memory has no content yet
                 memory.seek(int(first, 16))
                 data = memory.read(int(last, 16) - int(first, 16))
                 found += [(name, data[max(0, at.start() - 24):at.end() + 8]) for at in re.finditer(re.escape(word), data)]

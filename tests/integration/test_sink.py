@@ -120,7 +120,7 @@ def test_messages_of_every_size_arrive_whole(sink):
         [(size, chr(97 + number) if size else "") for number, size in enumerate(sizes, 1)]
 
 
-def test_what_was_answered_is_in_the_record(sink):
+def test_answered_messages_are_in_the_record(sink):
     with raw(sink) as client:
         for number in range(1, 300):
             client.publish(number, f"m{number}")
@@ -352,7 +352,7 @@ def test_stall_after_closes_the_window_until_resume(sinks):
         client.ids(10)
 
 
-def test_stall_goes_on_answering_what_was_read(sinks):
+def test_stall_goes_on_answering_read_messages(sinks):
     sink = sinks("--ack-after", 2)
     with raw(sink) as client:
         client.publish(1)
@@ -752,7 +752,7 @@ def test_control_bounds_its_lines(sink):
         assert b"at most" in control.makefile("rb").readline()
 
 
-def test_tell_fails_when_nobody_listens_or_the_answer_is_an_error(box, sink):
+def test_tell_fails_without_a_sink_or_when_the_answer_is_an_error(box, sink):
     assert box.run(program("tidegate-sink"), "--tell", f"unix:{box.path}/none", "stats").returncode == 1
     assert box.run(program("tidegate-sink"), "--tell", f"unix:{sink.control}", "set", "mute", "x").returncode == 1
     assert box.run(program("tidegate-sink"), "--tell", f"unix:{sink.control}", "get", "mute").stdout == "false\n"

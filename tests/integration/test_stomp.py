@@ -1,4 +1,4 @@
-"""STOMP pools: a real ActiveMQ, and the sink for what a real broker cannot be told to do."""
+"""STOMP pools: a real ActiveMQ, and the sink for behaviour that a real broker cannot be made to show."""
 
 import json
 import time
@@ -48,11 +48,11 @@ def consumer(broker, *destinations):
 
 
 def queues(topic, producers=1, lanes=1):
-    """What the load program publishes to: each lane has a destination of its own."""
+    """The load program's destinations, one for each lane."""
     return [f"{topic}/{number}/{lane}" for number in range(1, producers + 1) for lane in range(lanes)]
 
 
-# ---- what a message is ----
+# ---- the fields of a message ----
 
 @needs_activemq
 @pytest.mark.sanitizers
@@ -96,7 +96,7 @@ def test_large_and_empty_bodies_arrive_whole(daemon, shared, tmp_path):
     reader.close()
 
 
-# ---- what is refused ----
+# ---- refusals ----
 
 @needs_activemq
 def test_wrong_passcode_holds_messages_and_says_why(daemon, shared, tmp_path):
@@ -138,7 +138,7 @@ NUMBERS = ["priority", "timestamp", "JMSDeliveryMode", "JMSExpiration", "JMSPrio
 
 
 @needs_activemq
-def test_what_activemq_closes_over_without_a_word_is_refused_before_it_can_hurt_the_link(daemon, shared):
+def test_messages_activemq_closes_over_silently_are_refused_before_they_can_hurt_the_link(daemon, shared):
     """Each of these was tried on it: the connection is closed, and no ERROR comes."""
     d = daemon(stomp_pool(shared, login(shared)))
     for name in NUMBERS:
@@ -170,7 +170,7 @@ def test_body_larger_than_the_broker_takes_is_found_and_rejected(daemon, shared,
     assert others.finish() == {"delivered": 2000}
     wait_all_arrived([others], reader)
     check_all_arrived([others], reader)
-    # What is in doubt after the second close rides a link of its own.
+    # Lanes in doubt after the second close ride a separate link.
     assert d.links()[0]["failures"] <= 2, d.links()
     reader.close()
 
@@ -216,7 +216,7 @@ def rabbit_pool(rabbit, **changes):
     return entry
 
 
-# What RabbitMQ closes the session over, without naming the message: destination, words.
+# Messages over which RabbitMQ closes the session without naming them: destination, words.
 REFUSALS = {
     "missing exchange": ("/exchange/nowhere/key", "not_found"),
     "internal exchange": ("/exchange/stomp-inner/key", "access_refused"),
@@ -225,7 +225,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_rabbitmq_closes_over_is_found_and_rejected(box, daemon, secured_rabbit, case):
+def test_messages_rabbitmq_closes_over_are_found_and_rejected(box, daemon, secured_rabbit, case):
     """Other messages pass through the same connection all the while: each arrives, in order."""
     destination, words = REFUSALS[case]
     name = "stomp-beside-" + case.partition(" ")[0]
@@ -243,7 +243,7 @@ def test_what_rabbitmq_closes_over_is_found_and_rejected(box, daemon, secured_ra
 
 @pytest.mark.long
 def test_nothing_is_lost_when_rabbitmq_is_killed_in_the_middle(box, daemon, secured_rabbit):
-    """Persistent messages of a durable queue: what has its receipt is on the disk."""
+    """Persistent messages of a durable queue: a message with a receipt is on the disk."""
     secured_rabbit.declare(("queue", "stomp-kill"))
     d = daemon(rabbit_pool(secured_rabbit, message_timeout_ms=600000))
     producers = [Producer(box, d, number, topic="/amq/queue/stomp-kill", count=COUNT, low=10, high=2000, batch=16,
@@ -326,7 +326,7 @@ def test_message_a_living_broker_closes_over_without_a_word_is_rejected(daemon, 
     assert d.rows("brokers")[0]["breaker"] == "closed"
 
 
-def test_broker_that_is_killed_over_a_message_again_and_again_blames_nobody(daemon, box):
+def test_repeated_kills_of_the_broker_blame_no_message(daemon, box):
     """All its connections end with it: no link was there to see it live. The message is sent until it is answered."""
     sink = Sink(box, protocol="stomp", options=["--no-ack"]).start()
     d = daemon(stomp_pool(sink))
@@ -351,7 +351,7 @@ def test_silent_sink_is_found_by_its_missing_heartbeat(daemon, box):
 
 
 def test_idle_link_keeps_its_promise_of_heartbeats(daemon, box):
-    """The sink drops whoever is silent for twice what was promised."""
+    """The sink drops a client that is silent for twice the promised interval."""
     sink = Sink(box, protocol="stomp").start()
     d = daemon(stomp_pool(sink, {"heartbeat_ms": 1000}, health={"idle_ms": 60000, "stall_timeout_ms": 120000}))
     end = time.monotonic() + 5 * PATIENCE

@@ -1,5 +1,5 @@
-"""TLS against real mosquitto and against the sink: what is carried, what is refused and in which words,
-what is resumed, and that faults under it lose no more than in the clear."""
+"""TLS against real mosquitto and against the sink: delivery, refusals and their reasons, resumption, and faults, which
+must cost no more than in the clear."""
 
 import random
 import time
@@ -27,7 +27,7 @@ def wait_why(daemon, words, deadline_s=15):
 
 
 def check_backs_off_to_the_cap(daemon, retry_max_ms=10000):
-    """Whoever is refused does not hammer."""
+    """A refused link backs off."""
     link = daemon.links()[0]
     assert link["state"].lower() == "backoff" and link["connects"] == 1, link
     timer = f"no more than one attempt in half of {retry_max_ms} ms"
@@ -175,7 +175,7 @@ def test_a_silent_port_times_out(box, daemon, authority, identity):
 
 
 def test_handshakes_do_not_block_the_loop(box, daemon, authority, identity):
-    """While brokers are silent in the middle of theirs, everybody else is served."""
+    """While some brokers stall in the handshake, all other links are served."""
     silent = [TlsSink(box, identity, f"silent{number}").start() for number in range(3)]
     sink = TlsSink(box, identity).start()
     for broker in silent:
@@ -193,9 +193,9 @@ def test_handshakes_do_not_block_the_loop(box, daemon, authority, identity):
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["clear", "tls"])
-def test_watermarks_bound_what_is_unsent(box, daemon, authority, identity, encrypted):
+def test_watermarks_bound_unsent_bytes(box, daemon, authority, identity, encrypted):
     """A broker that reads nothing: the link stops at the high mark, ciphertext that waits included, and the
-    producer's own ring fills. What waited arrives once, in order."""
+    producer's own ring fills. Waiting messages arrive once, in order."""
     high, size = 65536, 3000
     sink = (TlsSink(box, identity) if encrypted else Sink(box)).start()
     d = daemon(pool([sink], **({"tls": {"ca_file": authority.cert}} if encrypted else {}),
@@ -246,7 +246,7 @@ def test_mosquitto_resumes(box, daemon, authority, identity):
 
 
 def client_id(broker):
-    """What the daemon calls itself, from mosquitto's log."""
+    """The daemon's client ids, from mosquitto's log."""
     wait_for(lambda: " as tidegate-" in broker.process.text(), "the client in the log")
     return "tidegate-" + broker.process.text().rpartition(" as tidegate-")[2].split()[0]
 

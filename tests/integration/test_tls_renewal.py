@@ -34,12 +34,12 @@ def put(path, content, mode=0o600):
 
 
 def seen(broker):
-    """What mosquitto says of the clients that showed a certificate: their ids and the name in it."""
+    """mosquitto's log of clients with a certificate: their ids and the name in it."""
     return re.findall(r" as (tidegate-\S+) \(p\d, c\d, k\d+, u'([^']*)'\)", broker.process.text())
 
 
 def reconnect(box, d, broker):
-    """mosquitto gives the link up and lives: what it would resume sessions by lives with it."""
+    """mosquitto drops the link and keeps running, and with it the keys for resuming sessions."""
     connects = d.links()[0]["connects"]
     names = len(seen(broker))
     result = box.run("mosquitto_pub", "-h", "127.0.0.1", "-p", broker.port, "-i", seen(broker)[-1][0], "-t", "t", "-n")
@@ -128,7 +128,7 @@ def test_a_certificate_that_cannot_be_used_leaves_the_old_one_in_force(box, daem
     assert "event=tls_renewed" in d.process.text()
 
 
-def test_renewed_ca_is_whom_the_broker_must_be_of(box, daemon, authority, stranger):
+def test_renewed_ca_must_have_signed_the_broker(box, daemon, authority, stranger):
     ca = box.path / "trusted.pem"
     put(ca, authority.cert.read_bytes())
     files = Installed(box.path, "broker", authority.issue())
@@ -142,7 +142,7 @@ def test_renewed_ca_is_whom_the_broker_must_be_of(box, daemon, authority, strang
             files.replace(identity)
         broker.start()
 
-    # What is no list of certificates changes nothing.
+    # A file that is no list of certificates changes nothing.
     put(ca, b"no certificate")
     restart()
     d.wait_ready(broker)
@@ -160,7 +160,7 @@ def test_renewed_ca_is_whom_the_broker_must_be_of(box, daemon, authority, strang
 
 
 @pytest.mark.sanitizers
-def test_renewal_lets_in_who_was_refused(box, daemon, authority, stranger, identity):
+def test_renewal_lets_a_refused_client_in(box, daemon, authority, stranger, identity):
     """The client's certificate was by a CA the broker does not know; it is renewed on disk."""
     sink = TlsSink(box, identity, clients=authority).start()
     files = Installed(box.path, "client", stranger.issue("client", names=None))

@@ -52,7 +52,7 @@ def load(box, d, count, rate=4000, **options):
 
 
 class Connections:
-    """What the kernel knows of established connections to a port, looked at all the time."""
+    """The kernel's list of established connections to a port, sampled continuously."""
 
     def __init__(self, port):
         self.end = f":{port:04X}"
@@ -351,7 +351,7 @@ def test_upgrades_wait_for_lanes_that_are_being_made(box, daemon, sink):
 
 @pytest.mark.sanitizers
 def test_daemon_that_is_told_to_stop_does_not_hand_over(box, daemon):
-    """Whoever stops a daemon means the one that would come after it, too."""
+    """A SIGTERM during an upgrade stops the new daemon, too."""
     sink = Sink(box, options=["--ack-delay", "2000"]).start()  # so that the upgrade waits for an answer
     d = daemon(pool([sink]))
     Upgraded(box, d)

@@ -1,21 +1,21 @@
 /*
  * One doorbell for several words (shm/wake.h): publishers with a lane each, a daemon that sleeps on
- * all of them at once. wake.pml is the handshake of one word in both directions; this is what is added
- * when who was rung does not know by whom, and a ring may come late: a publisher that was held up between
- * its store and its look at the word rings when its record is long done, in a later sleep.
+ * all of them at once. wake.pml is the handshake of one word in both directions; this model adds that the
+ * daemon does not know which publisher rang, and that a ring may come late: a publisher preempted between its
+ * store and its look at the word rings long after its record was answered, in a later sleep.
  *
  * Stores go through buffers (TSO): the daemon's words through a queue, a publisher's tail, the only
- * thing it stores, through the difference between what it has sent and what is seen of it. Once nobody
- * moves any more, a daemon that sleeps on a record is an invalid end state to spin.
+ * thing it stores, through the difference between what it has sent and what is seen of it. When no process can
+ * move, a daemon that sleeps on a record is an invalid end state to spin.
  *
  * -DEXPEDITED         no fence in the publishers: the daemon's membarrier stands for theirs
  * -DMISSED            EXPEDITED, and the barrier may miss a publisher, as Linux's does: the daemon looks a
  *                     second time, when what was on its way then has arrived
  *
  * Each of these is a mistake, and must be found:
- * -DNO_NEW_SLEEP      who was rung for nothing sleeps on under the value that was rung for
+ * -DNO_NEW_SLEEP      a daemon that was rung without work sleeps on under the same value
  * -DNO_LOOK           a new sleep begins without looking for work once more
- * -DONE_WORD          who was rung looks at the words until one has work, no further
+ * -DONE_WORD          a daemon that was rung looks at the words only until one has work
  * -DREAD_LATE         the doorbell is read after the words are looked at
  * -DNO_SECOND_LOOK    MISSED without the second look
  */
@@ -32,8 +32,8 @@
 #define RECORDS(p) (p == 0 -> N : M)
 
 byte sent[P];   /* sq_tail as its publisher has stored it */
-byte seen[P];   /* and as everybody sees it */
-byte asleep[P]; /* the words, as everybody sees them */
+byte seen[P];   /* and as other processes see it */
+byte asleep[P]; /* the words, as other processes see them */
 byte doorbell;  /* the eventfd: 1 is readable */
 chan stores = [2 * P] of { byte, byte };
 
@@ -61,7 +61,7 @@ active [P] proctype publisher()
 #ifndef EXPEDITED
 		seen[me] == sent[me];
 #endif
-		w = asleep[me]; /* and between here and there it may be held up as long as it likes */
+		w = asleep[me]; /* and from here it may be preempted for any time */
 		atomic {
 			if
 			:: (w & 1) == 1 && w != rung ->

@@ -9,7 +9,7 @@
  * loses all but the shared words.
  *
  * Stores are seen in program order here: a store buffer that keeps their order and is emptied when
- * its process ends adds nothing but delay. What a weak order of the two stores does is RELEASE_FIRST.
+ * its process ends adds nothing but delay. RELEASE_FIRST shows the effect of a weak order of the two stores.
  *
  * -DCARELESS        the client keeps no completion slots; the daemon's own check is enough
  *

@@ -5,8 +5,8 @@
  *
  * Stores go through a store buffer for each side (TSO, as on x86): a FIFO that drains whenever it
  * likes, so a load can be done before an earlier store is seen. A fence waits until the own buffer
- * is empty; membarrier empties the other's as well. A lost wake-up leaves a side asleep for ever
- * while nobody can move, which spin reports as an invalid end state.
+ * is empty; membarrier empties the other's as well. A lost wake-up leaves a side asleep for ever while no
+ * process can move, which spin reports as an invalid end state.
  *
  * -DEXPEDITED         pair C by the daemon's membarrier alone
  * -DRESTART           the daemon dies once, anywhere, and another takes the lane over
@@ -226,7 +226,7 @@ work:
 			fi
 		od
 	} unless { dead };
-	/* Another daemon. What the dead one had stored is seen, since a process ends between. */
+	/* Another daemon. It sees all stores of the dead one, since a process ended in between. */
 	atomic {
 		dead = false;
 		drain_all(DAEMON);

@@ -1,4 +1,4 @@
-/* The brokers' application: reads publishes, checks what arrived, answers as its mode says. */
+/* The brokers' application: reads publishes, checks them, and answers according to its mode. */
 #include "wire.h"
 
 #include "sim.h"
@@ -157,7 +157,7 @@ on_publish(struct app *app, const struct wire *wire, const uint8_t *body)
 	if (!body_is_right(body, wire->body_len, wire->lane, wire->position))
 		sim_fail(sim, "broker %u: lane %llu: the body of record %llu is not what was published",
 		    broker->index, (unsigned long long)wire->lane, (unsigned long long)wire->position);
-	/* With few lanes no two share a place here; with many the check would be wrong. */
+	/* Few lanes never share an element here; with many the check would be wrong. */
 	if (sim->pool_config.order == ORDER_BY_LANE && sim->producer_count < 64 && broker->again == 0) {
 		if (wire->position + 1 <= *last && (entry->seen & bit) == 0)
 			sim_fail(sim, "broker %u: lane %llu: record %llu comes after %llu on one connection",
@@ -271,7 +271,7 @@ on_slow(void *arg, uint64_t n)
 	process(app);
 }
 
-/* Blocked: what is not a publish yet is still read, as of a connection that has just come. */
+/* A blocked broker still reads frames before the first publish, such as those of a new connection. */
 static int
 may_read(const struct app *app)
 {
@@ -368,7 +368,7 @@ sim_broker_init(struct sim_broker *broker, struct sim *sim, unsigned index)
 	broker->host->handlers = &handlers;
 }
 
-/* Those whose events will not come any more; after world_sim_fini. */
+/* Frees the objects whose events will not come any more; after world_sim_fini. */
 void
 sim_broker_fini(struct sim_broker *broker)
 {

@@ -75,7 +75,7 @@ on_completion(struct producer *p, const struct completion *c)
 			fail_entry(p, e, e->given != 0 ? "expired, and a socket got it" : "expired too early");
 		break;
 	case TG_UNKNOWN:
-		/* Framed and past its deadline it may yet be written: it cannot be said to have expired. */
+		/* A framed record past its deadline may still be written, so it cannot complete as EXPIRED. */
 		if (e->given == 0 && e->arrivals == 0 && (!late || (c->info & COMPLETION_ATTEMPTS) == 0))
 			fail_entry(p, e, "unknown, and no socket got it");
 		if (sim->pool_config.on_failure != ON_FAILURE_REPORT && !late && !e->refused)
@@ -154,7 +154,7 @@ half_step_ns(const struct sim *sim, uint32_t failures)
 	uint64_t ms = breaker->retry_ms, cap = breaker->retry_max_ms;
 
 	if (cap > BROKER_LONELY_MAX_MS)
-		cap = BROKER_LONELY_MAX_MS; /* whether the pool was usable then is not looked at */
+		cap = BROKER_LONELY_MAX_MS; /* the check does not know whether the pool was usable then */
 	for (uint32_t i = 1; i < failures && ms < cap; i++)
 		ms *= 2;
 	return SIM_MS(ms < cap ? ms : cap) / 2;
@@ -188,7 +188,7 @@ check_suspect(struct sim *sim, const struct link *link)
 	uint64_t stuck_ns = sim->w.now_ns - link->last_progress_ns;
 
 	sim->suspects++;
-	/* One that takes it back in the same breath is looked at again all the same. */
+	/* A link whose broker unblocks at once is checked again all the same. */
 	int blocked = strncmp(link->why, "the broker says", 15) == 0;
 	int slow = strncmp(link->why, "slow:", 5) == 0 && link->outstanding > 0 && link->base < link->slow_mark &&
 	    sim->w.now_ns - link->slow_ns >= SIM_MS(health->ack_timeout_ms) / 2;
@@ -226,7 +226,7 @@ check_link(struct sim *sim, struct link *link, uint32_t failed_now)
 	sim->failed += link->count.failures - watch->failures;
 	watch->failures = link->count.failures;
 	watch->failed_ns = sim->w.now_ns;
-	/* Of those that failed in this step it may have been the first. */
+	/* It may have been the first of the links that failed in this step. */
 	uint32_t before = failed_now > 0 ? failed_now - 1 : 0;
 	/* A close over a message counts for nothing, and costs no wait (blame.h). */
 	watch->wait_ns = link->failed == counted || link->apart ? 0

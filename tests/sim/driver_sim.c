@@ -20,7 +20,7 @@ struct framed {
 struct driver_session {
 	struct session session;
 	uint64_t next;       /* sequence number */
-	uint32_t unanswered; /* as far as the driver's own window goes */
+	uint32_t unanswered; /* counted against the driver's own window */
 	struct framed *framed; /* a queue */
 	uint32_t first, count, capacity;
 };

@@ -1,9 +1,9 @@
 /*
  * Producers: the client's end of a lane as libclient drives it (a completion slot is kept for each
- * record, I4; who finds no room sleeps until the bell rings), and what applications do with it.
+ * record, I4; a producer without room sleeps until the bell rings), and the applications that use it.
  *
- * What the daemon has released is overwritten at once: whoever still refers to it sends garbage,
- * and the brokers look.
+ * Released bytes are overwritten at once, so a daemon that still refers to them sends garbage, which the
+ * brokers detect.
  */
 #include "sim.h"
 
@@ -55,7 +55,7 @@ producer_entry(struct producer *p, uint64_t position)
 {
 	uint32_t low = 0, high = p->count;
 
-	/* Mostly it is the one after the last that was looked for, or that one again. */
+	/* Mostly it is the entry after the last one that was looked up, or the same entry. */
 	for (uint32_t near = p->found; near < p->count && near < p->found + 2; near++)
 		if (p->ledger[near].position == position) {
 			p->found = near;
@@ -75,7 +75,7 @@ producer_entry(struct producer *p, uint64_t position)
 	return &p->ledger[low];
 }
 
-/* What is below sq_head is ours to write again. */
+/* The producer may overwrite everything below sq_head. */
 static void
 scribble(struct producer *p)
 {
@@ -239,7 +239,7 @@ cancel_one(struct producer *p)
 	order_store_relaxed_32(&r->cancel, 1);
 }
 
-/* One burst. Who finds no room waits for the bell, which goes on with the rest. */
+/* One burst. Without room the producer waits for the bell, and then continues. */
 static void
 burst(struct producer *p)
 {

@@ -1,15 +1,15 @@
 /*
  * One simulated host: a shard of the real daemon code, brokers on a simulated network, producers
- * with real lanes, and everything they promise checked at every step.
+ * with real lanes, and a check of all promises at every step.
  *
  *   sim.c          the run: configuration, clock, steps
  *   broker_sim.c   the brokers' application
  *   driver_sim.c   their protocol, on the daemon's side
- *   producer_sim.c producers: what libclient does, and what a bad application does with it
+ *   producer_sim.c producers: the library's behaviour, and misbehaving applications
  *   check_sim.c    the promises
  *
- * The ledger knows of every record what became of it: given to a socket, stored, acknowledged,
- * completed. Order of the checks' words: a record is `finished` when its completion is committed.
+ * The ledger has the fate of every record: given to a socket, stored, acknowledged, completed. A record is
+ * `finished` when its completion is committed.
  *
  * One thread; no globals but the log's.
  */
@@ -32,7 +32,7 @@
 
 struct sim;
 
-/* ---- what is known of a record ---- */
+/* ---- the ledger's entry for a record ---- */
 
 struct entry {
 	uint64_t position;
@@ -43,7 +43,8 @@ struct entry {
 	uint32_t size;
 	uint32_t expiry_ms; /* 0: none */
 	uint32_t arrivals; /* at any broker */
-	uint32_t given;    /* attempts of which a socket got a byte, less those the broker said it did not keep */
+	uint32_t given;    /* attempts of which a socket got a byte, minus those the broker reported as not
+	 * kept */
 	uint8_t acked, nacked, refused, cancelled;
 	uint8_t outcome; /* 0: not finished */
 	uint8_t broker;  /* which acknowledged it first */
@@ -71,7 +72,7 @@ struct producer {
 	uint64_t head_checked;
 	int sleeping; /* until the bell rings */
 	int closed;
-	int unheard; /* saw the daemon awake when it fell asleep: does not ring */
+	int unheard; /* missed that the daemon fell asleep, and does not ring */
 	/* how it behaves */
 	uint64_t every_ns; /* between bursts; 0: it only publishes by hand */
 	uint32_t burst;
@@ -105,17 +106,18 @@ struct sim_broker {
 	int frozen;  /* the application does nothing; its TCP lives */
 	int blocked; /* has said so, and does not read */
 	int mute;    /* answers probes, acknowledges nothing */
-	int leaves_at_once; /* its first word to a client is to go */
-	uint64_t slow_ns;  /* reads one message in so long; 0: all it gets */
+	int leaves_at_once; /* its first frame asks the client to leave */
+	uint64_t slow_ns;  /* reads one message per this time; 0: without delay */
 	uint32_t window;   /* tells it to clients; 0: does not */
-	uint32_t places;   /* for connections; more are reset when they say something; 0: for all */
-	uint32_t tells;    /* hosts it tells clients of, a bit for each */
-	int leaderless;    /* takes nothing, and says so */
+	uint32_t places;   /* connections it accepts; further ones are reset at their first bytes; 0: no
+	 * limit */
+	uint32_t tells;    /* hosts it announces to clients, a bit for each */
+	int leaderless;    /* refuses every message for now, and says so */
 	int refuses;       /* its protocol's rules allow nothing */
 	TAILQ_HEAD(app_list, app) apps;
 	struct app_list ending; /* over, and referred to by events */
 	uint64_t stored;   /* messages that arrived */
-	uint64_t firsts;   /* of them, those that had arrived nowhere before */
+	uint64_t firsts;   /* of them, those that no broker had received before */
 	uint64_t accepted; /* connections */
 };
 
@@ -172,7 +174,7 @@ int sim_run_until(struct sim *sim, int (*cond)(struct sim *sim), uint64_t ns);
 /* Every record finished? Runs until then, and is an error if it takes longer. */
 void sim_settle(struct sim *sim, uint64_t ns);
 
-/* A promise is broken: says which, and how to replay, and aborts. */
+/* A promise is broken: prints which one and how to replay, and aborts. */
 void sim_fail(struct sim *sim, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));
 void sim_trace(struct sim *sim, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -185,7 +187,7 @@ extern const struct driver driver_sim;
 /* broker_sim.c */
 void sim_broker_init(struct sim_broker *broker, struct sim *sim, unsigned index);
 void sim_broker_fini(struct sim_broker *broker);
-void sim_broker_crash(struct sim_broker *broker); /* nobody listens; connections are reset */
+void sim_broker_crash(struct sim_broker *broker); /* the port is closed; connections are reset */
 void sim_broker_start(struct sim_broker *broker);
 void sim_broker_freeze(struct sim_broker *broker, int frozen);
 void sim_broker_block(struct sim_broker *broker, int blocked);
@@ -211,7 +213,7 @@ void producer_read(struct producer *producer); /* consumes its completions */
 void producers_on_bells(struct sim *sim);
 struct entry *producer_entry(struct producer *producer, uint64_t position);
 struct producer *sim_producer_of(struct sim *sim, uint64_t lane_id);
-/* What a body must be. */
+/* Fills in the expected body. */
 void body_fill(uint8_t *body, uint32_t len, uint64_t lane_id, uint64_t position);
 int body_is_right(const uint8_t *body, uint32_t len, uint64_t lane_id, uint64_t position);
 uint64_t sim_done(const struct sim *sim, uint8_t outcome);

@@ -1,15 +1,14 @@
 /*
  * A reconnect storm: HOSTS daemons with LINKS links each lose one broker at the same moment; it is
- * back after DOWN_MS, with an accept queue of 511 and a limited rate of accepting. Who finds the
- * queue full has his SYN dropped, sends it again after a second, and gives up after
- * connect_timeout_ms, as the kernel and link.c do.
+ * back after DOWN_MS, with an accept queue of 511 and a limited rate of accepting. A full queue drops the SYN;
+ * the host sends it again after a second and gives up after connect_timeout_ms, as the kernel and link.c do.
  *
  * The back-off, the breaker and the spreading of links are those of broker.c, called as link.c
- * calls them. "Without jitter" is the same code with a source of chance that always says 0.
+ * calls them. "Without jitter" is the same code with a random source that always returns 0.
  *
  *   storm [--csv]   prints arrivals, drops and ready links over time for storm_plot.py
  *
- * Exits with 1 if jitter does not spread the arrivals, or somebody is left out.
+ * Exits with 1 if jitter does not spread the arrivals, or a link never becomes ready.
  */
 #include "daemon/broker.h"
 #include "daemon/pool.h"

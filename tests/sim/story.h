@@ -1,6 +1,6 @@
 /*
- * What the stories with a name share, each of them a cmocka test that tells what becomes of a
- * simulated host (sim.h). What fails here fails the test that called.
+ * Shared by the named stories, which are cmocka tests of one simulated host (sim.h). A failure in here fails
+ * the calling test.
  */
 #ifndef TG_TESTS_SIM_STORY_H
 #define TG_TESTS_SIM_STORY_H

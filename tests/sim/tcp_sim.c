@@ -291,7 +291,7 @@ on_segment(struct conn *conn, unsigned way, uint64_t number)
 
 	if (host->vanished)
 		return;
-	if (!reader_open) { /* half open: who is not there answers with a reset */
+	if (!reader_open) { /* half open: the host answers with a reset */
 		if (way == TO_BROKER)
 			tcp_send_reset(conn, TO_CLIENT);
 		return;
@@ -316,7 +316,7 @@ on_segment(struct conn *conn, unsigned way, uint64_t number)
 		tcp_tell_readable(conn, way);
 }
 
-/* What is known to be missing is sent again; the timer counts only what it sent itself. */
+/* Segments known to be missing are sent again; only those that the timer sends count as its retransmissions. */
 static void
 repair(struct conn *conn, unsigned way)
 {
@@ -353,7 +353,7 @@ on_ack(struct conn *conn, unsigned way, uint64_t upto)
 		tcp_tell_writable(conn);
 }
 
-/* Nobody is left whom the bytes of this flow could matter to. */
+/* No end is left that could use the bytes of this flow. */
 static int
 is_over(const struct conn *conn, unsigned way)
 {
@@ -415,7 +415,7 @@ on_window(struct conn *conn, unsigned way)
 		tcp_tell_writable(conn);
 }
 
-/* The reader made room: it says so once there is room for more than a morsel. */
+/* The reader made room; it announces a window once there is room for a full segment. */
 void
 tcp_after_take(struct conn *conn, unsigned way, uint64_t before)
 {

@@ -1,9 +1,9 @@
 /*
- * TCP between the simulated hosts (world_sim.h): what each end's kernel keeps of a connection, and
- * what becomes of it when segments, acknowledgements and timers are due. For world_sim.c alone,
- * which has the two ends that the daemon and the brokers see.
+ * TCP between the simulated hosts (world_sim.h): each end's kernel state, and its changes when segments,
+ * acknowledgements and timers are due. For world_sim.c alone, which has the two ends that the daemon and the
+ * brokers use.
  *
- * Whatever is under way is an event; a connection is freed when both its ends and all events that
+ * Everything under way is an event; a connection is freed when both its ends and all events that
  * refer to it are gone.
  */
 #ifndef TG_TESTS_TCP_SIM_H
@@ -79,7 +79,7 @@ struct conn {
 	uint32_t syns;
 	int connecting, connected, want_write, telling_writable;
 	int client_open, host_open;
-	int client_reset;  /* what the client's next call is told */
+	int client_reset;  /* the error of the client's next call */
 	int in_backlog;
 	int listed;
 	void *app;
@@ -88,7 +88,7 @@ struct conn {
 /* world_sim.c: the event is copied. */
 void sim_push(struct sim_world *w, const struct event *event);
 
-/* An event of a connection; what flow and n mean is said with its type. */
+/* Posts an event of a connection; its type defines flow and n. */
 void tcp_post(struct conn *conn, uint64_t at_ns, enum event_type type, unsigned flow, uint64_t n);
 /* Such an event is due; frees the connection if it was the last thing to happen to it. */
 void tcp_on_event(const struct event *e);
@@ -103,7 +103,7 @@ void tcp_after_take(struct conn *conn, unsigned way, uint64_t before);
 /* The client's unsent bytes, and whether it may write more of them. */
 uint64_t tcp_unsent(const struct conn *conn);
 int tcp_has_room(const struct conn *conn);
-/* An end is told what it can do next, if it can and wants to. */
+/* Tells an end that it can read or write, if it wants to. */
 void tcp_tell_writable(struct conn *conn);
 void tcp_tell_readable(struct conn *conn, unsigned way);
 

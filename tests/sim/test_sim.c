@@ -1,6 +1,6 @@
 /*
- * Stories in which all is well: everything is delivered, rest costs nothing, and nobody oversleeps.
- * What must hold in all stories is in check_sim.c.
+ * Stories without faults: everything is delivered, idling costs nothing, and no lane oversleeps. check_sim.c
+ * has the conditions of all stories.
  */
 #include "story.h"
 
@@ -39,7 +39,7 @@ nothing_to_do_costs_no_turns(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
-/* ---- who sleeps is woken ---- */
+/* ---- sleeping sides are woken ---- */
 static int
 has_fallen_asleep(struct sim *sim)
 {
@@ -72,7 +72,7 @@ a_publish_that_the_barrier_missed_waits_a_moment(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
-/* Whatever becomes of a ring, what it was for is found in the end, and told of. */
+/* Even if a ring is lost, the daemon finds its record in the end and reports it. */
 static void
 a_ring_that_is_lost_costs_time_and_nothing_else(void **state)
 {
@@ -95,7 +95,7 @@ a_ring_that_is_lost_costs_time_and_nothing_else(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
-/* The publisher is held up until its record is done and the lane asleep again; then it rings. */
+/* The publisher is preempted until its record is done and the lane asleep again; then it rings. */
 static void
 a_late_ring_does_not_use_up_the_next(void **state)
 {
@@ -132,9 +132,9 @@ may_go_on(struct sim *sim)
 	return control->timer.place != 0 && control->timer.at_ns <= sim->shard.now_ns;
 }
 
-/* Whoever asked for more than his share of a busy daemon's time need not wait for it when it has become idle. */
+/* A client that used more than its share of a busy daemon's time does not wait once the daemon is idle. */
 static void
-who_is_held_goes_on_when_there_are_no_messages(void **state)
+held_client_goes_on_when_there_are_no_messages(void **state)
 {
 	struct sim sim;
 
@@ -167,7 +167,7 @@ main(void)
 		cmocka_unit_test(a_publish_that_the_barrier_missed_waits_a_moment),
 		cmocka_unit_test(a_ring_that_is_lost_costs_time_and_nothing_else),
 		cmocka_unit_test(a_late_ring_does_not_use_up_the_next),
-		cmocka_unit_test(who_is_held_goes_on_when_there_are_no_messages),
+		cmocka_unit_test(held_client_goes_on_when_there_are_no_messages),
 	};
 
 	story_prepare();

@@ -1,4 +1,4 @@
-/* Stories of which broker gets how much. What must hold in all of them is in check_sim.c. */
+/* Stories of balance between brokers. check_sim.c has the conditions of all stories. */
 #include "story.h"
 
 /* The share of broker 0 of what the brokers take in the next ns, in percent. */
@@ -64,7 +64,7 @@ weighted_is_within_a_percent_by_lane(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
-/* Lanes with a backlog fill the window of a link whenever it opens; a lane that comes anew is not bound to it. */
+/* Lanes with a backlog fill a link's window whenever it opens; a new lane is not bound to that link. */
 static void
 a_lane_that_comes_anew_is_not_starved_by_a_backlog(void **state)
 {
@@ -92,7 +92,7 @@ a_lane_that_comes_anew_is_not_starved_by_a_backlog(void **state)
 	end_all_delivered(&sim, SIM_S(20));
 }
 
-/* One that cannot write for a while gets what it missed, but not without end. */
+/* A broker that was unwritable for a while gets a bounded share of what it missed. */
 static void
 a_slow_broker_does_not_get_everything_when_it_recovers(void **state)
 {
@@ -113,7 +113,7 @@ a_slow_broker_does_not_get_everything_when_it_recovers(void **state)
 }
 
 static void
-least_prefers_who_answers_sooner(void **state)
+least_prefers_the_faster_broker(void **state)
 {
 	struct sim sim;
 
@@ -159,7 +159,7 @@ lanes_come_back_to_a_broker_that_has_recovered(void **state)
 	sim_init(&sim, 7, 2);
 	sim.config.spin_us = 5000;
 	sim_start(&sim);
-	/* They never sleep, so nothing but the pool moves them. */
+	/* The lanes never sleep, so only the pool moves them. */
 	start_producers(&sim, 32, SIM_MS(1), 1);
 	sim_run_for(&sim, SIM_S(1));
 	sim_broker_crash(&sim.brokers[0]);
@@ -202,7 +202,7 @@ main(void)
 		cmocka_unit_test(weighted_is_within_a_percent_by_lane),
 		cmocka_unit_test(a_lane_that_comes_anew_is_not_starved_by_a_backlog),
 		cmocka_unit_test(a_slow_broker_does_not_get_everything_when_it_recovers),
-		cmocka_unit_test(least_prefers_who_answers_sooner),
+		cmocka_unit_test(least_prefers_the_faster_broker),
 		cmocka_unit_test(slow_start_ramps_the_share),
 		cmocka_unit_test(lanes_come_back_to_a_broker_that_has_recovered),
 		cmocka_unit_test(priority_fails_back_only_to_proven_links),

@@ -1,9 +1,10 @@
-/* Stories of brokers that tell where else their cluster is. What must hold in all of them is in check_sim.c. */
+/* Stories of brokers that announce other addresses of their cluster. check_sim.c has the conditions of all
+ * stories. */
 #include "story.h"
 
 #include "daemon/endpoints.h"
 
-/* `hosts` of which the pool is told `brokers`; the first tells of the hosts in `tells`. */
+/* The pool is configured with `brokers` of the `hosts`; the first announces the hosts in `tells`. */
 static void
 begin(struct sim *sim, uint64_t seed, unsigned hosts, unsigned brokers, uint32_t links, uint32_t tells)
 {
@@ -72,14 +73,14 @@ an_endpoint_carries_while_the_own_address_is_gone(void **state)
 	sim_run_for(&sim, SIM_S(1));
 	assert_true(sim.brokers[1].stored > 0);
 
-	/* The own address is there again: nobody is moved for that. */
+	/* The own address is back: no link moves because of that. */
 	sim_broker_start(&sim.brokers[0]);
 	home = sim.w.hosts[0].connects;
 	sim_run_for(&sim, SIM_S(60));
 	assert_true(all_are_elsewhere(&sim));
 	assert_int_equal(sim.w.hosts[0].connects, home);
 
-	/* But whoever must connect again goes there first. */
+	/* But a link that has to reconnect tries it first. */
 	sim_broker_crash(&sim.brokers[1]);
 	assert_true(sim_run_until(&sim, all_are_home, SIM_S(3)));
 	assert_int_equal(sim.w.hosts[0].connects, home + 1);
@@ -87,7 +88,7 @@ an_endpoint_carries_while_the_own_address_is_gone(void **state)
 	end(&sim);
 }
 
-/* What the own address did before it was gone counts no longer when a link has lasted there. */
+/* Once a link has lasted at the own address, earlier failures there are forgotten. */
 static void
 failures_of_the_own_address_are_forgotten(void **state)
 {
@@ -107,7 +108,7 @@ failures_of_the_own_address_are_forgotten(void **state)
 	end(&sim);
 }
 
-/* One that always comes up and never lasts is as good as gone. */
+/* An address that always connects and never lasts counts as gone. */
 static void
 a_flapping_address_is_left_for_an_endpoint(void **state)
 {
@@ -174,7 +175,7 @@ attempts_alternate_and_are_no_more_than_before(void **state)
 }
 
 static void
-who_asks_to_leave_and_refuses_is_left_for_an_endpoint(void **state)
+broker_that_asks_to_leave_and_refuses_is_left_for_an_endpoint(void **state)
 {
 	struct sim sim;
 
@@ -189,7 +190,7 @@ who_asks_to_leave_and_refuses_is_left_for_an_endpoint(void **state)
 	end(&sim);
 }
 
-/* Brokers that the pool has are told of by number: they have links and a weight of their own. */
+/* The broker announces other brokers of the pool by number: they have their own links and weight. */
 static void
 configured_brokers_are_no_endpoints(void **state)
 {
@@ -209,7 +210,7 @@ configured_brokers_are_no_endpoints(void **state)
 	assert_int_equal(sim.w.hosts[1].connects, 1);
 	end(&sim);
 
-	/* And with nobody else in the cluster its links go nowhere. */
+	/* And without another host in the cluster its links stay. */
 	sim_init(&sim, 8, 2);
 	sim.tells_numbers = 1;
 	sim.brokers[0].tells = sim.brokers[1].tells = 3;
@@ -232,7 +233,7 @@ main(void)
 		cmocka_unit_test(a_flapping_address_is_left_for_an_endpoint),
 		cmocka_unit_test(the_other_links_follow),
 		cmocka_unit_test(attempts_alternate_and_are_no_more_than_before),
-		cmocka_unit_test(who_asks_to_leave_and_refuses_is_left_for_an_endpoint),
+		cmocka_unit_test(broker_that_asks_to_leave_and_refuses_is_left_for_an_endpoint),
 		cmocka_unit_test(configured_brokers_are_no_endpoints),
 	};
 

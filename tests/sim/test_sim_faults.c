@@ -1,4 +1,4 @@
-/* Stories of brokers that fail, vanish and lose segments. What must hold in all of them is in check_sim.c. */
+/* Stories of brokers that fail, vanish and lose segments. check_sim.c has the conditions of all stories. */
 #include "story.h"
 
 static uint64_t
@@ -30,7 +30,8 @@ breaker_probes_alone_and_ever_more_seldom(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
-/* Three of four connections have no place, for ever. The fourth is well, which excuses nobody's haste. */
+/* Three of four connections have no place, for ever. The fourth is well, which must not make the others retry
+ * faster. */
 static void
 links_without_a_place_try_ever_more_seldom(void **state)
 {
@@ -47,7 +48,7 @@ links_without_a_place_try_ever_more_seldom(void **state)
 	uint64_t before = attempts(&sim, 0);
 	sim_run_for(&sim, SIM_S(100));
 	assert_between(3 * 9, attempts(&sim, 0) - before, 3 * 21);
-	/* It has not forgotten the one that is well, and has places again. */
+	/* The healthy connection stays, and the broker accepts more again. */
 	assert_false(sim.pool->brokers[0].open);
 	sim.brokers[0].places = 0;
 	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(11)));
@@ -56,7 +57,7 @@ links_without_a_place_try_ever_more_seldom(void **state)
 
 /* Up 2 s, down 2 s. */
 static void
-flapping_is_damped_and_nobody_sees_it(void **state)
+flapping_is_damped_and_harms_no_message(void **state)
 {
 	struct sim sim;
 
@@ -123,7 +124,7 @@ never_accepted_connections_carry_nothing(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
-/* It greets with a farewell: nothing of the session may be used after that. It is tried again without haste. */
+/* It greets with a goodbye: the session must not be used after that, and the retry waits its back-off. */
 static void
 a_broker_may_leave_before_it_is_ready(void **state)
 {
@@ -158,7 +159,7 @@ detection_ms(uint64_t seed, uint64_t every_ns, uint32_t burst, enum config_order
 	host_set_vanished(&sim.w.hosts[0], 1);
 	assert_true(sim_run_until(&sim, is_0_left, SIM_S(20)));
 	double ms = (double)(sim.w.now_ns - at) / 1e6;
-	/* And the other has the load at once: nothing waits for the one that is gone. */
+	/* And the other broker has the load at once: no message waits for the one that is gone. */
 	uint64_t before = sim.brokers[1].stored;
 	if (every_ns != 0) {
 		sim_run_for(&sim, SIM_S(2));
@@ -187,12 +188,12 @@ vanished_is_left_in_three_seconds(void **state)
 		}
 	print_message("left after at most: idle %.0f ms, trickle %.0f ms, saturated %.0f ms\n", worst[0], worst[1],
 	    worst[2]);
-	/* Half a second of the three is for whoever takes over. */
+	/* Half a second of the three is for the broker that takes over. */
 	for (unsigned i = 0; i < 3; i++)
 		assert_between(1500, worst[i], 2550);
 }
 
-/* … also when it has just gone on and the first answers are there as it is looked at. */
+/* … also when it has just resumed and the first answers arrive during the check. */
 static void
 a_busy_broker_is_not_slow_for_a_short_pause(void **state)
 {
@@ -327,7 +328,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(breaker_probes_alone_and_ever_more_seldom),
 		cmocka_unit_test(links_without_a_place_try_ever_more_seldom),
-		cmocka_unit_test(flapping_is_damped_and_nobody_sees_it),
+		cmocka_unit_test(flapping_is_damped_and_harms_no_message),
 		cmocka_unit_test(restart_of_the_whole_cluster_loses_nothing),
 		cmocka_unit_test(never_accepted_connections_carry_nothing),
 		cmocka_unit_test(a_broker_may_leave_before_it_is_ready),

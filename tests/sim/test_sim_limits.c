@@ -1,12 +1,12 @@
 /*
- * Stories of limits: on memory, on time, on what one may cost the others. What must hold in all of them
- * is in check_sim.c.
+ * Stories of limits on memory, on time, and on the cost of one client for the others. check_sim.c has the
+ * conditions of all stories.
  */
 #include "story.h"
 
-/* The marks of bytes and of messages are apart: what is sent makes room for more, however late answers come. */
+/* Watermark and window are separate: written bytes make room for more, however late answers come. */
 static void
-late_answers_do_not_hold_up_what_may_be_sent(void **state)
+late_answers_do_not_delay_permitted_sends(void **state)
 {
 	struct sim sim;
 
@@ -26,7 +26,7 @@ late_answers_do_not_hold_up_what_may_be_sent(void **state)
 	end_all_delivered(&sim, SIM_S(2));
 }
 
-/* Nobody answers, and everybody publishes without end: check_step holds the limits. */
+/* No broker answers, and all producers publish without end: check_step checks the limits. */
 static void
 memory_stays_bounded_against_a_dead_end(void **state)
 {
@@ -52,9 +52,9 @@ memory_stays_bounded_against_a_dead_end(void **state)
 	end_all_delivered(&sim, SIM_S(60));
 }
 
-/* A client chooses how many records it has waiting and when each expires; the others' share is not its to choose. */
+/* A client chooses how many records wait and when each expires, but not the others' share of the loop. */
 static void
-what_a_waiting_lane_costs_at_a_time_is_bounded(void **state)
+cost_of_a_waiting_lane_per_tick_is_bounded(void **state)
 {
 	enum { RECORDS = 12000 };
 	struct sim sim;
@@ -168,7 +168,7 @@ is_nothing_outstanding(struct sim *sim)
 	return sim->shard.outstanding == 0;
 }
 
-/* For a hand-over: lanes that wait while others are answered get nothing either. */
+/* Before a hand-over the daemon frames nothing for waiting lanes while others are answered. */
 static void
 a_pause_frames_nothing(void **state)
 {
@@ -193,7 +193,7 @@ a_pause_frames_nothing(void **state)
 	sim_fini(&sim);
 }
 
-/* A client that spoils its lanes while their records are under way gets no memory for nothing. */
+/* A client that corrupts its lanes while their records are in flight gets no free memory. */
 static void
 a_spoiled_lane_counts_until_it_is_freed(void **state)
 {
@@ -211,7 +211,7 @@ a_spoiled_lane_counts_until_it_is_freed(void **state)
 	uint64_t bytes = sim.shard.accounts.used[ACCOUNT_MEMORY];
 	assert_true(bytes > 0);
 	lane_quarantine(p->lane, "spoiled by the test");
-	sim.shard.count.lanes_quarantined = 0; /* of honest producers there is none */
+	sim.shard.count.lanes_quarantined = 0; /* honest producers cause none */
 	p->lane = NULL;
 	p->unfinished = 0;
 	p->closed = 1;
@@ -232,9 +232,10 @@ is_something_outstanding(struct sim *sim)
 	return sim->shard.outstanding > 0;
 }
 
-/* A host's processes attach and leave while nobody publishes: that kept nobody waiting, and is owed for a moment only. */
+/* Processes attach and leave while no client publishes: that delayed no message and is charged for a moment
+ * only. */
 static void
-time_that_nobody_else_wanted_is_hardly_owed(void **state)
+idle_time_is_hardly_charged(void **state)
 {
 	struct sim sim;
 	uint64_t began;
@@ -275,10 +276,10 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(time_that_nobody_else_wanted_is_hardly_owed),
-		cmocka_unit_test(late_answers_do_not_hold_up_what_may_be_sent),
+		cmocka_unit_test(idle_time_is_hardly_charged),
+		cmocka_unit_test(late_answers_do_not_delay_permitted_sends),
 		cmocka_unit_test(memory_stays_bounded_against_a_dead_end),
-		cmocka_unit_test(what_a_waiting_lane_costs_at_a_time_is_bounded),
+		cmocka_unit_test(cost_of_a_waiting_lane_per_tick_is_bounded),
 		cmocka_unit_test(deadlines_are_kept),
 		cmocka_unit_test(what_is_past_its_expiry_is_not_sent),
 		cmocka_unit_test(deadlines_are_kept_while_blocked),

@@ -1,9 +1,9 @@
 /*
- * Faults at random: each seed makes a pool, producers and a schedule of faults, lets them run,
- * heals everything, and wants every record finished. The checks of check_sim.c run at every step.
+ * Random faults: each seed makes a pool, producers and a schedule of faults, runs them, heals everything, and
+ * expects every record to finish. The checks of check_sim.c run at every step.
  *
  *   test_sim_random              SIM_SEEDS seeds (default 1000) of SIM_SECONDS (default 120) each
- *   SIM_SEED=n test_sim_random   that one; SIM_TRACE=1 prints what happens
+ *   SIM_SEED=n test_sim_random   that one; SIM_TRACE=1 prints every event
  *
  * It ends early, and says so, after SIM_BUDGET seconds of processor time (default 60).
  */
@@ -19,7 +19,7 @@
 enum fault {
 	FAULT_CRASH,
 	FAULT_VANISH,
-	FAULT_VANISH_RESTART, /* comes back as another: half-open connections */
+	FAULT_VANISH_RESTART, /* restarts without memory: half-open connections */
 	FAULT_FREEZE,
 	FAULT_BLOCK,
 	FAULT_MUTE,
@@ -42,7 +42,7 @@ heal_one(struct sim_broker *b, enum fault fault)
 
 	switch (fault) {
 	case FAULT_VANISH_RESTART:
-		sim_broker_crash(b); /* while nothing passes: nobody hears of it */
+		sim_broker_crash(b); /* while the network drops everything, so no peer notices */
 		host_set_vanished(host, 0);
 		sim_broker_start(b);
 		break;

@@ -1,6 +1,6 @@
 /*
- * Slow is not dead: stories of brokers that are slow, blocked, or take nothing for now. What must hold in
- * all of them is in check_sim.c.
+ * Slow is not dead: stories of brokers that are slow, blocked, or cannot take messages for now. check_sim.c has
+ * the conditions of all stories.
  */
 #include "story.h"
 
@@ -50,9 +50,9 @@ blocked_does_not_hold_up_other_keys(void **state)
 	blocked_for_a_minute(ORDER_BY_KEY);
 }
 
-/* What it is owed since before it was blocked it may answer when it is not: only then can it stall. */
+/* A blocked broker may answer older messages after it unblocks: only then can it stall. */
 static void
-who_was_blocked_has_its_time_to_answer(void **state)
+unblocked_broker_has_its_time_to_answer(void **state)
 {
 	struct sim sim;
 
@@ -85,7 +85,7 @@ who_was_blocked_has_its_time_to_answer(void **state)
 	end_all_delivered(&sim, SIM_S(20));
 }
 
-/* Memory runs out, of all times, when the bytes of a broker that has just said so are to be kept. */
+/* Memory runs out just when the link has to copy the unsent bytes of a broker that reported itself blocked. */
 static int memory_has_run_out;
 int __real_out_own(struct out *out);
 int __wrap_out_own(struct out *out);
@@ -95,13 +95,13 @@ __wrap_out_own(struct out *out)
 {
 	if (!memory_has_run_out)
 		return __real_out_own(out);
-	/* What follows ends the session, in which nobody may be at work. */
+	/* The next call ends the session, while no function of the driver may be running. */
 	assert_false(driver_sim_in_input);
 	return -TG_ENOMEM;
 }
 
 static void
-no_memory_for_what_a_blocked_broker_leaves_ends_the_link(void **state)
+no_memory_for_a_blocked_brokers_unsent_bytes_ends_the_link(void **state)
 {
 	struct sim sim;
 
@@ -120,9 +120,9 @@ no_memory_for_what_a_blocked_broker_leaves_ends_the_link(void **state)
 	end_all_delivered(&sim, SIM_S(5));
 }
 
-/* One broker may have it, and the other's rules forbid it: nobody knows what became of it. */
+/* One broker may have stored it, and the other's rules forbid it: its fate is unknown. */
 static void
-what_may_have_been_sent_is_not_called_rejected(void **state)
+message_perhaps_sent_is_not_called_rejected(void **state)
 {
 	struct sim sim;
 
@@ -148,15 +148,15 @@ what_may_have_been_sent_is_not_called_rejected(void **state)
 	sim_fini(&sim);
 }
 
-/* A broker without room for a while: it takes them in order when it has some again. */
+/* A broker without room for a while: when it has room, it gets the messages in order. */
 static void
-what_is_refused_for_now_is_not_overtaken(void **state)
+message_refused_for_now_is_not_overtaken(void **state)
 {
 	struct sim sim;
 
 	for (uint64_t seed = 0; seed < 20; seed++) {
 		sim_init(&sim, 40 + seed, 1);
-		sim.w.hosts[0].bytes_per_s = 1000000; /* so that it changes its mind between two records */
+		sim.w.hosts[0].bytes_per_s = 1000000; /* so that it gets room between two records */
 		sim_start(&sim);
 		assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
 		start_producers(&sim, 4, SIM_MS(5), 4);
@@ -171,16 +171,16 @@ what_is_refused_for_now_is_not_overtaken(void **state)
 	}
 }
 
-/* A broker without a leader for a while, elected in the middle of what is sent to it. */
+/* A stream without a leader for a while, which is elected in the middle of a batch. */
 static void
-who_has_no_leader_takes_nothing_out_of_turn(void **state)
+stream_without_a_leader_takes_nothing_out_of_turn(void **state)
 {
 	struct sim sim;
 
 	for (uint64_t seed = 0; seed < 120; seed++) {
 		sim_init(&sim, 2000 + seed, 1);
 		sim.pool_config.breaker.retry_max_ms = 500;
-		sim.w.hosts[0].bytes_per_s = 3000000; /* so that it has one between two records */
+		sim.w.hosts[0].bytes_per_s = 3000000; /* so that the election falls between two records */
 		sim.brokers[0].ack_ns = SIM_MS(50);
 		sim_start(&sim);
 		assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
@@ -205,9 +205,9 @@ is_wide(struct sim *sim)
 	return link->state == LINK_READY && link->window == sim->pool_config.window_messages;
 }
 
-/* It begins carefully, and a host with a thousand lanes does not wait for a thousand round trips. */
+/* The link starts carefully, but a host with a thousand lanes does not wait for a thousand round trips. */
 static void
-who_had_no_leader_is_soon_fast_again(void **state)
+stream_with_a_new_leader_is_soon_fast_again(void **state)
 {
 	struct sim sim;
 
@@ -275,12 +275,12 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(blocked_is_not_dead_and_others_carry_the_load),
 		cmocka_unit_test(blocked_does_not_hold_up_other_keys),
-		cmocka_unit_test(who_was_blocked_has_its_time_to_answer),
-		cmocka_unit_test(no_memory_for_what_a_blocked_broker_leaves_ends_the_link),
-		cmocka_unit_test(what_may_have_been_sent_is_not_called_rejected),
-		cmocka_unit_test(what_is_refused_for_now_is_not_overtaken),
-		cmocka_unit_test(who_has_no_leader_takes_nothing_out_of_turn),
-		cmocka_unit_test(who_had_no_leader_is_soon_fast_again),
+		cmocka_unit_test(unblocked_broker_has_its_time_to_answer),
+		cmocka_unit_test(no_memory_for_a_blocked_brokers_unsent_bytes_ends_the_link),
+		cmocka_unit_test(message_perhaps_sent_is_not_called_rejected),
+		cmocka_unit_test(message_refused_for_now_is_not_overtaken),
+		cmocka_unit_test(stream_without_a_leader_takes_nothing_out_of_turn),
+		cmocka_unit_test(stream_with_a_new_leader_is_soon_fast_again),
 		cmocka_unit_test(a_crawling_broker_loses_nothing),
 		cmocka_unit_test(frozen_is_left_soon_and_given_up_after_the_stall_time),
 	};

@@ -30,7 +30,7 @@ enum reply_type {
 	REPLY_WINDOW,
 	REPLY_LEAVING,
 	REPLY_UNUSABLE, /* refuses a message, and the connection is of no use */
-	REPLY_ENDPOINT, /* value: a port of its cluster; count: its place in what is told */
+	REPLY_ENDPOINT, /* value: a port of its cluster; count: its index in the list */
 };
 
 struct reply {

@@ -127,7 +127,7 @@ sim_run_due(struct sim_world *w)
 {
 	if (w->clock_of_shard != NULL)
 		*w->clock_of_shard = w->now_ns;
-	/* What these post for now is for the next call: the daemon has a turn in between. */
+	/* Events that these post for now run in the next call: the daemon has a turn in between. */
 	uint64_t order = w->event_order;
 	while (w->event_count > 0 && w->events[1].at_ns <= w->now_ns && w->events[1].order < order) {
 		struct event e = pop(w);
@@ -410,7 +410,7 @@ sock_close(struct sock *sock, int reset)
 	if (reset || conn->connecting) {
 		conn->flows[TO_BROKER].timer++;
 		tcp_send_reset(conn, TO_BROKER);
-		/* Whom the reset does not reach forgets the connection in his own time. */
+		/* An end that the reset does not reach forgets the connection later. */
 		if (conn->host_open)
 			tcp_post(conn, conn->host->world->now_ns + 60000 * NS_PER_MS, EVENT_FIN, TO_BROKER, 0);
 	} else {

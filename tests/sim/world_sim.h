@@ -1,18 +1,18 @@
 /*
- * The world of daemon/world.h, simulated: one clock, one source of chance, hosts and TCP between.
+ * The world of daemon/world.h, simulated: one clock, one random source, hosts and TCP between them.
  *
- *   world_sim.c   clock, chance, events, names, and what the two ends of a connection see
- *   tcp_sim.c     what TCP does between them
+ *   world_sim.c   clock, random source, events, names, and the two ends of a connection
+ *   tcp_sim.c     the TCP between them
  *
  * Nothing here knows the daemon beyond that table. A host has a name, a network in front of it and
- * an application behind (struct host_handlers). A connection is two flows of bytes, each with what
- * a sender's TCP keeps: unsent bytes, segments in flight, a retransmission timer that doubles,
- * window probes. Loss is what TCP makes of it: bytes arrive late, in order; sock_info shows the
+ * an application behind (struct host_handlers). A connection is two flows of bytes, each with the state of a
+ * sender's TCP: unsent bytes, segments in flight, a retransmission timer that doubles,
+ * window probes. Loss shows as TCP shows it: bytes arrive late, in order; sock_info shows the
  * retransmissions. The figures of a vanished or silent peer are those that were measured on a real
  * kernel: timeouts at 0.2, 0.6, 1.4, 3.0, 6.2 s after the send.
  *
- * writev copies, as the kernel does, and not earlier: whoever releases a ring's bytes before they
- * are written is found out by what arrives.
+ * writev copies, as the kernel does, and not earlier: if the daemon releases a ring's bytes before they are
+ * written, wrong bytes arrive.
  *
  * The same seed gives the same run. One thread.
  */
@@ -34,7 +34,7 @@ struct conn;
 struct host;
 struct sim_world;
 
-/* A small source of chance: splitmix64. */
+/* A small random source: splitmix64. */
 struct chance {
 	uint64_t state;
 };
@@ -51,8 +51,8 @@ struct host_handlers {
 
 enum host_port {
 	PORT_OPEN,
-	PORT_REFUSES, /* nobody listens: RST */
-	PORT_HOLDS,   /* the backlog takes connections and their bytes; nobody ever accepts */
+	PORT_REFUSES, /* closed: RST */
+	PORT_HOLDS,   /* the backlog takes connections and their bytes; the application never accepts */
 };
 
 struct host {
@@ -77,7 +77,7 @@ struct sim_world {
 	struct world world;
 	uint64_t now_ns;
 	struct chance chance;  /* the network's */
-	struct chance daemons; /* what world_random() gives */
+	struct chance daemons; /* returned by world_random() */
 	struct event *events;  /* binary heap */
 	uint32_t event_count, event_capacity;
 	uint64_t event_order;
@@ -86,7 +86,7 @@ struct sim_world {
 	uint64_t steps;
 	uint64_t *clock_of_shard; /* kept at now_ns */
 	struct world_jobs jobs;   /* done, and not yet known to be */
-	/* Looks over the daemon's shoulder. */
+	/* Hooks that observe the daemon's calls. */
 	void *watcher;
 	void (*on_resolve)(void *watcher, void *owner);
 	void (*on_written)(void *watcher, void *owner, uint64_t written);
@@ -95,7 +95,8 @@ struct sim_world {
 void world_sim_init(struct sim_world *w, uint64_t seed);
 void world_sim_fini(struct sim_world *w);
 
-/* Something of the test's own at a time. Cannot be taken back: arg and n are to tell. */
+/* Calls a function of the test at a time. Cannot be cancelled: arg and n must tell whether it is still wanted.
+ * */
 void sim_at(struct sim_world *w, uint64_t at_ns, void (*fire)(void *arg, uint64_t n), void *arg, uint64_t n);
 void sim_after(struct sim_world *w, uint64_t ns, void (*fire)(void *arg, uint64_t n), void *arg, uint64_t n);
 
@@ -118,7 +119,7 @@ void conn_close(struct conn *conn, int reset);
 
 /* The application ends: its connections are reset, or, when nothing passes, forgotten. */
 void host_crash(struct host *host);
-/* What the backlog held is accepted now. */
+/* Accepts the connections that the backlog held. */
 void host_open(struct host *host);
 void host_set_vanished(struct host *host, int vanished);
 

@@ -8,7 +8,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 status=0
 
-same() { # WHAT FILE FILE
+same() { # NAME FILE FILE
 	if diff "$scratch/$2" "$scratch/$3" >"$scratch/diff"; then
 		echo "ok $1"
 	else

@@ -1,6 +1,6 @@
 /*
- * A client with one lane, and the daemon's end of it in the test's hands. What fails here fails the
- * test that called.
+ * A client with one lane, whose other end the test drives as the daemon would. A failure in here fails the
+ * calling test.
  */
 #ifndef TG_TESTS_CLIENT_RIG_H
 #define TG_TESTS_CLIENT_RIG_H
@@ -26,12 +26,12 @@ int teardown(void **state);
 
 int publish(struct setup *s, size_t body_len, uint32_t flags);
 
-/* What poll() says of a descriptor that may become readable. */
+/* The result of poll() on a descriptor that may become readable. */
 int fires(int fd, int timeout_ms);
 
 /*
- * Waits that end only because the time is up find what they missed and say 0; so a lost wake-up is
- * known by how long it took.
+ * A wait that only its time-out ends still finds the missed event and returns 0, so the tests recognise a lost
+ * wake-up by the time it took.
  */
 void wait_in_time(struct tg_lane *lane);
 

@@ -93,7 +93,7 @@ load_good(const char *text)
 	return config;
 }
 
-/* In what is expected, DRIVERS stands for every driver's name, as complaints list choices. */
+/* In an expected complaint, DRIVERS stands for the list of all drivers' names. */
 static void
 expand_drivers(const char *from, char *to, size_t size)
 {

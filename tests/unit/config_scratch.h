@@ -1,6 +1,6 @@
 /*
- * A folder in which a test writes the configuration it loads, and what is said of it. What fails
- * here fails the test that called. One thread.
+ * A folder in which a test writes the configuration it loads, and the complaints about it. A failure in here
+ * fails the calling test. One thread.
  */
 #ifndef TG_TESTS_CONFIG_SCRATCH_H
 #define TG_TESTS_CONFIG_SCRATCH_H
@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-/* The configuration's file, and what every one of them needs. */
+/* The configuration's file, and lines that every configuration needs. */
 #define FILE_NAME "t.conf"
 #define BROKER "brokers = ( { address = \"h\"; } );"
 #define POOL(more) "pools = ( { name = \"p\"; protocol = \"mqtt\"; " BROKER " " more " } );\n"
@@ -41,9 +41,9 @@ void write_text(const char *name, const char *text);
 /* The text of a file of the source tree; good until the next call. */
 char *read_text(const char *name);
 
-/* What config_load() returns; the caller frees *config. */
+/* Returns config_load()'s result; the caller frees *config. */
 int load(const char *file, struct config **config, struct complaints *complaints);
-/* Of a text that must be good. */
+/* The configuration of a text that must be good. */
 struct config *load_good(const char *text);
 /* The text must be refused, with this complaint, in which DRIVERS stands for all drivers' names. */
 void expect(const char *text, const char *complaint);

@@ -305,7 +305,7 @@ drain_all(struct fake *fake)
 	return n;
 }
 
-/* Says that it sleeps on every lane; true if there is nothing to do after all. */
+/* Marks every lane as slept on; returns whether there is still nothing to do. */
 static int
 doze_all(struct fake *fake)
 {
@@ -481,7 +481,7 @@ fake_set_clock(struct fake *fake, int64_t ahead_ns)
 	pthread_mutex_unlock(&fake->lock);
 }
 
-/* What a client's write has put there already is counted, whether the thread has run or not. */
+/* Rings that the client has already written count, whether the thread has read them or not. */
 unsigned
 fake_rings(struct fake *fake)
 {

@@ -3,8 +3,8 @@
  * frames, honestly or not as a test asks, and rings that either the thread empties or the test does
  * by hand. Built on shm/ alone.
  *
- * Threads: the fake's own thread answers frames and, in FAKE_ANSWER, drains. In FAKE_HOLD the rings
- * belong to whoever calls the fake_lane_ functions, one at a time.
+ * Threads: the fake's own thread answers frames and, in FAKE_ANSWER, drains. In FAKE_HOLD the rings belong to
+ * the caller of the fake_lane_ functions, one thread at a time.
  */
 #ifndef TG_TEST_FAKE_DAEMON_H
 #define TG_TEST_FAKE_DAEMON_H
@@ -24,7 +24,7 @@
 
 enum fake_mode { FAKE_HOLD, FAKE_ANSWER };
 
-/* What is wrong with its answers to LANE_OPEN. */
+/* The fault in its answers to LANE_OPEN. */
 enum fake_lie {
 	LIE_NONE,
 	LIE_NO_DESCRIPTORS,
@@ -54,7 +54,7 @@ struct fake_lane {
 	int bell;
 	int memfd;
 	uint64_t lane_id;
-	uint64_t seen; /* bytes of bodies answered, a sum that shows what arrived */
+	uint64_t seen; /* bytes of bodies answered, a sum over their content */
 	uint64_t sum;
 };
 
@@ -87,7 +87,7 @@ struct fake {
 void fake_start(struct fake *fake, enum fake_mode mode);
 void fake_stop(struct fake *fake);
 
-/* What the thread has counted, and what it is to do from now on. */
+/* The thread's counters, and its orders from now on. */
 void fake_set_lie(struct fake *fake, enum fake_lie lie);
 void fake_set_error(struct fake *fake, int error);
 void fake_set_flags(struct fake *fake, unsigned flags);
@@ -115,7 +115,7 @@ void fake_lane_commit(struct fake_lane *lane);
 /* Takes and answers everything there is and commits it. Returns how many. */
 unsigned fake_lane_drain(struct fake_lane *lane, unsigned outcome);
 
-/* Rings if the client sleeps; for what is not a completion. */
+/* Rings if the client sleeps, for events that are not completions. */
 void fake_lane_ring(struct fake_lane *lane);
 
 /* The clock that deadlines are held against. */

@@ -1,5 +1,5 @@
 /*
- * What the tests of shm/ share: cmocka with its prerequisites, a seeded random source that names
+ * Shared by the tests of shm/: cmocka with its prerequisites, a seeded random source that names
  * its seed, a count of open descriptors, and a mapped lane.
  *
  * TIDEGATE_TEST_SEED=N replays a run: every random test prints the seed it used.

@@ -1,9 +1,9 @@
 /*
  * The two ends of a lane at work: records of random size with content that can be checked, real
  * sleeping on eventfds, and the handshake of wake.h in both directions. They run as two processes
- * or as two threads; both return 0, or -1 after they have said what went wrong.
+ * or as two threads; both return 0, or -1 after printing the failure.
  *
- * A wake-up is lost when a sleeper's time is up, there is work, and no ring comes for a while more.
+ * A wake-up counts as lost when a sleeper times out, there is work, and no ring comes during a grace period.
  */
 #ifndef TG_TESTS_STRESS_H
 #define TG_TESTS_STRESS_H
@@ -74,8 +74,7 @@ stress_jitter(const struct stress *s, struct random *r)
 
 /*
  * Sleeps on fd after wake_doze, the fence and a last look. is_work looks again without changing
- * anything. Returns 1 when woken, 0 when the time was up and there is nothing to do, -1 when the
- * wake-up was lost.
+ * anything. Returns 1 when woken, 0 when it timed out without work, -1 when the wake-up was lost.
  */
 static inline int
 stress_sleep(int fd, int (*is_work)(const void *), const void *of)
@@ -205,7 +204,7 @@ stress_client(const struct stress *s)
 		}
 		if (idle++ < s->client_spins || s->client_spins == STRESS_NEVER) {
 			if (idle > 100000 && idle % 1000 == 0) {
-				sched_yield(); /* the other one sleeps, or wants this processor */
+				sched_yield(); /* the other end sleeps, or needs this processor */
 				if (order_load_relaxed_32(s->failed) != 0)
 					return -1;
 			}

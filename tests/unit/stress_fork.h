@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-/* The child is the client; both ends must say that all went well. */
+/* The child is the client; both ends must report success. */
 static inline void
 stress_fork(struct stress s, uint64_t sq_bytes)
 {

@@ -1,4 +1,4 @@
-/* What users hold, and what they may: limits of all, of one, and of what is left free. */
+/* Accounts of users: limits of all, of one, and the part that is kept free for others. */
 #include "daemon/account.h"
 #include "daemon/config.h"
 
@@ -114,7 +114,7 @@ refusal_of_a_share_names_what_is_free_and_fits_a_frame(void **state)
 	account_drop(one);
 }
 
-/* They had them already; in which order they return is nobody's choice. */
+/* They had these lanes already, and return in any order. */
 static void
 lanes_that_return_are_taken_beyond_the_limits_of_new_ones(void **state)
 {

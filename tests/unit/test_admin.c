@@ -126,7 +126,7 @@ ask(struct world_of_one *w, const char *request)
 	return answer;
 }
 
-/* The answer went through text and back: what an admin's reader would see. */
+/* Formats the answer as text and parses it again, as an administrator's program would. */
 static json_t *
 ask_as_text(struct world_of_one *w, const char *request)
 {
@@ -468,7 +468,7 @@ follower_that_does_not_read_is_cut_off(void **state)
 }
 
 static void
-one_who_asks_without_reading_is_given_one_answer(void **state)
+client_that_asks_without_reading_gets_one_answer(void **state)
 {
 	struct world_of_one *w = *state;
 	int fd = connect_admin(w);
@@ -482,7 +482,7 @@ one_who_asks_without_reading_is_given_one_answer(void **state)
 	say(fd, all);
 	settle(w);
 	settle(w);
-	/* Were all 300 answers (45 MB) made at once, he would be cut off. */
+	/* If all 300 answers (45 MB) were made at once, the daemon would cut the connection off. */
 	assert_int_equal(w->admin.connections, 1);
 	for (int idle = 0; idle < 50; idle++) {
 		ssize_t n;
@@ -515,7 +515,7 @@ main(void)
 		TEST(broken_ring_is_reported_not_followed),
 		TEST(last_events_are_kept_whatever_the_level),
 		TEST(follower_that_does_not_read_is_cut_off),
-		TEST(one_who_asks_without_reading_is_given_one_answer),
+		TEST(client_that_asks_without_reading_gets_one_answer),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

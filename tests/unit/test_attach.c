@@ -1,4 +1,4 @@
-/* Lanes that are handed back, in a daemon without links: what becomes of those whose client has gone meanwhile. */
+/* Lanes that clients hand back, in a daemon without links, also when the client hangs up meanwhile. */
 #include "daemon/attach.h"
 #include "daemon/client.h"
 #include "daemon/config.h"
@@ -18,7 +18,7 @@
 
 #include <cmocka.h>
 
-#define LARGE (UINT64_C(4) << 20) /* which is made beside the loop */
+#define LARGE (UINT64_C(4) << 20) /* a lane of this size is made on a worker thread */
 #define SECRET 0x5ec2e7, 0x1234
 #define NONCE UINT64_C(0x0123456789abcdef)
 
@@ -98,11 +98,11 @@ only_lane(struct setup *s)
 }
 
 /*
- * A client that does not wait for the answer must not have its lane go by another identity: not an unlucky one,
- * whose messages would be stored twice, and not one that wrote an identity into its header that is not his.
+ * A client that hangs up before the answer must not change its lane's identity. For an honest client, messages
+ * would be stored twice; a hostile one could write another lane's identity into its header.
  */
 static void
-lane_of_a_client_that_has_gone_is_still_his(void **state)
+lane_of_a_client_that_has_gone_keeps_its_identity(void **state)
 {
 	struct setup *s = *state;
 	struct shard *shard = &s->loop.shard;
@@ -117,7 +117,7 @@ lane_of_a_client_that_has_gone_is_still_his(void **state)
 	frame_init(&request, FRAME_LANE_RETURN, 1);
 	assert_int_equal(attach_return(client, &request, &memfd), 0);
 	assert_int_equal(memfd, -1);
-	assert_non_null(client->attach); /* it is on its way */
+	assert_non_null(client->attach); /* under way */
 	client_close(client);
 	shard->world->ops->settle(shard->world);
 	assert_non_null(only_lane(s));
@@ -133,7 +133,7 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(lane_of_a_client_that_has_gone_is_still_his, setup, teardown),
+		cmocka_unit_test_setup_teardown(lane_of_a_client_that_has_gone_keeps_its_identity, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

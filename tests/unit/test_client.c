@@ -1,4 +1,4 @@
-/* libtidegate: connecting, opening and closing lanes, forks, and a daemon that lies. */
+/* libtidegate: connecting, opening and closing lanes, forking, and a daemon that sends wrong answers. */
 #include "fake_daemon.h"
 
 #include <setjmp.h>
@@ -46,7 +46,7 @@ client_of(struct fake *fake, uint32_t timeout_ms)
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic error "-Wswitch"
-/* No default: an enumerator of the header that the list does not have is an error of compilation. */
+/* No default: the compiler rejects an enumerator of the header that is missing in the list. */
 static int
 error_is_listed(enum tg_error e)
 {
@@ -353,7 +353,7 @@ lies_are_found_and_nothing_leaks(void **state)
 		assert_null(lane);
 		assert_detail(lies[i].detail);
 		fake_set_lie(&fake, LIE_NONE);
-		/* All but a broken stream can be gone on with. */
+		/* Only a broken stream ends the client. */
 		if (lies[i].lie != LIE_HANG_UP && lies[i].lie != LIE_SERIAL)
 			assert_int_equal(tg_lane_open(client, &lane, "events", &options), 0);
 		tg_client_close(client);

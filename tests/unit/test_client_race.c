@@ -1,4 +1,4 @@
-/* libtidegate against a daemon that acts at the same moment, and threads of one client against each other. */
+/* libtidegate against a daemon that acts at the same moment, and concurrent threads of one client. */
 #include "client_rig.h"
 #include "libclient/internal.h"
 
@@ -108,7 +108,7 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 	assert_int_equal(s->peer->sum, sum);
 	pthread_mutex_unlock(&s->fake.lock);
 
-	/* Now everyone sleeps: waiting costs no CPU. */
+	/* Now both sides sleep: waiting costs no CPU. */
 	last = cpu_ns();
 	assert_int_equal(tg_wait(s->lane, 100), -TG_ETIMEOUT);
 	assert_true(cpu_ns() - last < 20000000u);
@@ -117,7 +117,7 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 /* ---- races, aimed at ---- */
 
 #define RACES 20000u
-#define RACE_EAGER 4096u /* looks before it lets someone else run */
+#define RACE_EAGER 4096u /* looks before it yields the processor */
 #define RACE_SWEEP 97u   /* stalls: from before the other side's last look to well after it */
 
 struct racer {
@@ -273,7 +273,7 @@ struct worker {
 	uint64_t base;
 };
 
-/* Each has its lane; words of its own errors, too, whatever the others run into. */
+/* Each thread has its own lane and sees the details of its own errors only. */
 static void *
 worker_run(void *arg)
 {
@@ -352,8 +352,8 @@ open_run(void *arg)
 	return NULL;
 }
 
-/* The daemon takes long to answer one thread: the others that want something of it sleep. A thread that
- * span there could, with a real-time priority, keep the one it waits for from the processor. */
+/* While the daemon takes long to answer one thread, the other threads sleep. A spinning thread with a real-time
+ * priority could keep the processor from the thread it waits for. */
 static void
 threads_that_wait_for_the_control_socket_sleep(void **state)
 {
@@ -368,7 +368,7 @@ threads_that_wait_for_the_control_socket_sleep(void **state)
 	}
 	for (unsigned i = 0; i < 2; i++)
 		assert_int_equal(pthread_join(openers[i].thread, NULL), 0);
-	/* Whoever was first had no answer in time; the other waited for him, and had one. */
+	/* The first thread had no answer in time; the other one waited for it and got one. */
 	unsigned second = openers[0].rc == 0 ? 0 : 1;
 	assert_int_equal(openers[second].rc, 0);
 	assert_int_equal(openers[1 - second].rc, -TG_ETIMEOUT);

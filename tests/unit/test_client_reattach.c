@@ -1,4 +1,5 @@
-/* libtidegate when the daemon goes: what it left is read, and the next one is found by itself. */
+/* libtidegate when the daemon dies: the library reads the completions it left and finds the next daemon by
+ * itself. */
 #include "client_rig.h"
 #include "libclient/internal.h"
 
@@ -37,12 +38,12 @@ dead_daemon_leaves_the_ring_and_its_completions(void **state)
 	assert_int_equal(tg_wait(s->lane, 50), -TG_ETIMEOUT);
 	assert_int_equal(tg_poll(s->lane, c, 2), 0);
 	assert_int_equal(publish(s, 10, 0), 0); /* there is room: a new daemon will find it */
-	/* Which never will now: nobody is there that could go on delivering, and that is what is said. */
+	/* No daemon will deliver them now, and the error says so. */
 	assert_int_equal(tg_lane_close(s->lane, 0), -TG_ECLOSED);
 	assert_int_equal(tg_lane_open(s->client, &s->lane, "events", NULL), 0); /* it listens again */
 }
 
-/* One daemon raises the fences of its clients, and the next may not be able to. */
+/* One daemon supports membarrier, and the next may not. */
 static void
 lane_fences_as_the_daemon_that_has_it_needs(void **state)
 {
@@ -144,7 +145,7 @@ call_outstanding(struct tg_lane *lane)
 	(void)tg_outstanding(lane);
 }
 
-/* A program that publishes quietly, or only asks how far things are, may make no other call. */
+/* A program may only ever call tg_publish with TG_QUIET, or only tg_outstanding. */
 static void
 every_call_finds_the_next_daemon(void **state)
 {
@@ -152,7 +153,7 @@ every_call_finds_the_next_daemon(void **state)
 	static void (*const calls[])(struct tg_lane *) = { call_cancel, call_writable, call_outstanding, call_batch,
 		call_commit };
 
-	assert_int_equal(publish(s, 10, 0), 0); /* what is cancelled */
+	assert_int_equal(publish(s, 10, 0), 0); /* the cancelled message */
 	for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
 		uint32_t generation = s->client->generation;
 		uint64_t begin = fake_now_ms();
@@ -179,7 +180,7 @@ every_call_finds_the_next_daemon(void **state)
 	}
 }
 
-/* Another lane's thread is at it, and has its answer to wait for: this one's loop is not kept busy. */
+/* Another lane's thread reconnects and waits for its answer: this lane's loop must not spin meanwhile. */
 static void
 descriptor_rests_while_another_lane_reattaches(void **state)
 {
@@ -230,7 +231,7 @@ look_run(void *arg)
 	return NULL;
 }
 
-/* Whoever of the two notices first: it is one loss, and one return. */
+/* Whichever thread notices first, there is one loss and one return. */
 static void
 lane_is_opened_while_another_reattaches(void **state)
 {
@@ -314,7 +315,7 @@ lane_is_closed_by_the_number_it_has_now(void **state)
 	assert_int_equal(fake_last_close(&s->fake), 77);
 }
 
-/* What the next daemon will not have nobody publishes: that would be lost without a word. */
+/* A lane that the next daemon refuses takes no more messages: they would be lost silently. */
 static void
 lane_that_is_not_taken_back_takes_no_messages(void **state)
 {
@@ -382,7 +383,7 @@ conns_become(struct setup *s, unsigned count)
 	return 1;
 }
 
-/* A server opens a client, forks its workers, and closes it: the daemon hears so at once. */
+/* A server opens a client, forks its workers, and closes the client: the daemon notices at once. */
 static void
 client_is_closed_though_a_child_has_its_descriptors(void **state)
 {

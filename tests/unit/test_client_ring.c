@@ -1,4 +1,4 @@
-/* libtidegate: what it writes into the ring, what it takes out, and how it refuses. */
+/* libtidegate: the records it writes, the completions it reads, and the arguments it refuses. */
 #include "fake_daemon.h"
 
 #include <setjmp.h>
@@ -60,7 +60,7 @@ publish(struct setup *s, const char *topic, const void *body, size_t len, uint64
 /* ---- records ---- */
 
 static void
-record_holds_what_was_published(void **state)
+record_holds_the_published_message(void **state)
 {
 	struct setup *s = *state;
 	static const struct tg_header headers[] = { { "kind", "order", 0, 5 }, { "emptyXX", NULL, 5, 0 } };
@@ -312,7 +312,7 @@ batch_takes_what_fits_and_rings_once(void **state)
 	}
 	assert_int_equal(tg_publish_batch(s->lane, huge, 2, NULL), 1);
 	assert_int_equal(tg_publish_batch(s->lane, huge + 1, 1, NULL), -TG_ETOOBIG);
-	assert_int_equal(fake_rings(&s->fake), 1); /* it has not been awake since */
+	assert_int_equal(fake_rings(&s->fake), 1); /* the daemon has slept since */
 }
 
 static void
@@ -457,7 +457,7 @@ reason_is_copied_whole_or_not_at_all(void **state)
 }
 
 static void
-writable_is_what_the_daemon_says(void **state)
+writable_follows_the_daemons_word(void **state)
 {
 	struct setup *s = *state;
 
@@ -480,7 +480,7 @@ sync_leaves_the_others_in_order(void **state)
 	const uint8_t *bytes;
 	uint64_t at;
 
-	/* Given up on: it comes through tg_poll, quiet or not. */
+	/* After the time-out its completion comes through tg_poll, also with TG_QUIET. */
 	assert_int_equal(publish(s, "t", NULL, 0, 1, 0), 0);
 	assert_int_equal(tg_publish_sync(s->lane, &m, 0, &mine), -TG_ETIMEOUT);
 	fake_lane_drain(s->peer, TG_DELIVERED);
@@ -514,7 +514,7 @@ sync_leaves_the_others_in_order(void **state)
 	assert_int_equal(tg_outstanding(s->lane), 0);
 }
 
-/* Room for it was made of quiet ones' entries, which are the daemon's to write again from then on. */
+/* The library freed entries of quiet completions to make room; the daemon may overwrite those from now on. */
 static void
 sync_reads_nothing_that_is_not_committed(void **state)
 {
@@ -579,14 +579,14 @@ bad_words_break_the_lane_and_nothing_else(void **state)
 			break;
 		}
 		if (which < 3) {
-			(void)tg_publish(lane, &m, NULL); /* may still fit below what was known */
+			(void)tg_publish(lane, &m, NULL); /* may still fit below the old head */
 			assert_int_equal(tg_publish(lane, &m, NULL), -TG_EBROKEN);
 			assert_detail("sq_head");
 		} else if (which < 5) {
 			assert_int_equal(tg_poll(lane, c, 2), -TG_EBROKEN);
 			assert_detail("cq_tail");
 		} else {
-			assert_int_equal(tg_poll(lane, c, 2), 1); /* what is there comes first */
+			assert_int_equal(tg_poll(lane, c, 2), 1); /* a completion comes before the error */
 			assert_int_equal(tg_poll(lane, c, 2), -TG_EBROKEN);
 			assert_detail("closed");
 		}
@@ -653,7 +653,7 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		RING_TEST(record_holds_what_was_published),
+		RING_TEST(record_holds_the_published_message),
 		RING_TEST(completion_comes_back_whole),
 		RING_TEST(wrong_arguments_are_named),
 		RING_TEST(too_big_names_the_limit),
@@ -666,7 +666,7 @@ main(void)
 		RING_TEST(reservation_holds_room_and_slot),
 		RING_TEST(cancel_finds_only_live_messages),
 		RING_TEST(reason_is_copied_whole_or_not_at_all),
-		RING_TEST(writable_is_what_the_daemon_says),
+		RING_TEST(writable_follows_the_daemons_word),
 		RING_TEST(sync_leaves_the_others_in_order),
 		RING_TEST(sync_reads_nothing_that_is_not_committed),
 		RING_TEST(bad_words_break_the_lane_and_nothing_else),

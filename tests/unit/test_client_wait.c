@@ -1,10 +1,10 @@
-/* libtidegate: who waits is woken, for everything it waits for and for nothing else. */
+/* libtidegate: tg_wait and tg_fd wake for every event they wait for, and for no other. */
 #include "client_rig.h"
 
 #include <sched.h>
 #include <signal.h>
 
-/* ---- what the daemon may do while the client sleeps ---- */
+/* ---- actions of the daemon while the client sleeps ---- */
 
 static void
 do_deliver(struct fake_lane *lane, void *arg)
@@ -180,7 +180,8 @@ signal_ends_a_wait_and_not_a_flush(void **state)
 
 /* ---- the descriptor ---- */
 
-/* An edge may be told twice, since tg_poll cannot know who has seen the bell; then it is quiet. */
+/* The descriptor may fire twice for one event, since tg_poll cannot tell whether the caller saw it; then it is
+ * quiet. */
 static void
 becomes_quiet(struct setup *s, int fd)
 {
@@ -214,7 +215,7 @@ descriptor_fires_for_each_reason(void **state)
 		assert_int_equal(tg_poll(s->lane, c, 8), 0);
 		assert_int_equal(fires(fd, 0), 0);
 	}
-	/* Room, though no completion is to be seen. */
+	/* Room without a visible completion. */
 	while (publish(s, 4000, TG_QUIET) == 0)
 		continue;
 	assert_int_equal(tg_poll(s->lane, c, 8), 0);
@@ -235,7 +236,7 @@ descriptor_fires_for_each_reason(void **state)
 	do_writable(s->peer, NULL);
 	assert_int_equal(fires(fd, 0), 1);
 	becomes_quiet(s, fd);
-	/* The end of the daemon, after what it left. */
+	/* The daemon's end, after the completions it left. */
 	assert_int_equal(publish(s, 10, 0), 0);
 	fake_lane_drain(s->peer, TG_DELIVERED);
 	fake_hang_up(&s->fake);

@@ -1,4 +1,4 @@
-/* The configuration's keys: what each of them is, what is refused and in which words. */
+/* The configuration's keys: default, range, and the complaint about each wrong value. */
 #include "config_scratch.h"
 
 #include "certificates.h"
@@ -10,7 +10,7 @@
 #include <string.h>
 
 static void
-defaults_are_what_the_table_says(void **state)
+defaults_match_the_table(void **state)
 {
 	struct config *config = load_good(POOL(""));
 	const struct config_pool *pool = &config->pools[0];
@@ -143,7 +143,7 @@ every_key_is_read(void **state)
 }
 
 static void
-defaults_follow_what_is_given(void **state)
+defaults_follow_the_given_values(void **state)
 {
 	struct config *config = load_good("limits = { lanes = 7; memory_bytes = 1048576; };\n" POOL(
 	    "watermarks = { high = 4096; }; window = { messages = 1; };"));
@@ -236,7 +236,7 @@ bad_input_is_told_exactly(void **state)
 		    "t.conf:1: socket: \"\" is not allowed: a string of 1 to 107 bytes\n" },
 		{ "socket = \"/a\";\nadmin = \"/a\";\n" POOL(""),
 		    "t.conf:2: admin: \"/a\" is not allowed: it is the same as socket\n" },
-		/* What a value holds cannot forge a line. */
+		/* A value cannot forge a line of the log. */
 		{ POOL("balance = \"a\\nt.conf:1: fine\\x1b[2J\";"),
 		    "t.conf:1: pools[0].balance: \"a?t.conf:1: fine?[2J\" is not allowed: \"weighted\", "
 		    "\"least\", "
@@ -285,7 +285,7 @@ bad_input_is_told_exactly(void **state)
 		  " },\n{ name = \"p\"; protocol = \"mqtt\"; " BROKER " } );\n",
 		    "t.conf:2: pools[1].name: \"p\" is not allowed: pools[0] has this name\n" },
 
-		/* Keys that do not go together. */
+		/* Keys that contradict each other. */
 		{ POOL("watermarks = { high = 4096;\nlow = 4096; };"),
 		    "t.conf:2: pools[0].watermarks.low: 4096 is not allowed: less than high, which is 4096\n" },
 		{ POOL("window = { messages = 9; low = 9; };"),
@@ -451,9 +451,9 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		IN_SCRATCH(defaults_are_what_the_table_says),
+		IN_SCRATCH(defaults_match_the_table),
 		IN_SCRATCH(every_key_is_read),
-		IN_SCRATCH(defaults_follow_what_is_given),
+		IN_SCRATCH(defaults_follow_the_given_values),
 		IN_SCRATCH(socket_mode_is_octal_however_it_is_written),
 		IN_SCRATCH(bad_input_is_told_exactly),
 		IN_SCRATCH(all_errors_are_told_in_one_run),

@@ -1,4 +1,4 @@
-/* The configuration's files: included, secret, unreadable, damaged, or longer than memory lasts. */
+/* The configuration's files: includes, secrets, unreadable and damaged files, and running out of memory. */
 #include "config_scratch.h"
 
 #include "certificates.h"
@@ -336,7 +336,7 @@ damaged_files_never_crash(void **state)
 		taken += config != NULL;
 		config_free(config);
 	}
-	/* Both must happen, or nothing was tried. */
+	/* Both must happen, or the test tried nothing. */
 	assert_true(refused > len / 2 && taken > 100);
 	free(bytes);
 }

@@ -1,4 +1,4 @@
-/* The configuration's manual page and example, held against what is read. */
+/* Compares the configuration's manual page and example with the reader. */
 #include "config_scratch.h"
 
 #include "certificates.h"
@@ -23,7 +23,7 @@ example_is_good_and_has_every_default(void **state)
 		char line[120];
 		int plain = key->kind == KIND_U32 || key->kind == KIND_U64;
 
-		/* weight and priority differ between brokers, and that is what they are there for. */
+		/* weight and priority differ between brokers by design. */
 		if (plain && key->scope != SCOPE_BROKER)
 			snprintf(line, sizeof(line), "%s = %llu;", key->name, (unsigned long long)key->value);
 		else if (key->kind == KIND_WORD)

@@ -1,4 +1,4 @@
-/* What a broker keeps of the addresses it is told, whatever it is told. */
+/* The addresses a broker learns, from good and bad announcements. */
 #include "daemon/endpoints.h"
 
 #include "daemon/broker.h"
@@ -137,7 +137,7 @@ a_new_list_takes_the_old_ones_place(void **state)
 }
 
 static void
-what_is_no_address_is_ignored(void **state)
+text_that_is_no_address_is_ignored(void **state)
 {
 	static const char *const bad[] = { "", ":", "x:", ":4222", "x:0", "x:65536", "x:4222 ", "nats://x:4222",
 		"unix:/run/x", "unix:x", "/run/x", "::1:4222", "[::1", "[::1]x", "[fe80::1%eth0]:4222",
@@ -155,7 +155,7 @@ what_is_no_address_is_ignored(void **state)
 	endpoints_learn(&rig->brokers[0], text, sizeof(text) - 1, 1);
 	endpoints_learn(&rig->brokers[0], text, 254, 1);
 	assert_int_equal(rig->brokers[0].endpoints.count, 1);
-	/* In few words, however much of it there is. */
+	/* The log line is short, however long the list. */
 	for (unsigned i = 0; i < 10000; i++)
 		learn(rig, "nats://x:4222", 1);
 	assert_true(complaints >= LOG_BURST && complaints <= LOG_BURST + 60);
@@ -188,7 +188,7 @@ configured_brokers_are_not_kept(void **state)
 	assert_int_equal(rig->brokers[0].endpoints.count, 1);
 }
 
-/* As often as the breaker says, then own and endpoints by turns. */
+/* `failures` attempts at the own address, then endpoints and the own address alternate. */
 static void
 turns_begin_when_the_own_address_has_failed(void **state)
 {
@@ -218,7 +218,7 @@ turns_begin_when_the_own_address_has_failed(void **state)
 	assert_string_equal(endpoints_of(link), "a.example:1");
 }
 
-/* What the brokers' names were looked up to is known when a turn comes. */
+/* The brokers' resolved addresses are known when a turn comes. */
 static void
 addresses_that_brokers_were_found_at_are_passed_over(void **state)
 {
@@ -254,7 +254,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(good_addresses_are_kept_once_and_in_order),
 		TEST(a_new_list_takes_the_old_ones_place),
-		TEST(what_is_no_address_is_ignored),
+		TEST(text_that_is_no_address_is_ignored),
 		TEST(the_list_is_bounded),
 		TEST(configured_brokers_are_not_kept),
 		TEST(turns_begin_when_the_own_address_has_failed),

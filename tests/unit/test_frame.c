@@ -1,5 +1,4 @@
-/* Control frames between two ends of a socket pair: what arrives, what is refused, and that no
- * descriptor is ever left behind. */
+/* Control frames over a socket pair: good frames arrive, bad ones are refused, no descriptor leaks. */
 #include "shm_test.h"
 
 #include "shm/frame.h"
@@ -43,7 +42,7 @@ teardown(void **state)
 	return 0;
 }
 
-/* Sends any bytes with any number of descriptors, as a peer that keeps no rule would. */
+/* Sends any bytes with any number of descriptors, as a hostile peer would. */
 static void
 send_raw(int fd, const void *bytes, size_t len, unsigned nfds)
 {

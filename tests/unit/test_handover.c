@@ -1,4 +1,4 @@
-/* The new daemon's side of an upgrade: it takes nothing before the old one has said its last word. */
+/* The new daemon's side of an upgrade: it uses nothing before the old daemon has sent GO. */
 #include "daemon/handover.h"
 #include "daemon/lane.h"
 #include "daemon/protocol/driver.h"

@@ -1,4 +1,4 @@
-/* The histogram against a sorted array of what went in. */
+/* Compares the histogram with a sorted array of its input. */
 #include "build_config.h"
 
 #include "tools/common/histogram.h"

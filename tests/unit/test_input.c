@@ -159,7 +159,7 @@ a_text_is_one_message(void **state)
 	input_fini(&in);
 }
 
-/* What is in memory is taken before more is read, so the two ends of a pipe need one thread only. */
+/* The reader returns buffered lines before it reads again, so one thread can serve both ends of a pipe. */
 static void
 compare_with_split(const uint8_t *bytes, size_t len, enum input_mode mode, size_t limit)
 {

@@ -1,4 +1,4 @@
-/* A lane's memory: which geometry is taken, what the memfd is, and which descriptors are refused. */
+/* A lane's memory: accepted geometry, the memfd's properties, refused descriptors. */
 #include "shm_test.h"
 
 #include <errno.h>
@@ -51,7 +51,7 @@ good_header(const struct lane_geometry *geo)
 	return h;
 }
 
-/* Both ways in must say no: reading the header, and mapping with a geometry kept from before. */
+/* Both functions must refuse: reading the header, and mapping with a geometry kept from before. */
 static void
 expect_broken(int fd, int rc, const struct lane_geometry *geo)
 {
@@ -204,8 +204,8 @@ unsealed_memfd_is_refused(void **state)
 	}
 }
 
-/* Reading from what is no memory can block for ever, so nothing may be read of it: were it, the
- * answer here would be about the ABI. */
+/* Reading from a descriptor that is no memfd can block for ever, so the function must not read it: if it did,
+ * the error here would be about the ABI. */
 static void
 unsealed_memfd_is_not_even_read(void **state)
 {
@@ -301,7 +301,7 @@ unterminated_pool_name_is_terminated(void **state)
 }
 
 static void
-what_is_no_memfd_is_refused(void **state)
+descriptor_that_is_no_memfd_is_refused(void **state)
 {
 	struct lane_geometry geo = smallest();
 	int p[2];
@@ -420,7 +420,7 @@ main(void)
 		cmocka_unit_test(wrong_magic_and_other_abi_are_told_apart),
 		cmocka_unit_test(hostile_geometry_is_refused),
 		cmocka_unit_test(unterminated_pool_name_is_terminated),
-		cmocka_unit_test(what_is_no_memfd_is_refused),
+		cmocka_unit_test(descriptor_that_is_no_memfd_is_refused),
 		cmocka_unit_test(bad_geometry_is_never_mapped),
 		cmocka_unit_test(descriptor_limit_is_a_limit),
 		cmocka_unit_test(address_space_limit_is_memory),

@@ -1,4 +1,4 @@
-/* Listening on a path: one daemon at a time, whenever the others begin. */
+/* Listening on a path: one daemon at a time, however the starts interleave. */
 #include "daemon/listener.h"
 #include "shm/error.h"
 
@@ -26,7 +26,7 @@ struct setup {
 	int null;
 };
 
-/* Whose second listener begins when the first is about to remove what it has found on the path. */
+/* A second listener starts when the first is about to remove the old socket file. */
 static struct setup *between;
 
 int __real_unlink(const char *path);
@@ -89,7 +89,7 @@ teardown(void **state)
 	return 0;
 }
 
-/* What a daemon leaves that was killed. */
+/* The files of a killed daemon. */
 static void
 leave_dead_socket(const struct setup *s)
 {
@@ -127,7 +127,7 @@ dead_socket_is_replaced_and_a_live_one_is_not(void **state)
 	assert_int_equal(listen_on(s, &s->second), 0);
 }
 
-/* Both have found nobody there: one of them is to listen on the path, and the other to know that it does not. */
+/* Both found no daemon: one of them must listen on the path, and the other must know that it does not. */
 static void
 of_two_that_begin_at_once_one_listens(void **state)
 {
@@ -141,9 +141,9 @@ of_two_that_begin_at_once_one_listens(void **state)
 	assert_true(somebody_listens(s));
 }
 
-/* What was left by one that was killed on the way, or was put there by somebody else, stops nobody. */
+/* A file left by a daemon killed during its start, or a foreign file, does not prevent a start. */
 static void
-foreign_lock_stops_nobody(void **state)
+foreign_lock_stops_no_daemon(void **state)
 {
 	struct setup *s = *state;
 	char lock[128];
@@ -152,7 +152,7 @@ foreign_lock_stops_nobody(void **state)
 	int fd = open(lock, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 	assert_true(fd >= 0);
 	leave_dead_socket(s);
-	/* Another daemon is at it; and then it has died. */
+	/* Another daemon is starting there; then it dies. */
 	assert_int_equal(flock(fd, LOCK_EX), 0);
 	assert_int_equal(listen_on(s, &s->first), -TG_ESYSTEM);
 	close(fd);
@@ -160,7 +160,7 @@ foreign_lock_stops_nobody(void **state)
 	assert_int_equal(access(lock, F_OK), -1);
 	listener_fini(&s->first);
 	uv_run(&s->loop, UV_RUN_NOWAIT);
-	/* Anybody could have opened this one. */
+	/* A file that other users can open. */
 	fd = open(lock, O_RDONLY | O_CREAT | O_CLOEXEC, 0644);
 	assert_int_equal(fchmod(fd, 0644), 0);
 	assert_int_equal(flock(fd, LOCK_EX), 0);
@@ -242,7 +242,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(dead_socket_is_replaced_and_a_live_one_is_not, setup, teardown),
 		cmocka_unit_test_setup_teardown(of_two_that_begin_at_once_one_listens, setup, teardown),
-		cmocka_unit_test_setup_teardown(foreign_lock_stops_nobody, setup, teardown),
+		cmocka_unit_test_setup_teardown(foreign_lock_stops_no_daemon, setup, teardown),
 		cmocka_unit_test_setup_teardown(removed_socket_is_made_anew, setup, teardown),
 		cmocka_unit_test_setup_teardown(path_that_another_daemon_has_is_left_to_it, setup, teardown),
 	};

@@ -43,7 +43,7 @@ teardown(void **state)
 	return 0;
 }
 
-/* What was written since the last call, less the stamp of each line. */
+/* The lines written since the last call, without their time stamps. */
 static const char *
 written(struct pipe_log *log)
 {
@@ -237,7 +237,7 @@ limit_lets_one_line_a_second_through_for_ever(void **state)
 }
 
 static void
-next_line_says_what_was_suppressed(void **state)
+next_line_counts_suppressed_lines(void **state)
 {
 	struct pipe_log *log = *state;
 	struct log_limit limit = { .suppressed = 41 };
@@ -279,7 +279,7 @@ main(void)
 		TEST(quoting_never_passes_its_buffer),
 		TEST(flood_is_held_back_and_counted),
 		TEST(limit_lets_one_line_a_second_through_for_ever),
-		TEST(next_line_says_what_was_suppressed),
+		TEST(next_line_counts_suppressed_lines),
 		TEST(full_pipe_does_not_block_and_is_told),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
 /*
- * Sessions that move to a successor with what their driver saves: what the transcripts, which are played with
- * moves too, cannot say: what is not saved now, and which bytes are not restored.
+ * Moving sessions to a successor, beyond what transcripts can express: the moments when a driver refuses to
+ * save, and saved bytes that it refuses to restore.
  */
 #include "shm/error.h"
 #include "tests/conformance/rig.h"
@@ -14,7 +14,7 @@
 #include <cmocka.h>
 
 #define INFO "INFO {\"headers\":true,\"jetstream\":true,\"max_payload\":1000}\r\nPONG\r\n"
-#define NATS_FIRST_TOKEN 5 /* where they lie in what is saved */
+#define NATS_FIRST_TOKEN 5 /* offset in the saved bytes */
 #define NATS_MAX_PAYLOAD 13
 
 static const uint8_t amqp_hello[] =
@@ -247,7 +247,7 @@ session_with_a_return_coming_in_does_not_move(void **state)
 	rig_close(&rig);
 }
 
-/* What saved bytes come to in a session of these settings. */
+/* The result of restoring these bytes in a session with these settings. */
 static int
 restored(const char *driver, const char *settings, const uint8_t *bytes, size_t len)
 {

@@ -1,4 +1,4 @@
-/* What the MQTT driver's transcripts are too short for: packet ids over their wrap. */
+/* MQTT packet ids over their wrap, for which transcripts are too short. */
 #include "tests/conformance/rig.h"
 
 #include <setjmp.h>

@@ -3,14 +3,14 @@
  * a data race on the bytes it should have ordered. x86 itself would never show A, B, D, E or G:
  * its stores stay in order, and its loads.
  *
- * Each ring runs by itself, and each end reads the other's word as seldom as it can: in a whole
- * lane the pairs cover for one another (who acquires cq_tail has seen the end of the loads that
- * sq_head promises).
+ * Each ring runs by itself, and each end reads the other's word as seldom as it can: in a whole lane the pairs
+ * hide each other's faults (a side that acquires cq_tail has also seen the end of the loads that sq_head
+ * promises).
  *
- * G is between the daemon and who comes after it. Its test has an observer that looks at sq_head
- * alone, acquires it, and reads the completions of all records below, which must be there: what a
- * recovery does. In life a process ends between the two, which orders more than any store; so G
- * is a rule for the compiler and for the order of the calls, and this is how both are seen.
+ * G is between a daemon and its successor. Its test has an observer that acquires sq_head alone and reads the
+ * completions of all records below it, which must be there, as a recovery does. In reality a process ends
+ * between the two, which orders more than any store; so G constrains the compiler and the order of the calls,
+ * and this test checks both.
  */
 #include "shm_test.h"
 
@@ -35,7 +35,7 @@ both(void *(*one)(void *), void *(*two)(void *))
 	assert_null(rb);
 }
 
-/* A thread's answer: NULL, or what went wrong. */
+/* A thread's result: NULL, or a description of the failure. */
 static void *
 wrong(const char *what, uint64_t at)
 {

@@ -39,7 +39,7 @@ roll(uint32_t below)
 #define LENT_SIZE (256u << 10)
 #define MODEL_SIZE (64u << 20)
 
-/* What should come out: bytes [written, end) of a connection. */
+/* The expected output: bytes [written, end) of a connection. */
 struct model {
 	uint8_t *bytes;
 	size_t written, end, mark;
@@ -91,7 +91,7 @@ some_len(void)
 	}
 }
 
-/* One random append; what it adds is added to the model too. */
+/* One random append, to the struct out and to the model. */
 static void
 append(struct out *out, struct model *model)
 {
@@ -188,7 +188,7 @@ run_model(uint64_t start, int failures)
 }
 
 static void
-out_gives_what_was_appended(void **state)
+out_yields_the_appended_bytes(void **state)
 {
 	for (uint64_t s = 1; s <= 40; s++)
 		run_model(s, 0);
@@ -230,7 +230,7 @@ commit_reports_each_failing_allocation(void **state)
 }
 
 static void
-owned_bytes_outlive_what_was_lent(void **state)
+owned_bytes_outlive_their_source(void **state)
 {
 	struct out out = { 0 };
 	uint8_t *body = malloc(10000);
@@ -314,10 +314,10 @@ main(void)
 	for (size_t i = 0; i < LENT_SIZE; i++)
 		lent[i] = (uint8_t)(i * 2654435761u >> 13);
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(out_gives_what_was_appended),
+		cmocka_unit_test(out_yields_the_appended_bytes),
 		cmocka_unit_test(out_of_memory_leaves_whole_frames),
 		cmocka_unit_test(commit_reports_each_failing_allocation),
-		cmocka_unit_test(owned_bytes_outlive_what_was_lent),
+		cmocka_unit_test(owned_bytes_outlive_their_source),
 		cmocka_unit_test(small_appends_share_one_iovec),
 		cmocka_unit_test(large_bodies_are_not_copied),
 		cmocka_unit_test(secrets_are_wiped_when_written),

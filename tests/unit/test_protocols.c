@@ -1,15 +1,15 @@
 /*
- * Holds tidegate-protocols(7) against the drivers: its tables have a row for each of them and no
- * other, its ports are theirs, and every example in it is played to the driver it is about.
+ * Compares tidegate-protocols(7) with the drivers: its tables have exactly one row for each driver, its ports
+ * are right, and every example is played to its driver.
  *
  * An example is lines of a word and the rest, in transcript.h's notation of messages and bytes:
  *
  *   with SETTINGS            of the pool's group, for the examples that follow
- *   .\" handshake BYTES      what the broker says until the session is up; not shown to readers
- *   message KEY=VALUE …      is published alone, on a session of its own
- *   sends BYTES              is among what the driver sends for it; lines add up
- *   answer BYTES             what the broker says to it; lines add up
- *   outcome WORDS            begins what comes of it
+ *   .\" handshake BYTES      the broker's bytes until the session is up; hidden from readers
+ *   message KEY=VALUE …      is published alone, in a new session
+ *   sends BYTES              is part of the driver's output for it; lines add up
+ *   answer BYTES             the broker's answer; lines add up
+ *   outcome WORDS            is the beginning of its outcome
  */
 #include "tests/conformance/transcript.h"
 
@@ -28,12 +28,12 @@ static const char *const tables[] = { "PROTOCOLS", "TOPICS", "KEYS AND HEADERS",
 	"OUTCOMES", "DUPLICATES", "LIMITS", "SECURITY", "BLOCKING" };
 #define TABLES (sizeof(tables) / sizeof(tables[0]))
 
-/* What the examples of a driver must show, all of it. */
+/* Each driver's examples must show all of these. */
 enum shown {
 	SHOWN_TAKEN = 1 << 0,          /* a message that is sent */
 	SHOWN_TOPIC_REFUSED = 1 << 1,  /* REJECT_TOPIC */
 	SHOWN_HEADER_REFUSED = 1 << 2, /* REJECT_HEADER */
-	SHOWN_BYTES = 1 << 3,          /* what becomes of a message with a key, headers and an expiry */
+	SHOWN_BYTES = 1 << 3,          /* the bytes of a message with a key, headers and an expiry */
 	SHOWN_DONE = 1 << 4,           /* delivered or sent */
 	SHOWN_DENIED = 1 << 5,         /* rejected by the broker */
 	SHOWN_ALL = (1 << 6) - 1,
@@ -358,7 +358,7 @@ play_examples(const struct driver *driver)
 }
 
 static void
-examples_are_what_the_drivers_do(void **state)
+examples_match_the_drivers(void **state)
 {
 	for (unsigned i = 0; driver_list[i] != NULL; i++) {
 		unsigned shown = play_examples(driver_list[i]);
@@ -374,7 +374,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(tables_have_a_row_for_each_driver),
 		cmocka_unit_test(ports_are_those_of_the_drivers),
-		cmocka_unit_test(examples_are_what_the_drivers_do),
+		cmocka_unit_test(examples_match_the_drivers),
 	};
 
 	return cmocka_run_group_tests(tests, page_load, page_free);

@@ -1,6 +1,6 @@
 /*
- * SQ and CQ against a plain queue, under random operations; and both against a peer that lies.
- * The two ends look at two mappings of the same lane, as they do in life.
+ * Compares SQ and CQ with a plain queue under random operations, and runs both against a hostile peer. The two
+ * ends use two mappings of the same lane, as in production.
  */
 #include "shm_test.h"
 
@@ -110,7 +110,7 @@ check_invariants(const struct two *t, const struct model *m)
 	assert_int_equal(used, map->client->sq_tail - map->daemon->sq_head);
 	/* I4 */
 	assert_true(m->cq_pushed + m->unfinished - map->client->cq_head <= entries);
-	/* I5: what recovery would find, were the daemon to die here, with all that is not published. */
+	/* I5: the result of a recovery if the daemon died here, unpublished stores included. */
 	uint64_t tail = map->daemon->cq_tail;
 	uint64_t found[MODEL_MAX / 64 + 1] = { 0 };
 	for (uint64_t c = cq_recover_from(&t->cp, tail); c < tail; c++) {
@@ -183,7 +183,7 @@ step_admit(struct two *t, struct model *m, struct random *r)
 	}
 }
 
-/* Finishes one record, often the one behind the oldest, so that the oldest is long in coming. */
+/* Finishes one record, often the second oldest, so that the oldest stays unfinished for long. */
 static void
 step_finish(struct two *t, struct model *m, struct random *r)
 {
@@ -229,9 +229,9 @@ step_read(struct two *t, struct model *m, struct random *r)
 }
 
 static void
-rings_do_what_a_plain_queue_does(void **state)
+rings_behave_like_a_plain_queue(void **state)
 {
-	struct random r = random_seeded("rings_do_what_a_plain_queue_does");
+	struct random r = random_seeded("rings_behave_like_a_plain_queue");
 
 	for (unsigned run = 0; run < 12; run++) {
 		/* Runs start anywhere, two of them just below the end of all numbers. */
@@ -508,7 +508,7 @@ hostile_completion_words_are_refused(void **state)
 }
 
 /*
- * Any bytes as a header. What is taken lies wholly between cursor and tail, hence inside the
+ * Any bytes as a header. An accepted record lies wholly between cursor and tail, hence inside the
  * mapping (every byte of it is read, with an inaccessible page behind the ring's second image).
  */
 static void
@@ -573,7 +573,7 @@ hostile_header_is_refused_or_lies_inside(void **state)
 	two_fini(&t);
 }
 
-/* Only the copy counts: what the producer writes after the look cannot change what was seen. */
+/* Only the copy counts: the producer's later writes cannot change it. */
 static void
 header_is_looked_at_once(void **state)
 {
@@ -628,7 +628,7 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(rings_do_what_a_plain_queue_does),
+		cmocka_unit_test(rings_behave_like_a_plain_queue),
 		cmocka_unit_test(record_is_whole_at_every_offset),
 		cmocka_unit_test(record_over_the_edge_and_as_large_as_the_ring),
 		cmocka_unit_test(stale_bytes_of_an_earlier_lap_are_no_record),

@@ -1,4 +1,4 @@
-/* The table of slots: what was put in stays where it is, and memory is what is in use. */
+/* The table of slots: entries never move, and memory follows use. */
 #include "daemon/slots.h"
 
 #include <setjmp.h>
@@ -44,7 +44,7 @@ none_moves_and_none_is_lost(void **state)
 	assert_non_null(t.at);
 	while (t.tail < SLOTS) {
 		random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-		/* It fills up and runs empty, by few and by thousands. */
+		/* It fills and empties, by a few slots and by thousands. */
 		uint64_t n = random >> 33 & ((random >> 60 & 1) ? 4095 : 63);
 		for (uint64_t i = 0; (random >> 61 & 1) && i < n && t.tail < SLOTS; i++)
 			push(&t);

@@ -1,4 +1,4 @@
-/* TLS over sockets in memory: what goes in comes out, cut at every byte, and what ends it has a name. */
+/* TLS over sockets in memory: data arrives whole however it is cut, and every end has a reason. */
 #include "tls_rig.h"
 
 #include <errno.h>
@@ -6,7 +6,7 @@
 
 #define BIG (1u << 20)
 
-/* What the server decrypts of what has reached it. */
+/* The plaintext the server has decrypted so far. */
 static size_t
 server_reads(uint8_t *bytes, size_t room)
 {
@@ -52,8 +52,8 @@ step_client(const struct iovec *message, size_t sent, uint8_t *in, size_t *in_le
 }
 
 /*
- * Shakes hands and sends `len` bytes each way, the socket saying EAGAIN when `cut` bytes have gone one
- * way. What is reported as written is exactly what the server could decrypt, at every moment.
+ * Shakes hands and sends `len` bytes each way, the socket returning EAGAIN after every `cut` bytes in one
+ * direction. At every moment the reported count of written bytes is exactly what the server can decrypt.
  */
 static size_t
 converse(size_t len, size_t write_cut, size_t read_cut, size_t step)
@@ -71,7 +71,7 @@ converse(size_t len, size_t write_cut, size_t read_cut, size_t step)
 	rig.sock.read_room = read_cut;
 	for (unsigned turn = 0; sent < len || in_len < len; turn++) {
 		assert_true(turn < 1000);
-		if (turn == 3) /* it has had the chance to notice: the socket goes on */
+		if (turn == 3) /* it had the chance to notice: the socket works again */
 			rig.sock.write_room = rig.sock.read_room = SIZE_MAX;
 		if (!secured) {
 			secured = tls_handshake(rig.tls);
@@ -133,7 +133,7 @@ full_records_cut_anywhere_are_reported_when_whole(void **state)
 
 /* A producer may change its body while its record waits in the socket. */
 static void
-what_was_encrypted_is_not_read_again(void **state)
+encrypted_bytes_are_not_read_again(void **state)
 {
 	static uint8_t body[60000], seen[60000], was[60000];
 	struct iovec iov = { body, sizeof(body) };
@@ -157,7 +157,7 @@ what_was_encrypted_is_not_read_again(void **state)
 	stop();
 }
 
-/* Nothing stays inside of OpenSSL that the socket will not announce. */
+/* No data stays inside OpenSSL that the socket will not announce. */
 static void
 a_bounded_read_leaves_the_rest_to_the_socket(void **state)
 {
@@ -207,7 +207,7 @@ a_key_update_is_answered_when_the_socket_has_room(void **state)
 		SSL_key_update(rig.server, SSL_KEY_UPDATE_REQUESTED);
 		assert_int_equal(SSL_write_ex(rig.server, "x", 1, &n), 1);
 		assert_int_equal(tls_read(rig.tls, in, sizeof(in)), 1);
-		assert_int_equal(tls_writev(rig.tls, &iov, 1), -1); /* what answers it goes first */
+		assert_int_equal(tls_writev(rig.tls, &iov, 1), -1); /* its reply is written first */
 		assert_int_equal(errno, EAGAIN);
 		assert_true(tls_unsent(rig.tls) > 0);
 	}
@@ -307,7 +307,7 @@ main(void)
 		cmocka_unit_test(everything_arrives_byte_by_byte),
 		cmocka_unit_test(everything_arrives_cut_at_every_byte),
 		cmocka_unit_test(full_records_cut_anywhere_are_reported_when_whole),
-		cmocka_unit_test(what_was_encrypted_is_not_read_again),
+		cmocka_unit_test(encrypted_bytes_are_not_read_again),
 		cmocka_unit_test(a_bounded_read_leaves_the_rest_to_the_socket),
 		cmocka_unit_test(a_key_update_is_answered_when_the_socket_has_room),
 		cmocka_unit_test(the_end_comes_after_the_data),

@@ -1,4 +1,4 @@
-/* TLS: whom the client trusts, whom it visits again, and what renewed certificates change. */
+/* TLS: trust, resumption of sessions, and renewed certificates. */
 #include "tls_rig.h"
 
 #include "certificates.h"
@@ -158,7 +158,7 @@ a_renewal_that_fails_changes_nothing(void **state)
 	stop();
 }
 
-/* What could not be read is not what has changed: it is tried again until it can be. */
+/* A file that could not be read counts as unread: the next attempt reads it again. */
 static void
 a_renewal_that_could_not_be_read_is_tried_again(void **state)
 {

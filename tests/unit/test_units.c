@@ -1,4 +1,4 @@
-/* Numbers as people write and read them. */
+/* Parsing and printing numbers with units. */
 #include "build_config.h"
 
 #include "tools/common/units.h"
@@ -44,7 +44,7 @@ numbers_are_read_with_their_units(void **state)
 }
 
 static void
-what_is_no_number_is_refused(void **state)
+text_that_is_no_number_is_refused(void **state)
 {
 	static const char *const bad[] = { "", " 1", "-1", "+1", "k", "1x", "1 k", "1kk", "0x10", "1.5k",
 		"18446744073709551616", "18446744073709551615k" };
@@ -85,7 +85,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(numbers_are_read_with_their_units),
-		cmocka_unit_test(what_is_no_number_is_refused),
+		cmocka_unit_test(text_that_is_no_number_is_refused),
 		cmocka_unit_test(numbers_are_written_for_people),
 	};
 

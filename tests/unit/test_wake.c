@@ -1,10 +1,10 @@
 /*
- * Sleeping and waking: once a sleep, over a change of the peer, and, in two processes that play
- * ping-pong with one record, never lost.
+ * Sleeping and waking: one ring per sleep, also across a change of the peer, and no lost wake-up between two
+ * processes that play ping-pong with one record.
  *
  * A missing fence shows only when the store of one side meets the store of the other, within the
- * nanoseconds it waits in the store buffer. So one side goes to sleep at once, the other never,
- * each after a random moment, and a stream of records is no test of it at all. With two processors
+ * nanoseconds it waits in the store buffer. So one side goes to sleep at once and the other never, each after a
+ * random pause. A stream of records would not test it at all. With two processors
  * the mutants of C and F are caught within a fraction of the rounds played here.
  */
 #include "stress_fork.h"

@@ -1,4 +1,4 @@
-/* The real world: look-ups, jobs beside the loop, a reset behind last words. */
+/* world_uv.c: look-ups, jobs on worker threads, a reset behind the last bytes. */
 #include "daemon/config.h"
 #include "daemon/loop.h"
 
@@ -248,7 +248,7 @@ struct reader {
 	int error;
 };
 
-/* As a link does: what is there is read once, and a short read means that nothing else is. */
+/* Reads once, as a link does: a short read means that no more data is there. */
 static void
 read_once(void *owner)
 {
@@ -286,7 +286,7 @@ reset_behind_last_words_is_seen(void **state)
 	assert_non_null(world);
 	reader.sock = world_uv_adopt(world, pair[0], &handlers, &reader);
 	assert_non_null(reader.sock);
-	/* Whoever closes with something unread resets the connection. */
+	/* Closing a socket with unread data resets the connection. */
 	assert_int_equal(write(pair[0], "unwanted", 8), 8);
 	assert_int_equal(recv(pair[1], (char[8]){ 0 }, 8, MSG_PEEK | MSG_WAITALL), 8);
 	assert_int_equal(write(pair[1], "last words", 10), 10);

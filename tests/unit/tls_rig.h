@@ -1,6 +1,6 @@
 /*
- * The client's end of TLS against OpenSSL's server, over a socket in memory whose other end is here.
- * What fails here fails the test that called. One rig, one thread; every pointer is the rig's.
+ * The client's end of TLS against OpenSSL's server, over a socket in memory. A failure in here fails the
+ * calling test. One rig, one thread; every pointer is the rig's.
  */
 #ifndef TG_TESTS_TLS_RIG_H
 #define TG_TESTS_TLS_RIG_H
@@ -53,7 +53,7 @@ void stop(void);
 void connect_rig(const char *host);
 void disconnect_rig(void);
 
-/* Both ends take turns until the client's is done or failed, or nobody has anything to do. */
+/* Both ends take turns until the client's is done or failed, or neither can go on. */
 int shake(void);
 /* … and until the server's is done, too. */
 void finish_shaking(void);
