@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What tools/check and tools/quickstart share: packages, a copy of the sources, a build.
+# Shared by tools/check and tools/quickstart: packages, a copy of the sources, a build.
 # Sourced with `set -eu`; the caller sets $root, the source tree.
 
-# What building tidegate takes, from a checkout or a tarball.
-# shellcheck disable=SC2034  # for those who source this
+# The packages that building tidegate needs, from a checkout or a tarball.
+# shellcheck disable=SC2034  # used by the scripts that source this
 build_packages=(
 	autoconf automake build-essential ca-certificates libc-ares-dev libck-dev libcmocka-dev libconfig-dev libhiredis-dev
 	libjansson-dev libjemalloc-dev libssl-dev libtool libuv1-dev pkg-config

@@ -2,8 +2,8 @@
 """The demonstration that tools/quickstart builds and starts.
 
 Two brokers, one tidegated, 4 producers. Some of the messages are published at a steady rate, so
-that a broker can be frozen and resumed while they flow; the rest follows at full speed. Then what
-the brokers recorded is compared, line by line, with what was published.
+that a broker can be frozen and resumed while they flow; the rest follows at full speed. Then the brokers'
+records are compared, line by line, with the published lines.
 """
 
 import argparse
@@ -27,15 +27,15 @@ STEADY_S = 14.0    # how long the steady part takes
 STEADY_MAX = 50000 # messages in it
 FREEZE_AT = 0.25   # of it
 FROZEN_S = 5.0
-LIMIT_S = 120.0    # for anything that is waited for
+LIMIT_S = 120.0    # of every wait
 POOL = "quickstart"
-CONFIG = """# What tools/quickstart runs with.
+CONFIG = """# The configuration of tools/quickstart.
 socket = "{sockets}/tidegate.sock";
 admin = "{sockets}/admin.sock";
 pools = ( {{
   name = "{pool}"; protocol = "mqtt"; balance = "weighted"; order = "lane"; on_failure = "resend";
   brokers = ( {{ address = "{brokers[0].address}"; }}, {{ address = "{brokers[1].address}"; }} );
-  # Impatient, so that there is something to see within seconds.
+  # Short timeouts, so that changes show within seconds.
   health = {{ idle_ms = 300; probe_timeout_ms = 300; probe_misses = 2; ack_timeout_ms = 1000; stall_timeout_ms = 2500; }};
   breaker = {{ retry_ms = 200; retry_max_ms = 1000; slow_start_ms = 1000; }};
   mqtt = {{ version = 5; qos = 1; }};
@@ -103,7 +103,7 @@ def answers(port):
 
 
 class Broker:
-    """A broker and the record of what reached it: one line for each message."""
+    """A broker and its record: one line for each message that reached it."""
 
     def __init__(self, letter, folder):
         self.letter = letter
@@ -324,7 +324,7 @@ class Demo:
             before = [broker.arrived for broker in self.brokers]
             arrived = self.show(total, frozen, frozen_at)
             if steady and not did and arrived >= steady * FREEZE_AT:
-                # The one that is busiest just now, or there would be nothing to see.
+                # The busiest broker, so that the freeze has a visible effect.
                 frozen = max(zip(self.brokers, before), key=lambda pair: pair[0].arrived - pair[1])[0]
                 frozen_at = time.monotonic()
                 did = True
@@ -356,7 +356,7 @@ class Demo:
         producers = self.publish("steady", steady / STEADY_S)
         self.watch(producers, total, steady)
         self.collect("steady", producers)
-        # What the resumed broker had in its socket still reaches it, as duplicates.
+        # The resumed broker still reads messages from its socket: they arrive as duplicates.
         self.screen.event(f"now {total - steady:,} messages as fast as they go")
         begin = time.monotonic()
         producers = self.publish("full")
@@ -367,7 +367,7 @@ class Demo:
         self.screen.done()
 
     def settled(self):
-        """Nothing new in the records for a while: what is missing now is missing."""
+        """The records stopped growing: a message missing now is lost."""
         now = sum(broker.count() for broker in self.brokers)
         if now != getattr(self, "settled_count", None):
             self.settled_count, self.settled_since = now, time.monotonic()

@@ -1,8 +1,8 @@
 /*
- * tidegate-bench: what a message costs, beside what it costs without tidegate.
+ * tidegate-bench: the cost of a message with tidegate and without it.
  *
  * A measurement is a number of rounds; in each, every client of the table (clients.def) does the
- * same work in turn: A B A B. What is shown are medians over rounds, and ratios of medians.
+ * same work in turn: A B A B. The result is medians over rounds, and ratios of medians.
  *
  *	main ─► a subcommand ─► group (P forked processes, one client each) ─► outcome of a round
  *	             └── stage (--start: a daemon and a broker of its own)
@@ -37,7 +37,7 @@ struct bench_options {
 	uint16_t broker_port;
 	pid_t daemon_pid, broker_pid; /* 0: not known */
 	const struct bench_protocol *protocol;
-	const struct stage_broker *start; /* NULL: what runs already is used */
+	const struct stage_broker *start; /* NULL: use the running daemon */
 	const char *ca_file;              /* that the broker's certificate is checked with; NULL: no TLS */
 	uint64_t size;                    /* of a body, bytes */
 	uint64_t count;                   /* messages of each process and round */
@@ -56,7 +56,7 @@ struct bench_options {
 	int unconfirmed; /* messages that the broker does not answer for */
 };
 
-/* Set by SIGINT, SIGTERM and SIGHUP: finish what has to be undone, then leave. */
+/* Set by SIGINT, SIGTERM and SIGHUP: clean up and exit. */
 extern volatile sig_atomic_t bench_stop;
 
 /* The clients that take part: tidegate first, then, with --direct, those that were built in. */

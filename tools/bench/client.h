@@ -1,9 +1,9 @@
 /*
  * One way to publish, so that the same work can be done through tidegate and without it.
  *
- * Owner: the process that opened it; one thread. Every function that can fail writes why into
- * client_error and returns NULL or -1. "Finished" is: the broker has answered for it (or, where
- * the protocol has no answer, it was sent). Anything else that becomes of a message is a failure.
+ * Owner: the process that opened it; one thread. Every function that can fail writes the reason into
+ * client_error and returns NULL or -1. A message is finished when the broker has confirmed it (or, where the
+ * protocol has no confirmation, when it was sent). Any other outcome is a failure.
  */
 #ifndef TG_BENCH_CLIENT_H
 #define TG_BENCH_CLIENT_H

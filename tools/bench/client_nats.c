@@ -1,10 +1,10 @@
 /*
- * Publishing through libnats, as its threads have it: JetStream with asynchronous acknowledgements, or
- * core NATS with a flush (a ping and its answer) for each window, which is what tidegated waits for too.
+ * Publishing through libnats with its own threads: JetStream with asynchronous acknowledgements, or
+ * core NATS with a flush (a ping and its answer) for each window, which tidegated waits for, too.
  * A message for a stream has a Nats-Msg-Id, as tidegated's have, so that both are kept once.
  *
- * Acknowledgements come in on a thread of the library's. A wake-up for each would be most of the cost, so
- * the publisher sleeps until half of what is under way is answered.
+ * Acknowledgements come in on a thread of the library's. A wake-up for each would dominate the cost, so the
+ * publisher sleeps until half of the messages in flight are answered.
  */
 #include "build_config.h"
 
@@ -33,7 +33,7 @@ struct nats_client {
 	uint64_t published, collected;
 	pthread_mutex_t lock;
 	pthread_cond_t enough;
-	char error[256];           /* under the lock: what the first message that failed came back with */
+	char error[256];           /* under the lock: the error of the first message that failed */
 	_Atomic uint64_t answered; /* by the library's thread */
 	/*
 	 * The publisher sleeps until so many are answered; UINT64_MAX: it does not sleep. It stores this and
@@ -82,7 +82,7 @@ close_nats(void *self)
 		return;
 	jsCtx_Destroy(n->stream);
 	natsConnection_Destroy(n->connection);
-	/* Its threads are gone when this returns, and nobody calls on_answer. */
+	/* Its threads have ended when this returns, so on_answer is not called any more. */
 	nats_CloseAndWait(0);
 	pthread_cond_destroy(&n->enough);
 	pthread_mutex_destroy(&n->lock);
@@ -176,7 +176,8 @@ set_options(natsOptions *o, const struct bench_options *options)
 	status = natsOptions_SetURL(o, url);
 	if (status == NATS_OK)
 		status = natsOptions_SetAllowReconnect(o, false);
-	/* One message under way is flushed by whoever publishes it: the library's thread first sleeps 1 ms. */
+	/* With one message in flight the publisher flushes it itself: the library's thread first sleeps 1 ms.
+	 * */
 	if (status == NATS_OK && options->batch == 1)
 		status = natsOptions_SetSendAsap(o, true);
 	if (status == NATS_OK && options->ca_file != NULL)

@@ -41,7 +41,7 @@ fail_status(const char *what, int status)
 	return client_fail("librabbitmq: %s: %s", what, amqp_error_string2(status));
 }
 
-/* What the broker said when it closed. */
+/* The reason in the broker's close frame. */
 static int
 fail_closed(const char *what, const amqp_method_t *method)
 {

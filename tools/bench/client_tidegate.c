@@ -35,7 +35,7 @@ close_tidegate(void *self)
 	free(t);
 }
 
-/* Adds up finished messages; another outcome is a failure in words. */
+/* Adds up finished messages; any other outcome is reported as a failure. */
 static int64_t
 count_finished(struct tidegate_client *t, const struct tg_completion *completions, int count)
 {
@@ -127,7 +127,7 @@ open_tidegate(const struct bench_options *options)
 			.topic_len = strlen(options->topic),
 			.body = t->body,
 			.body_len = (size_t)options->size };
-	/* One message there and back: what is measured afterwards is warm on both sides. */
+	/* One message and its answer warm both sides up before the measurement. */
 	error = tg_publish_sync(t->lane, &t->messages[0], OPEN_TIMEOUT_MS, &completion);
 	if (error != 0)
 		client_fail("pool \"%s\": the first message: %s", options->pool, tg_strerror(error));

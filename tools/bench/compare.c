@@ -57,7 +57,7 @@ options_of(const struct bench_options *given, const struct row *row)
 	return o;
 }
 
-/* A direct client that speaks no TLS has nothing to say in that row. */
+/* A direct client without TLS has no figure in that row. */
 static size_t
 choose_clients(const struct bench_options *o, const struct load_client *clients[THROUGHPUT_CLIENTS])
 {
@@ -140,7 +140,7 @@ row_json(struct row *row)
 	    clients);
 }
 
-/* Whether it is one of those that were asked for. */
+/* Whether the options ask for it. */
 static int
 is_wanted(const struct bench_options *o, const struct comparison *of)
 {
@@ -160,7 +160,7 @@ bench_compare(const struct bench_options *options)
 		struct row row = { .of = &comparisons[i / 2], .tls = i % 2 != 0 };
 		if (!is_wanted(options, row.of))
 			continue;
-		/* What is not installed is said, and leaves a gap. */
+		/* A missing program is reported and leaves a gap. */
 		measured += measure_row(options, &row) == 0;
 		if (bench_stop)
 			break;

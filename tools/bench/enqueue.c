@@ -1,7 +1,7 @@
 /*
- * What tg_publish costs its caller: bursts that fit into the ring, timed from the first call's
+ * The cost of tg_publish for its caller: bursts that fit into the ring, timed from the first call's
  * start to the last one's end. A message just before each burst wakes the daemon, so that no
- * doorbell (a system call, PERFORMANCE's 8 us) is in the figure; after each the lane is flushed.
+ * doorbell (a system call of about 8 us) is in the figure; after each the lane is flushed.
  */
 #include "build_config.h"
 
@@ -17,7 +17,7 @@
 
 #define DEFAULT_RING (UINT64_C(1) << 20)
 #define BURST_RING_PART 2 /* a burst takes at most this part of the ring */
-#define RECORD_BYTES 64   /* what a record needs beside topic and body, at most */
+#define RECORD_BYTES 64   /* a record's overhead beside topic and body, at most */
 #define FLUSH_MS 10000
 
 enum way { WAY_ONE, WAY_BATCH, WAY_RESERVE, WAYS };
@@ -141,7 +141,7 @@ burst(struct bench_lane *b, enum way way, uint64_t batch)
 	return 0;
 }
 
-/* Waits for all of a burst. Its messages are quiet: whatever comes back is trouble. */
+/* Waits for all of a burst. Its messages are quiet: any completion is a failure. */
 static int
 settle(struct bench_lane *b)
 {

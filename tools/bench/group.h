@@ -6,7 +6,7 @@
  *	parent …                  └─► release ─┘            └─► all gone
  *
  * Each writes its result into its own slot of memory it shares with the parent. A child dies with
- * its parent; one that fails says why in its slot. Owner: the parent; one group at a time.
+ * its parent; one that fails leaves the reason in its slot. Owner: the parent; one group at a time.
  */
 #ifndef TG_BENCH_GROUP_H
 #define TG_BENCH_GROUP_H
@@ -20,7 +20,7 @@ struct group_slot {
 	uint64_t cpu_ns;           /* this process's, during the work */
 	uint64_t finished;         /* messages */
 	struct histogram latency;  /* ns */
-	double figures[4];         /* what else a job has to say */
+	double figures[4];         /* further figures of a job */
 };
 
 struct group {
@@ -32,7 +32,7 @@ struct group {
 	int alive_fd;   /* end of file when all are gone */
 };
 
-/* The two halves of a child's life. prepare returns an object or NULL, work 0 or -1; both say why in
+/* The two halves of a child's life. prepare returns an object or NULL, work 0 or -1; both leave the reason in
  * client_error. */
 struct group_job {
 	void *(*prepare)(const void *context);

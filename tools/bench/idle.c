@@ -1,4 +1,4 @@
-/* What lanes cost that are attached and do nothing: CPU and memory of the daemon, CPU of the client. */
+/* The cost of idle attached lanes: CPU and memory of the daemon, CPU of the client. */
 #include "build_config.h"
 
 #include "libclient/tidegate.h"

@@ -20,7 +20,7 @@ struct mode {
 
 static const struct mode modes[] = {
 	{ "spin", "the next as soon as the last is answered; the waiting client spins", 0 },
-	{ "asleep", "one every pace, so that everybody sleeps in between", 1 },
+	{ "asleep", "one every pace, so that all processes sleep in between", 1 },
 };
 #define MODES (sizeof(modes) / sizeof(modes[0]))
 

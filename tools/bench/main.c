@@ -1,4 +1,4 @@
-/* tidegate-bench: its subcommands, their options, what they run against. */
+/* tidegate-bench: its subcommands and their options. */
 #include "build_config.h"
 
 #include "tools/bench/client.h"
@@ -111,13 +111,13 @@ struct subcommand {
 };
 
 static const struct subcommand subcommands[] = {
-	{ "enqueue", IN_ENQUEUE, bench_enqueue, 1024, 31, 0, "what publishing costs the caller" },
+	{ "enqueue", IN_ENQUEUE, bench_enqueue, 1024, 31, 0, "the cost of publishing for the caller" },
 	{ "throughput", IN_THROUGHPUT, bench_throughput, 100000, 5, 0,
 	    "confirmed messages a second, CPU of every process for each" },
 	{ "latency", IN_LATENCY, bench_latency, 5000, 5, 3000,
 	    "one message under way: spinning, and asleep in between" },
 	{ "spawn", IN_SPAWN, bench_spawn, 200, 5, 0, "processes that publish one message and end" },
-	{ "idle", IN_IDLE, bench_idle, 0, 1, 10000, "what attached lanes cost that do nothing" },
+	{ "idle", IN_IDLE, bench_idle, 0, 1, 10000, "the cost of idle attached lanes" },
 	{ "compare", IN_COMPARE, bench_compare, 10000, 3, 20000,
 	    "every protocol through its broker, in the clear and with TLS, beside its own client" },
 	{ NULL, 0, NULL, 0, 0, 0, NULL },
@@ -319,7 +319,7 @@ apply(struct bench_options *o, int letter, const struct subcommand *s, const str
 	}
 }
 
-/* What does not fit together is said before anything is started. */
+/* Contradicting options are refused before anything starts. */
 static void
 check(const struct bench_options *o)
 {
@@ -348,7 +348,7 @@ check(const struct bench_options *o)
 		cli_usage_error("--direct --tls: %s is used in the clear only", clients[1]->name);
 }
 
-/* What follows from other options. */
+/* Defaults that depend on other options. */
 static void
 complete(struct bench_options *o)
 {

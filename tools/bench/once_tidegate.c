@@ -1,6 +1,6 @@
 /*
- * The shortest life of a publisher: connect, publish one message, see it confirmed, exit. Its only
- * library is tidegate's, so that what is measured is tidegate and not the loading of others.
+ * The shortest life of a publisher: connect, publish one message, see it confirmed, exit. Its only library is
+ * tidegate's, so that the measurement does not include loading others.
  *
  *	tidegate-once SOCKET POOL TOPIC SIZE
  */

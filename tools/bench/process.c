@@ -70,7 +70,7 @@ process_of_socket(const char *path)
 	return peer.pid;
 }
 
-/* Where programs lie, seen from the folder of the running one: installed, or in the build tree. */
+/* The folders of programs, relative to the running one: installed, or in the build tree. */
 static const char *const places[] = { ".", "../sbin", "../libexec/tidegate", "../pub", "../sink", "../bench",
 	"../ctl", "../../daemon", "..", "../daemon" };
 

@@ -1,6 +1,6 @@
 /*
- * Publishers that live for one message, one after the other: how many there can be each second,
- * beside how often /bin/true can be run. "fork" is a process forked from this one, "exec" a
+ * Publishers that live for one message, one after the other: their number a second, relative to that of
+ * /bin/true. "fork" is a process forked from this one, "exec" a
  * program started afresh, its libraries loaded.
  */
 #include "build_config.h"

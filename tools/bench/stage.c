@@ -43,7 +43,7 @@ show_log(const char *path)
 	fclose(file);
 }
 
-/* Asks `ready` again and again until it says yes, the process has ended, or it takes too long. */
+/* Polls `ready` until it succeeds, the process has ended, or the time is up. */
 static int
 await(struct stage *stage, const char *program, pid_t *pid,
     int (*ready)(struct stage *, const struct bench_options *), const struct bench_options *options)

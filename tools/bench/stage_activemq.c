@@ -1,4 +1,4 @@
-/* An ActiveMQ of the bench's own: one STOMP connector, nothing on disk but its log, nobody asks for a password.
+/* An ActiveMQ of the bench's own: one STOMP connector, only its log on disk, no password.
  */
 #include "build_config.h"
 

@@ -62,7 +62,7 @@ stage_start_mosquitto(struct stage *stage, const struct bench_options *options)
 		snprintf(tls, sizeof(tls), "cafile %s\ncertfile %s\nkeyfile %s\n", stage->cert, stage->cert,
 		    stage->key);
 	/*
-	 * As it comes, but for what a bench needs: no disk, and more than the default of 20 messages
+	 * The default configuration except for the needs of a bench: no disk, and more than the default of 20 messages
 	 * under way, which MQTT 5 clients (but not 3.1.1 ones) would be held to.
 	 */
 	snprintf(text, sizeof(text),
@@ -101,7 +101,7 @@ stage_start_redis(struct stage *stage, const struct bench_options *options)
 		    "tls-port %u\ntls-cert-file %s\ntls-key-file %s\ntls-ca-cert-file %s\ntls-auth-clients "
 		    "no\n",
 		    stage->port, stage->cert, stage->key, stage->cert);
-	/* No disk; the stream is trimmed by who adds to it. */
+	/* No disk; XADD trims the stream. */
 	snprintf(text, sizeof(text), "bind 127.0.0.1\nport %u\nsave \"\"\nappendonly no\ndir %s\n%s",
 	    options->tls ? 0u : stage->port, stage->folder, tls);
 	if (stage_write(stage, "redis.conf", config, text) != 0)

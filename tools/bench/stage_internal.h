@@ -1,13 +1,13 @@
-/* How brokers are started: what stage.c and the files beside it share. Owner and thread: main's. */
+/* Starting brokers: shared by stage.c and the files beside it. Owner and thread: main's. */
 #ifndef TG_BENCH_STAGE_INTERNAL_H
 #define TG_BENCH_STAGE_INTERNAL_H
 
 #include "tools/bench/stage.h"
 
-/* A port nobody has; it stays free unless someone takes it in the next milliseconds. 0 with a message shown. */
+/* A free port, which another program could still take in the next milliseconds. 0 with a message shown. */
 uint16_t stage_free_port(void);
 
-/* A connection to 127.0.0.1, the caller's. -1: nobody listens. */
+/* A connection to 127.0.0.1, the caller's. -1: refused. */
 int stage_connect(uint16_t port);
 
 /* Where a file of the stage is. Returns 0, or -1 with a message shown. */
@@ -29,8 +29,8 @@ stage_run(struct stage *stage, const char *program, char *const argv[], char *co
 int stage_make_certificate(struct stage *stage);
 
 /*
- * Starting a broker on stage->port, with TLS if options->tls, and what is to be done once the port answers: the
- * topic must lead somewhere, and what arrives there is kept in memory, STAGE_KEEP_BYTES at most. Each returns
+ * Starting a broker on stage->port, with TLS if options->tls, and preparing it once the port answers: the topic
+ * must have a destination, which keeps at most STAGE_KEEP_BYTES of messages in memory. Each returns
  * 0, or -1 with a message shown.
  */
 #define STAGE_KEEP_BYTES (64u << 20)

@@ -1,4 +1,4 @@
-/* A JetStream stream for the bench's topic, made with as much of the protocol as that takes. */
+/* A JetStream stream for the bench's topic, made with the few commands that this needs. */
 #include "build_config.h"
 
 #include "tools/bench/stage_internal.h"
@@ -19,7 +19,7 @@
 struct peer {
 	int fd;
 	SSL *ssl;              /* NULL: in the clear */
-	char text[ANSWER_MAX]; /* what it said last */
+	char text[ANSWER_MAX]; /* its last line */
 };
 
 static int
@@ -31,7 +31,7 @@ send_text(struct peer *peer, const char *text)
 				  : (int)send(peer->fd, text, (size_t)len, MSG_NOSIGNAL)) != len;
 }
 
-/* Reads until it has said this, or an error. Returns 0 or -1. */
+/* Reads until this text or an error arrives. Returns 0 or -1. */
 static int
 read_until(struct peer *peer, const char *text)
 {
@@ -53,7 +53,7 @@ read_until(struct peer *peer, const char *text)
 	return 0;
 }
 
-/* TLS begins behind the server's first words. Nothing is secret here: whose certificate it is does not matter.
+/* TLS begins after INFO. Nothing is secret here, so the certificate is not verified.
  */
 static int
 begin_tls(struct peer *peer)

@@ -1,4 +1,4 @@
-/* What the start of every broker is made of: ports, files, programs. */
+/* The parts of starting a broker: ports, files, programs. */
 #include "build_config.h"
 
 #include "tools/bench/process.h"
@@ -82,7 +82,7 @@ stage_write(const struct stage *stage, const char *name, char path[PATH_MAX], co
 	return failed ? -1 : 0;
 }
 
-/* Where a program's words go. */
+/* Opens a program's log. */
 static int
 open_log(struct stage *stage, const char *name)
 {

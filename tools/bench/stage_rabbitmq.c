@@ -65,7 +65,7 @@ write_config(const struct stage *stage, const struct bench_options *options, cha
 
 	if (write_definitions(stage, options->topic, definitions) != 0)
 		return -1;
-	/* Whoever gives no login is guest, and the broker's own port is elsewhere: it is not used. */
+	/* Clients without a login are guest. The AMQP port is not used. */
 	if (stomp) {
 		snprintf(text, sizeof(text),
 		    "listeners.tcp = none\nstomp.listeners.%s = none\nstomp.listeners.%s.1 = 127.0.0.1:%u\n"
@@ -89,7 +89,7 @@ write_config(const struct stage *stage, const struct bench_options *options, cha
 	return stage_write(stage, "rabbitmq.conf", path, text);
 }
 
-/* Without one in the foreground that is ours, the first Erlang program would leave one running for good. */
+/* Without our own epmd in the foreground, the first Erlang program would leave one running. */
 static int
 start_epmd(struct stage *stage, uint16_t port)
 {
@@ -124,7 +124,7 @@ stage_start_rabbitmq(struct stage *stage, const struct bench_options *options)
 	char text[9][PATH_MAX + 64];
 	/*
 	 * As a service it replaces its script, so that the process is the node itself. Its schedulers do not
-	 * spin while they wait: on a machine shared with what is measured that would be in every figure. Its
+	 * spin while they wait, since the spinning would show in every figure. Its
 	 * name is an address: a bare machine may have no name for itself.
 	 */
 	char *environment[] = { text[0], text[1], text[2], text[3], text[4], text[5], text[6], text[7], text[8],

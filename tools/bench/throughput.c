@@ -1,4 +1,4 @@
-/* Confirmed messages a second, and what each costs every process on the way. */
+/* Confirmed messages a second, and the CPU time of each process per message. */
 #include "build_config.h"
 
 #include "tools/bench/client.h"

@@ -20,7 +20,7 @@ struct throughput {
 
 /*
  * Adds options->rounds rounds to what each client has: fewer, but one, if they take more than
- * options->duration_ms (0: no matter). what: in front of the progress line. Returns 0, or -1 with a
+ * options->duration_ms (0: no matter). The text `what` precedes the progress line. Returns 0, or -1 with a
  * message shown.
  */
 int throughput_measure(const struct bench_options *options, const struct load_client *const *clients,

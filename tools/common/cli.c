@@ -15,7 +15,7 @@ static int progress_shown;
 static void
 take_standard_descriptors(void)
 {
-	/* The wrong way round: what fails with a closed descriptor fails with these. Errors just have nowhere to go. */
+	/* The wrong way round: calls that fail with a closed descriptor fail with these. Errors just have nowhere to go. */
 	static const int ways[] = { [STDIN_FILENO] = O_WRONLY, [STDOUT_FILENO] = O_RDONLY, [STDERR_FILENO] = O_WRONLY };
 
 	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)

@@ -1,6 +1,5 @@
 /*
- * What every command line tool here does the same way: errors, numbers with limits, options that
- * come from one table.
+ * Shared by the command-line tools: errors, numbers with limits, options from one table.
  *
  * Exit codes: CLI_OK, CLI_FAILED (it ran and did not wholly succeed), CLI_USAGE.
  * cli_init() first. Not for threads.
@@ -16,7 +15,7 @@
 
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
-/* One option: what getopt_long needs, and its help. A table ends with name NULL. */
+/* One option for getopt_long, and its help. A table ends with name NULL. */
 struct cli_option {
 	const char *name;     /* long name */
 	int letter;           /* short name, or a number above 255 for none */
@@ -27,7 +26,7 @@ struct cli_option {
 /*
  * Before anything opens a descriptor. program: the name that starts every message; static storage. Closed
  * standard descriptors are taken, so that no socket becomes one: reading standard input then fails, as writing
- * standard output does. What standard output could not take at exit is an error, too.
+ * standard output does. Output that standard output could not take at exit is an error, too.
  */
 void cli_init(const char *program);
 
@@ -37,7 +36,7 @@ void cli_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The same, with a pointer to --help, then exit(CLI_USAGE). */
 _Noreturn void cli_usage_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* A number with limits, or a usage error that names the option, what was given and what is allowed. */
+/* A number with limits, or a usage error that names the option, the value and the limits. */
 uint64_t cli_number(const char *option, enum units kind, const char *text, uint64_t min, uint64_t max);
 
 /*

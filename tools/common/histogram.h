@@ -2,7 +2,7 @@
  * A bounded histogram of durations with logarithmic buckets.
  *
  * Values below HISTOGRAM_SUB are exact. Above, every power of two is cut into HISTOGRAM_SUB / 2
- * equal buckets, so what comes out is at most 1/64 (1.6 %) above what went in:
+ * equal buckets, so a reported value is at most 1/64 (1.6 %) above the recorded one:
  *
  *	0 1 2 … 127 | 128 130 … 254 | 256 260 … 508 | 512 …       lower bound of each bucket
  *	 width 1       width 2         width 4        width 8

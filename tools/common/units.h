@@ -1,5 +1,5 @@
 /*
- * Numbers as people write and read them.
+ * Parsing and printing of numbers with units.
  *
  *	UNITS_COUNT   5000  5k  2M  1G          powers of 1,000
  *	UNITS_BYTES   65536  64k  64KiB  1M     powers of 1,024
@@ -17,7 +17,7 @@ enum units { UNITS_COUNT, UNITS_BYTES, UNITS_MS, UNITS_RATE };
 /* Reads a whole text as a number of the kind. Returns 0, or -1: not a number, or past 64 bits. */
 int units_parse(enum units kind, const char *text, uint64_t *value);
 
-/* What the kind accepts, for an error message. Static. */
+/* An example of the kind, for an error message. Static. */
 const char *units_example(enum units kind);
 
 /* Each writes at most size bytes, terminated, and returns text. 32 bytes are enough for any. */

@@ -25,8 +25,8 @@ complain_connect(const char *path, int error)
 		    path);
 		break;
 	case ECONNREFUSED:
-		cli_error("no tidegated at %s: nobody listens there any more. Start it (systemctl start "
-			  "tidegated, or "
+		cli_error("no tidegated at %s: its socket file is there, but the daemon is not running. "
+			  "Start it (systemctl start tidegated, or "
 			  "tidegated -c FILE)",
 		    path);
 		break;
@@ -146,7 +146,7 @@ make_room(struct ask *ask)
 	return 0;
 }
 
-/* Adds what comes to the buffer. Returns 1; 0 at the end of the stream; -1 after saying what failed. */
+/* Adds what comes to the buffer. Returns 1; 0 at the end of the stream; -1 after printing the error. */
 static int
 receive(struct ask *ask, int timeout_ms)
 {
@@ -176,7 +176,7 @@ receive(struct ask *ask, int timeout_ms)
 	return 1;
 }
 
-/* One line as JSON; NULL after saying what failed. */
+/* One line as JSON; NULL after printing the error. */
 static json_t *
 next_line(struct ask *ask, int timeout_ms)
 {

@@ -1,7 +1,7 @@
 /*
  * The admin socket from the asking side: one JSON object a line each way (daemon/admin.h).
  *
- * Every failure is said on standard error, with what to do about it, before the call returns. Not
+ * Every failure is printed with its remedy on standard error before the call returns. Not
  * for threads.
  */
 #ifndef TG_TOOLS_CTL_ASK_H
@@ -22,7 +22,7 @@ struct ask {
 	int lost;    /* the daemon has hung up, or does not answer */
 };
 
-/* As ask_open, but says nothing when nobody listens: while one daemon takes over from another. */
+/* As ask_open, but silent when no daemon accepts: while one daemon takes over from another. */
 int ask_try(struct ask *ask, const char *path);
 
 /* Connects again once there is a daemon to connect to, and says so. */

@@ -1,4 +1,4 @@
-/* tidegatectl: what tidegated does, why, and what happened. */
+/* tidegatectl: inspects and controls a running tidegated. */
 #include "build_config.h"
 
 #include "tools/common/cli.h"
@@ -48,7 +48,7 @@ struct command {
 	show_answer *show;
 };
 
-/* Events are lines, and an upgrade is a deed, not a table. */
+/* Events are lines, and an upgrade is an action: neither is a table. */
 #define show_events NULL
 #define show_upgrade NULL
 
@@ -397,7 +397,7 @@ run_events(struct ask *ask, const struct settings *settings, const struct comman
 	return status;
 }
 
-/* What the daemon that answers now says of itself, a new reference; NULL: nobody does. */
+/* The status of the daemon that answers now, a new reference; NULL: no daemon answers. */
 static json_t *
 ask_status(const char *path)
 {

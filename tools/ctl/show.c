@@ -158,7 +158,7 @@ finish(struct table *table, FILE *out, const char *nothing)
 	table_fini(table);
 }
 
-/* Below a table: what is wrong with one of its rows. */
+/* Below a table: the failure of one of its rows. */
 static void
 cause(FILE *out, const char *of, const char *what, const char *why)
 {

@@ -8,7 +8,7 @@
 #include <jansson.h>
 #include <stdio.h>
 
-/* Two answers to the same request, for what is a rate. */
+/* Two answers to the same request, from which rates are computed. */
 struct sample {
 	const json_t *answer;
 	const json_t *before; /* NULL: the first one, no rates */

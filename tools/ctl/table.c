@@ -57,7 +57,7 @@ char_bytes(const unsigned char *s)
 	return s[0] < 0x80 ? 1 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
 }
 
-/* What would move a terminal or turn its line round. */
+/* Characters that would move the cursor or reverse the text's direction. */
 static int
 is_harmful(const unsigned char *s)
 {

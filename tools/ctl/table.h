@@ -1,7 +1,7 @@
 /*
- * Tables for people: columns as wide as what is in them, numbers to the right, colour and cutting
- * only on a terminal. What comes from outside is made harmless for one: control characters and what
- * turns a line round become '?'.
+ * Tables for people: columns as wide as their content, numbers to the right, colour and cutting
+ * only on a terminal. Foreign text is made harmless: control characters and characters that reverse the text's
+ * direction become '?'.
  */
 #ifndef TG_TOOLS_CTL_TABLE_H
 #define TG_TOOLS_CTL_TABLE_H

@@ -1,6 +1,6 @@
 /*
  * tidegate-pub: publishes the lines of files, or of standard input, through the tidegated of this
- * host, and says what became of each.
+ * host, and reports the outcomes.
  */
 #include "build_config.h"
 
@@ -14,7 +14,7 @@
 #define RING_STREAM (UINT64_C(1) << 20) /* about 1,000 lines of 1 KiB under way */
 #define RING_MIN (UINT64_C(16) << 10)
 #define RING_MAX (UINT64_C(1) << 30)
-#define RECORD_ROOM 256 /* what a record needs beside topic, key, headers and body, generously */
+#define RECORD_ROOM 256 /* a record's overhead beside topic, key, headers and body, generously */
 
 enum {
 	OPT_NULL = 256,
@@ -275,7 +275,7 @@ main(int argc, char **argv)
 	if (pub.interrupted)
 		report_interrupted(&pub);
 	if (pub.stranded)
-		cli_error("gave up: tidegated has been away for %.1f s; what became of the unanswered messages is not known",
+		cli_error("gave up: tidegated has been away for %.1f s; the outcomes of the unanswered messages are not known",
 		    (double)pub.away_ms / 1000);
 	if (pub.timed_out)
 		cli_error("gave up after %llu ms (--wait)", (unsigned long long)settings.pub.wait_ms);

@@ -116,7 +116,7 @@ note_rejection(struct pub *pub, const struct tg_completion *completion)
 	else
 		snprintf(r->from, sizeof(r->from), "%s:%" PRIu64, name, line);
 	r->code = completion->code;
-	/* The lane keeps the words of its last rejection only; they are ours if the code is. */
+	/* The lane keeps the text of its last rejection only; it belongs to this one if the code matches. */
 	if (tg_reason(pub->lane, r->reason, sizeof(r->reason), &code) <= 0 || code != r->code)
 		r->reason[0] = '\0';
 	cli_error("%s: rejected, code %" PRIu32 " (0x%02" PRIx32 ")%s%s", r->from, r->code, r->code,
@@ -228,7 +228,7 @@ rate_allows(struct pub *pub, uint64_t now, uint64_t *due_ns)
 		    (uint64_t)((double)(earned - pub->rate_count) * (double)CLOCK_NS_PER_S / (double)rate);
 
 		if (behind_ns > RATE_BURST_NS && earned - pub->rate_count > 1) {
-			/* It could not keep up: what was missed is not made good in one flood. */
+			/* It could not keep up: missed messages are not sent in one burst. */
 			pub->rate_base_ns = now - RATE_BURST_NS;
 			pub->rate_count = 0;
 			earned = (uint64_t)((double)RATE_BURST_NS * (double)rate / (double)CLOCK_NS_PER_S) + 1;
@@ -287,7 +287,7 @@ wait_for(struct pub *pub, int fd, uint64_t until_ns)
 	struct pollfd fds[2] = { { .fd = tg_fd(pub->lane), .events = POLLIN }, { .fd = fd, .events = POLLIN } };
 	struct timespec left = clock_timespec(until_ns > now ? until_ns - now : 0);
 
-	/* What came before the descriptor was asked for would not show on it. */
+	/* Completions that came before the descriptor was created would not show on it. */
 	collect(pub);
 	if (!pub->broken && !pub_stop)
 		ppoll(fds, fd >= 0 ? 2 : 1, &left, NULL);
@@ -307,7 +307,7 @@ lane_wait(struct pub *pub)
 	int error = tg_wait(pub->lane, TICK_MS);
 
 	if (error != 0 && error != -TG_ETIMEOUT && !(error == -TG_ESYSTEM && errno == EINTR)) {
-		collect(pub); /* what is there comes before the error */
+		collect(pub); /* completions come before the error */
 		if (!pub->broken)
 			lane_failed(pub, "waiting", error);
 	}

@@ -1,4 +1,4 @@
-/* What tidegate-pub shows: the progress line, the summary, the JSON object. */
+/* tidegate-pub's output: the progress line, the summary, the JSON object. */
 #ifndef TG_PUB_REPORT_H
 #define TG_PUB_REPORT_H
 

@@ -1,5 +1,5 @@
 /*
- * A connection: what it reads, the answers that wait, what it writes and how it ends. message.c judges what came.
+ * A connection: reading, delayed answers, writing, and its end. message.c decides on each message.
  */
 #include "build_config.h"
 
@@ -421,7 +421,7 @@ note_tls(struct conn *conn, ssize_t n)
 		conn->secured = true;
 		sink->tls_handshakes++;
 		sink->tls_resumed += secure_is_resumed(conn->ssl);
-		server_dirty(sink, conn); /* what waited for it may leave */
+		server_dirty(sink, conn); /* waiting output may leave */
 	}
 	if (n < 0 && errno == EPROTO) {
 		sink->tls_failed++;

@@ -122,7 +122,7 @@ control_stats(const struct sink *sink, bool with_connections)
 
 /* --- commands ---------------------------------------------------------------------------------- */
 
-/* What a change of one behaviour means for connections that exist. */
+/* Applies a changed behaviour to existing connections. */
 static void
 changed(struct sink *sink, enum behaviour_id id)
 {

@@ -1,5 +1,5 @@
 /*
- * What a sink does with particular messages: a list of rules, of which the first that matches counts.
+ * Treatments of particular messages: a list of rules, of which the first that matches counts.
  *
  *    RULE[,RULE...]     RULE: PATTERN=HOW[:CODE]     PATTERN: a shell pattern for topics, or >BYTES for bodies
  *

@@ -56,7 +56,7 @@ room(struct record *record, size_t more)
 	return record->data + record->len;
 }
 
-/* What is not written as it is. Bytes above 0x7f are: topics and most bodies are UTF-8. */
+/* Whether a byte is written without an escape. Bytes above 0x7f are: topics and most bodies are UTF-8. */
 static inline bool
 plain(uint8_t byte, bool in_header)
 {

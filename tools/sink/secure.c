@@ -96,7 +96,7 @@ secure_is_resumed(const struct ssl_st *ssl)
 	return SSL_session_reused(ssl);
 }
 
-/* What a call that gave nothing means, as recv says it. */
+/* Maps the result of a call that returned no data to recv's conventions. */
 static ssize_t
 meaning(SSL *ssl, int rc, bool *wants_write)
 {

@@ -14,7 +14,7 @@
 struct ssl_ctx_st;
 struct ssl_st;
 
-#define SECURE_RECORD 16384u /* plaintext of the largest record: what a read may return beyond what it wanted */
+#define SECURE_RECORD 16384u /* plaintext of the largest record, which a read may return beyond its limit */
 
 /* ca: whose certificates clients must have, or NULL. Returns NULL after a message on stderr. */
 struct ssl_ctx_st *secure_context_new(const char *cert, const char *key, const char *ca);
@@ -40,7 +40,7 @@ void secure_shutdown(struct ssl_st *ssl);
 bool secure_is_done(const struct ssl_st *ssl);
 bool secure_is_resumed(const struct ssl_st *ssl);
 
-/* What OpenSSL last complained about, in words. */
+/* OpenSSL's last error as text. */
 const char *secure_why(void);
 
 #endif

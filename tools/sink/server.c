@@ -164,7 +164,7 @@ resolve(struct listener *listener, const char *address)
 	return 0;
 }
 
-/* Removes a socket file that nobody listens on any more. Returns 0, or -1 with errno. */
+/* Removes a socket file without a listener. Returns 0, or -1 with errno. */
 static int
 remove_stale(const struct listener *listener)
 {
@@ -423,7 +423,7 @@ check_keepalives(struct sink *sink)
 		if (!conn->idle_limit_ns || conn->end != CONN_STAYS)
 			continue;
 		any = true;
-		/* What we do not read may be the sign of life. */
+		/* Unread bytes may be the sign of life. */
 		if (!(conn->events & EPOLLIN) || !conn->in_epoll)
 			conn->read_ns = sink->now_ns;
 		if (sink->now_ns - conn->read_ns > conn->idle_limit_ns) {
@@ -462,7 +462,7 @@ answer_all(struct sink *sink)
 	record_flush(&sink->record);
 	SLIST_INIT(&gone);
 	while (!SLIST_EMPTY(&sink->dirty)) {
-		/* A turn may mark itself again (an ending): until nobody does. */
+		/* A turn may mark its connection again (an ending): repeat until none does. */
 		dirty = sink->dirty;
 		SLIST_INIT(&sink->dirty);
 		while ((conn = SLIST_FIRST(&dirty))) {

@@ -17,7 +17,7 @@
 
 /* OPTION(name, argument, help): options that are not behaviours and cannot be changed later. */
 #define OPTIONS                                                                                         \
-	OPTION(protocol, "NAME", "what to speak: mqtt (3.1.1 and 5), amqp (0-9-1), nats, redis or stomp") \
+	OPTION(protocol, "NAME", "the protocol: mqtt (3.1.1 and 5), amqp (0-9-1), nats, redis or stomp") \
 	OPTION(listen, "ADDR[,ADDR...]",                                                                \
 	    "HOST:PORT, [V6]:PORT or unix:/PATH; port 0 picks a free one, which is printed")            \
 	OPTION(record, "FILE", "append a line to FILE for each message, before it is answered")         \
@@ -224,7 +224,8 @@ read_options(struct sink *sink, struct settings *settings, int argc, char **argv
 
 	long_options(options);
 	opterr = 0;
-	/* "+": what follows --tell's address is the command, dashes or not. ":": tells apart what is missing.
+	/* "+": words after --tell's address are the command, dashes or not. ":" distinguishes a missing
+	 * argument.
 	 */
 	while ((c = getopt_long(argc, argv, "+:hV", options, NULL)) != -1) {
 		if (c == ':')

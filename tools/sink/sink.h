@@ -7,8 +7,8 @@
  *                    conn.c            record.c               protocol          conn.c
  *
  * so a message is in the record before its answer can leave, and a read's answers leave in one write.
- * A protocol is one file that turns bytes into conn_message() calls and answers into bytes; what the
- * sink was told to do (behaviour.def) happens between the two and is the same for every protocol.
+ * A protocol is one file that turns bytes into conn_message() calls and answers into bytes; the configured
+ * behaviour (behaviour.def) is applied between the two and is the same for every protocol.
  *
  * Memory is bounded: a connection that has ANSWERS_MAX answers waiting or OUT_MAX bytes that its
  * peer does not take is not read from.
@@ -130,14 +130,14 @@ struct conn {
 	bool in_epoll;
 	uint64_t number; /* 1, 2, … since the start */
 	char peer[64];
-	char *client; /* what the client calls itself, escaped; NULL: nothing yet */
+	char *client; /* the client's name for itself, escaped; NULL: none yet */
 
 	enum conn_end end;
 	bool stop;          /* the parser must return: stalled or ending */
 	bool stalled;       /* by stall-after */
 	bool reject_closes; /* the protocol cannot say no to one message */
 	bool last_words;    /* farewell with last_code, then the end: when the parser has returned */
-	bool trails;        /* what is parsed yet is rejected with last_code, then the end */
+	bool trails;        /* parsed messages are rejected with last_code, then the end */
 	uint32_t last_code;
 	bool write_blocked;
 	bool unparsed;    /* `in` may hold whole packets, left when stop was set */
@@ -193,7 +193,7 @@ struct sink {
 	uint64_t start_ns;
 	uint64_t time_ns;         /* wall clock of the turn, for the record */
 	uint64_t accept_again_ns; /* out of descriptors: not before */
-	uint64_t tick_ns;         /* next look at keepalives; 0: nobody has one */
+	uint64_t tick_ns;         /* next look at keepalives; 0: no connection has one */
 	uint64_t random;
 	uint64_t reject_turn; /* counts for reject-every */
 	struct counters counters;

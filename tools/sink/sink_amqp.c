@@ -37,7 +37,7 @@ struct amqp {
 	struct channel *channels; /* [CHANNELS] */
 };
 
-/* --- what it sends ----------------------------------------------------------------------------- */
+/* --- sending ----------------------------------------------------------------------------- */
 
 static uint8_t *
 begin(struct conn *conn, uint32_t channel, uint32_t method)

@@ -1,5 +1,5 @@
 /*
- * What AMQP 0-9-1 frames are made of, for the sink.
+ * AMQP 0-9-1 frames, for the sink.
  *
  *   [type: 1] [channel: 2] [size: 4] [payload: size] [0xce]
  */

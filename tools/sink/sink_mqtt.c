@@ -100,7 +100,7 @@ take_properties(struct conn *conn, struct cursor *cursor, uint64_t allowed, stru
 	return section.bad || cursor->bad ? RC_MALFORMED : 0;
 }
 
-/* --- what the sink sends ----------------------------------------------------------------------- */
+/* --- sending ----------------------------------------------------------------------- */
 
 static void
 put_packet(struct conn *conn, uint8_t type, const uint8_t *body, size_t len)
@@ -277,7 +277,7 @@ session_limits(struct conn *conn)
 	conn->reject_closes = mqtt->version == 4;
 }
 
-/* What a broker that does not speak MQTT 5 does with its CONNECT. */
+/* Answers an MQTT 5 CONNECT as a broker that speaks 3.1.1 only. */
 static int
 speak_311_only(struct conn *conn)
 {
@@ -295,7 +295,7 @@ speak_311_only(struct conn *conn)
 		conn_end(conn, CONN_FLUSH);
 		return 0;
 	default:
-		mqtt->version = 5; /* what comes on it later finds a session */
+		mqtt->version = 5; /* its later packets need a session */
 		return 0;
 	}
 }

@@ -1,5 +1,5 @@
 /*
- * What MQTT packets are made of, for the sink.
+ * MQTT packets, for the sink.
  *
  *   [type: 4 bits] [flags: 4 bits] [remaining length: 1 to 4 bytes, 7 bits each] [the rest]
  */
@@ -175,7 +175,7 @@ property_type(uint32_t id)
 #define IN_ANSWER (BIT(0x1f) | BIT(0x26))
 #define IN_DISCONNECT (BIT(0x11) | BIT(0x1f) | BIT(0x26))
 
-/* --- what the sink sends ----------------------------------------------------------------------- */
+/* --- sending ----------------------------------------------------------------------- */
 
 static inline uint8_t *
 put_string(uint8_t *to, const char *text, size_t len)

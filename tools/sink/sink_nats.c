@@ -80,7 +80,7 @@ put_head(const struct nats *nats, char *to, size_t size, const char *verb, const
 	    (const char *)answer->token, nats->sid);
 }
 
-/* A description as JSON's string without its quotes; what would need care is left out. */
+/* A description as a JSON string without its quotes; characters that would need escapes are left out. */
 static void
 plain(char *to, size_t size, const char *from)
 {
@@ -122,7 +122,7 @@ nats_answer(struct conn *conn, const struct answer *answer)
 	put(conn, line, (size_t)len);
 }
 
-/* ---- what clients say ---- */
+/* ---- commands of clients ---- */
 
 static bool
 same(struct record_view view, const char *text)
@@ -240,7 +240,7 @@ reply_to(struct conn *conn, struct record_view reply, struct answer *answer)
 
 	if (nats->inbox_len == 0 || reply.len <= nats->inbox_len ||
 	    memcmp(reply.bytes, nats->inbox, nats->inbox_len) != 0)
-		return 0; /* nobody listens there */
+		return 0; /* no subscription there */
 	size_t len = reply.len - nats->inbox_len;
 	if (len > ANSWER_TOKEN_MAX)
 		return conn_fail(conn, "a reply token of %zu bytes; this sink takes %u", len, ANSWER_TOKEN_MAX);

@@ -41,10 +41,10 @@ struct redis {
 	uint64_t last_ms; /* of the last entry's id */
 	uint64_t last_seq;
 	bool silent;
-	bool known; /* logged in, or nobody has to */
+	bool known; /* logged in, or no login is needed */
 };
 
-/* Codes as tidegated gives them, and what a server would say. */
+/* Codes as tidegated reports them, and a server's error texts. */
 static const struct {
 	uint32_t code;
 	const char *text;

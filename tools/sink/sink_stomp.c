@@ -76,7 +76,7 @@ put_text(struct conn *conn, const char *text)
 	put(conn, text, strlen(text));
 }
 
-/* What is framed next belongs to no message: it comes after the answers that are due. */
+/* The next frame belongs to no message: it follows the answers that are due. */
 static void
 in_turn(struct conn *conn)
 {
@@ -380,7 +380,7 @@ on_send(struct conn *conn, const struct frame *frame)
 	if (!conn_message(conn, &message, &answer))
 		return 0;
 	if (answer.code >= REJECT_UNNAMED && !conn->trails && !conn->last_words) {
-		/* What lies behind it is not looked at, and answers that are not due are never given. */
+		/* Input behind it is ignored, and answers that are not yet due are never sent. */
 		if (conn_may_answer(conn)) {
 			in_turn(conn);
 			put_error(conn, (struct record_view){ NULL, 0 }, "rejected");
@@ -393,7 +393,7 @@ on_send(struct conn *conn, const struct frame *frame)
 	return 0;
 }
 
-/* BEGIN, COMMIT, ABORT: what tidegated probes with. */
+/* BEGIN, COMMIT, ABORT: tidegated's probe. */
 static int
 on_transaction(struct conn *conn, const struct frame *frame)
 {
