@@ -1,12 +1,12 @@
 #!/usr/bin/python3
-"""Counts test cases in what the runners left behind.
+"""Counts test cases in the runners' reports.
 
     count.py FILE-OR-FOLDER...
 
 A folder is searched for automake's .trs files, a .xml file is pytest's JUnit report, any other file
 has lines `ok …`, `not ok …` and `skip …`. A cmocka program counts as its test functions, read from
-the log beside its .trs; a program that automake calls failed counts at least one failure, whatever
-it managed to print. Failed and skipped cases are listed on stderr; the last line on stdout is
+the log beside its .trs; a program that automake reports as failed counts at least one failure, whatever it
+printed. Failed and skipped cases are listed on stderr; the last line on stdout is
 `PASSED FAILED SKIPPED`.
 """
 
@@ -41,7 +41,7 @@ def total(pattern, text):
 
 
 def count_program(counts, trs):
-    """One program of automake's: a .trs with its verdict, a .log with what it printed."""
+    """One program of automake's: a .trs with its verdict, a .log with its output."""
     results = re.findall(r"^:test-result:\s*(\S+)\s*(.*)$", trs.read_text(), re.M)
     log = trs.with_suffix(".log")
     text = log.read_text(errors="replace") if log.exists() else ""

@@ -28,7 +28,7 @@ def sources(folder):
 
 
 def owner(root, source, name):
-    """The layer an include belongs to; None when it is generated, "?" when it is nobody's."""
+    """The layer an include belongs to; None when it is generated, "?" when it belongs to none."""
     if name in PUBLIC and not (source.parent / name).exists():
         return PUBLIC[name]
     for base in (source.parent, root):

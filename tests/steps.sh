@@ -11,7 +11,7 @@ scratch=$CHECK_SCRATCH
 logs=$CHECK_LOGS
 jobs=${CHECK_JOBS-2}
 
-# launcher NAME: what starts the programs of a build. ThreadSanitizer's shadow does not fit every
+# launcher NAME: sets the command that starts the programs of a build. ThreadSanitizer's shadow does not fit every
 # random layout of newer kernels.
 launcher() {
 	launch=(env)
@@ -29,12 +29,12 @@ step_build() {
 	make -j"$jobs" check TESTS=
 }
 
-# The daemon has one thread: what several share is the rings, the library, and the log.
+# The daemon has one loop thread; several threads share only the rings, the library and the log.
 thread_tests="tests/unit/test_order tests/unit/test_ring tests/unit/test_stress tests/unit/test_wake \
 	tests/unit/test_client tests/unit/test_client_ring tests/unit/test_client_wait tests/unit/test_client_race \
 	tests/unit/test_client_reattach tests/unit/test_log"
 
-# step_make_check NAME: what automake runs: cmocka, model and mutants. Logs of programs
+# step_make_check NAME: automake's tests: cmocka, model and mutants. Logs of programs
 # that fail go where tools/check shows them.
 step_make_check() {
 	local name=$1 status=0 trs tests=()
@@ -73,6 +73,16 @@ is_script() {
 	head -c 64 "$1" | head -n 1 | grep -aqE '^#!.*[/ ](ba|da)?sh( |$)'
 }
 
+# The files that no Makefile fragment names: the tarball would lack them.
+unnamed_files() {
+	local file
+	while IFS= read -r -d '' file; do
+		file=${file#./}
+		grep -rqF --include='*.am' --include=configure.ac -- "${file%.in}" . || echo "$file"
+	done < <(find ./shm ./libclient ./daemon ./tools ./tests -type f ! -name '*.am' ! -name '*.pyc' \
+		! -path './tests/fuzz/corpus/*' ! -path './tests/conformance/transcripts/*' -print0)
+}
+
 step_lint() {
 	local file status
 	cd "$source"
@@ -91,10 +101,14 @@ step_lint() {
 	python3 tests/layers.py "$source" | tee -a "$logs/lint.out"
 	python3 tests/documents.py "$source" | tee -a "$logs/lint.out"
 	python3 tests/words.py "$source" | tee -a "$logs/lint.out"
+	status=0
+	unnamed_files | tee "$logs/unnamed.out"
+	[ ! -s "$logs/unnamed.out" ] || status=1
+	verdict "$status" "every file is in a Makefile fragment"
 	! grep -q '^not ok' "$logs/lint.out"
 }
 
-# What `make install` puts in place works without the source tree: header, library and pkg-config
+# Installed files work without the source tree: header, library and pkg-config
 # file, from C and from C++.
 step_install() {
 	local to=$scratch/gcc/installed flags
@@ -129,7 +143,7 @@ EOF
 # The tarball builds, passes, installs and uninstalls by itself.
 step_distcheck() {
 	cd "$scratch/gcc"
-	# Those that read files of the tree show what is missing in the tarball; the others have just run.
+	# Tests that read files of the tree show whether the tarball has them; the others have just run.
 	make -j"$jobs" distcheck DISTCHECK_CONFIGURE_FLAGS=--enable-werror TESTS="tests/unit/test_config_file \
 		tests/unit/test_config_manual tests/unit/test_protocols tests/conformance/conformance \
 		tests/fuzz/fuzz_replay tests/fuzz/replay_frame tests/fuzz/replay_config tests/model/run.sh \

@@ -30,11 +30,11 @@ KINDS = {
 GOOD = (1.2, 0.0, 0.4, 0.0)
 CEILINGS = {
     "documents": GOOD,
-    "manuals": (10.0, 2.0, 29.0, 1.0),
-    "build": (0.0, 0.0, 101.0, 0.0),
-    "tests": (36.0, 6.0, 82.0, 4.0),
-    "tools": (13.0, 0.0, 51.0, 0.0),
-    "libclient": (36.0, 5.0, 31.0, 0.0),
+    "manuals": GOOD,
+    "build": GOOD,
+    "tests": GOOD,
+    "tools": GOOD,
+    "libclient": (36.0, 5.0, 36.0, 0.0),
     "daemon": (28.0, 4.0, 55.0, 7.0),
     "shm": (15.0, 6.0, 38.0, 3.0),
 }
@@ -71,8 +71,8 @@ def pieces_of_python(source):
                 comments[-1] = (comments[-1][0], comments[-1][1] + "\n" + token.string.lstrip("#"))
             else:
                 comments.append((token.start[0], token.string.lstrip("#")))
-        elif token.type == tokenize.STRING and '"""' in token.string[:5]:
-            yield token.start[0], token.string.strip('"fr')
+        elif token.type == tokenize.STRING and token.string.startswith('"""'):
+            yield token.start[0], token.string.strip('"')
     yield from comments
 
 
