@@ -80,6 +80,14 @@ def test_idle_connections_do_not_lock_new_ones_out(box, daemon, sink):
         assert b'"ok":true' in idle[-1].recv(65536)
 
 
+@pytest.mark.parametrize("path, words", [("", "its path has 0 bytes"), ("x" * 200, "its path has 200 bytes"),
+                                         ("tidegated.sock", "this is not an admin socket"), ("none", "there is no such socket")])
+def test_wrong_socket_is_told(box, daemon, sink, path, words):
+    daemon(pool([sink]))
+    result = box.run(program("tidegatectl"), "-s", path, "status")
+    assert result.returncode == 1 and words in result.stderr
+
+
 def started(text):
     """How many daemons' first events are in it."""
     return len(re.findall(r"\bstarted\b", text))

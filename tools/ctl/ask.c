@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -37,6 +38,14 @@ complain_connect(const char *path, int error)
 			  "join the group: adduser USER tidegate",
 		    path);
 		break;
+	case EPROTOTYPE:
+		cli_error("%s: this is not an admin socket; the one that producers use? -s or TIDEGATE_ADMIN names the "
+			  "\"admin\" of tidegated's configuration",
+		    path);
+		break;
+	case EAGAIN:
+		cli_error("%s: tidegated has not taken the connection for %d s", path, ASK_TIMEOUT_S);
+		break;
 	default:
 		cli_error("%s: cannot connect: %s", path, strerror(error));
 		break;
@@ -47,16 +56,18 @@ static int
 ask_connect(struct ask *ask, const char *path, int quiet)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct timeval limit = { .tv_sec = ASK_TIMEOUT_S }; /* its accept queue may be full */
 
 	*ask = (struct ask){ .path = path, .fd = -1 };
-	if (strlen(path) >= sizeof(addr.sun_path)) {
-		cli_error("%s: a socket's path has at most %zu bytes, this one %zu", path,
-		    sizeof(addr.sun_path) - 1, strlen(path));
+	if (path[0] == '\0' || strlen(path) >= sizeof(addr.sun_path)) {
+		cli_error("socket \"%s\": its path has %zu bytes, 1 to %zu are possible", path, strlen(path),
+		    sizeof(addr.sun_path) - 1);
 		return -1;
 	}
 	memcpy(addr.sun_path, path, strlen(path) + 1);
 	ask->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (ask->fd < 0 || connect(ask->fd, (const struct sockaddr *)&addr, sizeof(addr)) != 0) {
+	if (ask->fd < 0 || setsockopt(ask->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) != 0 ||
+	    connect(ask->fd, (const struct sockaddr *)&addr, sizeof(addr)) != 0) {
 		if (!quiet)
 			complain_connect(path, errno);
 		ask_close(ask);
