@@ -1,6 +1,7 @@
 """A real nats-server: core and JetStream, under load, killed in the middle, and what it refuses."""
 
 import base64
+import binascii
 import os
 import re
 import socket
@@ -222,6 +223,33 @@ def test_token_and_nkey_are_let_in(box, daemon, tmp_path):
     two = nats_pool([nkey], {"jetstream": False, "nkey_seed_file": secret(
         tmp_path / "seed", "SUAAAAICAMCAKBQHBAEQUCYMBUHA6EARCIJRIFIWC4MBSGQ3DQOR4H776Y")}, name="two")
     d = daemon(one, two)
+    assert d.publish("-m", "x", pool="one").returncode == 0
+    assert d.publish("-m", "x", pool="two").returncode == 0
+
+
+def user_seed(seed):
+    """A user's nkey seed as text."""
+    raw = bytes([18 << 3 | (20 << 3) >> 5, (20 << 3 & 31) << 3]) + seed
+    return base64.b32encode(raw + binascii.crc_hqx(raw, 0).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def test_token_and_nkey_are_read_again(box, daemon, tmp_path):
+    """The servers refuse what is in the files first."""
+    token = NatsServer(box, "token", lines=['authorization { token: "tide" }']).start()
+    nkey = NatsServer(box, "nkey", lines=["authorization { users = [ { nkey: "
+                                          "UAB2CB576PHBBPQ5ODORRZ2LYCMWPZGWGCN2KDK7DXOIMZASKUY3RLKK } ] }"]).start()
+    files = secret(tmp_path / "token.pw", "ebb"), secret(tmp_path / "seed", user_seed(bytes(32)))
+    quick = {"breaker": {"retry_max_ms": 500}}
+    d = daemon(nats_pool([token], {"jetstream": False, "token_file": files[0]}, name="one", **quick),
+               nats_pool([nkey], {"jetstream": False, "nkey_seed_file": files[1]}, name="two", **quick), ready=False)
+    wait_for(lambda: str(d.rows("brokers")).count("Authorization Violation") == 2,
+             lambda: f"both to be refused: {d.rows('brokers')}")
+    secret(files[0], "tide")
+    secret(files[1], user_seed(bytes(range(32))) + "x")  # not a seed: the old one stays
+    d.wait_ready(token)
+    wait_for(lambda: "event=secret_renewal_failed pool=two key=nats.nkey_seed_file" in d.process.text(), "it to be said")
+    secret(files[1], "SUAAAAICAMCAKBQHBAEQUCYMBUHA6EARCIJRIFIWC4MBSGQ3DQOR4H776Y")
+    d.wait_ready(nkey)
     assert d.publish("-m", "x", pool="one").returncode == 0
     assert d.publish("-m", "x", pool="two").returncode == 0
 
