@@ -21,16 +21,15 @@ fds_close(int fds[FRAME_FDS])
 	}
 }
 
-/* Those that came as a standard descriptor that the program has not. */
+/* Moves those that came as a standard descriptor, which the program does not have. 0, or -TG_ELIMIT and none is left. */
 static int
-fds_settle(const struct tg_client *client, int fds[FRAME_FDS])
+fds_settle(int fds[FRAME_FDS])
 {
 	for (unsigned i = 0; i < FRAME_FDS; i++) {
 		if (fds[i] < 0 || (fds[i] = fd_above_standard(fds[i])) >= 0)
 			continue;
 		fds_close(fds);
-		return detail_fail(-TG_ELIMIT, "socket %s: this process has no descriptors left for a lane's three",
-		    client->path);
+		return -TG_ELIMIT;
 	}
 	return 0;
 }
@@ -126,12 +125,14 @@ frame_take(
 		rc = frame_recv(client->fd, answer, fds);
 		if (rc == -TG_EAGAIN)
 			continue;
+		if (rc == 0)
+			rc = fds_settle(fds);
 		if (rc == -TG_ELIMIT && answer->magic == FRAME_MAGIC && answer->abi == LANE_ABI)
 			late_answer(client, answer); /* its descriptors found no room here */
 		if (rc < 0)
 			return transport_fail(client, rc, answer);
 		if (answer->serial == serial || is_farewell(answer))
-			return fds_settle(client, fds);
+			return 0;
 		fds_close(fds);
 		if ((int32_t)(answer->serial - serial) > 0)
 			return detail_fail(-TG_EPROTOCOL,
