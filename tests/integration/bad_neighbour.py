@@ -1,8 +1,9 @@
 """A client that publishes harmful messages, run as a program: `bad_neighbour.py JSON`, whose keys are Spec's fields.
 
 It publishes `messages` in turn, so many a second, until SIGTERM; then it waits for the completions it is owed. Each
-message accepted, each refused by the library and each completion is one line of JSON in `out`, written at once.
-Its good messages (`good` of them between bad ones, to `good_topic`) have a load program's body.
+message accepted, each refused by the library and each completion is one line of JSON in `out`, written at once. The
+first line says that the program is ready. Its good messages (`good` of them between bad ones, to `good_topic`) have a
+load program's body.
 """
 
 import ctypes
@@ -57,6 +58,7 @@ class Bad:
         self.count = self.bad = self.goods = 0
         self.lanes = []  # [lane, {tag: kind} of what is outstanding, whether it is done with]
         signal.signal(signal.SIGTERM, self.stop)
+        self.say(ready=os.getpid())
 
     def stop(self, *_):
         self.stopping = True

@@ -151,7 +151,7 @@ USERS = ('authorization { users = [ {user: maker, password: maker}, {user: gate,
 
 def nats_rows():
     def row(name, ground, *messages):
-        return Row(f"nats-{name}", "nats", ground, publishes(*messages), "t.good", NATS)
+        return Row(f"nats-{name}", "nats", ground, publishes(*messages), "t.good", NATS, short=(2,))
     yield row("subjects", nats(), Message("a..b"), Message("a b"), Message(">"), Message("$JS.API.x"), Message("t.*"))
     yield row("payload", nats(("max_payload: 4096",)), Message("t.bad", size=5000))
 
@@ -161,13 +161,13 @@ def nats_denied():
         secret(at.box.path / "tide", "tide")
         return nats(USERS, ("maker", "maker"))(at)
     return Row("nats-denied", "nats", start, publishes(Message("no.way")), "t.good",
-               {"nats": {**NATS["nats"], "username": "gate", "password_file": "tide"}})
+               {"nats": {**NATS["nats"], "username": "gate", "password_file": "tide"}}, short=(1,))
 
 
 def rabbit_rows():
     def amqp(name, *messages, **more):
         return Row(f"amqp-{name}", "amqp", rabbit("amqp"), publishes(*messages, ring_bytes=1 << 20), "good",
-                   rate=RABBIT_RATE, **more)
+                   rate=RABBIT_RATE, short=(1,), **more)
     yield amqp("no-exchange", Message("missing/key"))
     yield amqp("reply-to", Message("amq.rabbitmq.reply-to"), Message("amq.rabbitmq.reply-to.forged.key"))
     yield amqp("internal", Message("amq.rabbitmq.trace/key"), Message("amq.gen-none"))
@@ -177,7 +177,7 @@ def rabbit_rows():
 
     def stomp(name, *messages, **more):
         return Row(f"stomp-{name}", "stomp", rabbit("stomp"), publishes(*messages), "/queue/good", rate=RABBIT_RATE,
-                   **more)
+                   short=(2,), **more)
     yield stomp("destination", Message("/queue/a/b"))
     yield stomp("nowhere", Message("/nowhere/x"), Message("/exchange/missing/key"), Message("/topic"))
     yield stomp("user-id", Message("/queue/bad", headers={"user-id": "somebody"}))
@@ -188,7 +188,7 @@ def rabbit_rows():
 
 def redis_rows():
     def row(name, ground, *messages, **more):
-        return Row(f"redis-{name}", "redis", ground, publishes(*messages, ring_bytes=16 << 20), "good", **more)
+        return Row(f"redis-{name}", "redis", ground, publishes(*messages, ring_bytes=16 << 20), "good", short=(1,), **more)
     yield row("wrong-type", redis(), Message("wrong"))
     yield row("bulk-limit", redis("proto-max-bulk-len 1mb"), Message("bad", size=2000000))
     yield row("buffer-limit", redis("client-query-buffer-limit 1mb"), Message("bad", size=2000000))
@@ -213,22 +213,22 @@ def sink_rows():
             for how in ("close", "reset", "error", "trail", "both", "reject"):
                 yield Row(f"sink-{protocol}{version}-{how}", protocol, closing(how, protocol), publishes(Message(bad)), good,
                           merged(NATS if protocol == "nats" else {}, settings),
-                          short={"close": (1, 2), "error": (2,), "trail": (1,)}.get(how, ()))
+                          short={"close": (1,), "error": (2,), "trail": (1,)}.get(how, ()))
 
 
 def closed(name, ground=closing("close"), settings=MQTT[4], **more):
     """Over MQTT 3.1.1, whose brokers have no word for it."""
     bad = {key: more.pop(key) for key in ("rate", "burst", "good", "good_topic", "fresh", "most") if key in more}
     return Row(f"closes-{name}", "mqtt", ground, publishes(Message("bad"), **bad) * more.pop("processes", 1),
-               settings=settings, **more)
+               settings=settings, **{"short": (2,), **more})
 
 
 def washing_rows():
     yield closed("new-lane", fresh="lane")
     yield closed("new-process", fresh="process")
     yield closed("several", processes=4)
-    yield closed("among-good", good=10, good_topic="load/own")
-    yield closed("among-good-words", closing("error"), MQTT[5], good=10, good_topic="load/own")
+    yield closed("among-good", good=10, good_topic="load/own", short=(1, 2))
+    yield closed("among-good-words", closing("error:130"), MQTT[5], good=10, good_topic="load/own")
     yield closed("many", rate=200)
     for order in ("key", "none"):
         yield closed(f"order-{order}", settings=merged(MQTT[4], {"order": order}))

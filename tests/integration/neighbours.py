@@ -4,6 +4,7 @@ got."""
 import collections
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -16,11 +17,11 @@ from bad_neighbour import Spec  # noqa: F401
 from harness import FULL, PATIENCE, Box, Daemon, Process, listens, wait_for  # noqa: F401
 from load import Producer, percentile
 
-ALONE_S, BESIDE_S = (10, 60) if FULL else (1, 4)
+ALONE_S, BESIDE_S = (10, int(os.environ.get("TG_NEIGHBOURS_S", "60"))) if FULL else (1, 4)
 RATE = 500  # messages a second of the honest one, where it does not publish as fast as it can
 TIMEOUT_MS = 30000 if FULL else 10000
 # The promised limits, which a minute shows; in the short form, limits that a busy machine of two processors keeps.
-P99_MS, SHARE, SHARE_AT_FULL_SPEED = (250, 0.99, 0.8) if FULL else (2500, 0.8, 0.2)
+P99_MS, SHARE, SHARE_AT_FULL_SPEED = (250, 0.99, 0.8) if FULL else (4000, 0.75, 0.2)
 
 
 class OpenBox(Box):
@@ -92,6 +93,7 @@ class BadProcess(Process):
         self.spec = spec
         program = pathlib.Path(__file__).with_name("bad_neighbour.py")
         super().__init__(box, name, ["/usr/bin/python3", program, json.dumps(dataclasses.asdict(spec))])
+        wait_for(lambda: self.file.stat().st_size or not self.alive(), f"{name} to start", 60)
 
     def lines(self):
         return [json.loads(line) for line in self.file.read_text().splitlines()]
@@ -102,7 +104,7 @@ class BadProcess(Process):
         assert status == 0, f"{self.name} ended with {status}: {self.text()[-2000:]}"
         accepted, completed = collections.Counter(), collections.Counter()
         for line in self.lines():
-            who = (line["pid"], line.get("tag"))
+            who = (line.get("pid"), line.get("tag"))
             accepted[who] += "accepted" in line
             completed[who] += "completed" in line
         wrong = {who: completed[who] for who in accepted if accepted[who] != completed[who]}
