@@ -138,9 +138,34 @@ answer_later(struct app *app)
 
 /* ---- requests ---- */
 
-static void
-on_publish(struct app *app, const struct wire *wire, const uint8_t *body)
+static int
+is_topic(const struct wire *wire, const uint8_t *topic, const char *name)
 {
+	return wire->topic_len == strlen(name) && memcmp(topic, name, wire->topic_len) == 0;
+}
+
+/* Closes over this message? What is behind it is not read, and answers that are due are not given. */
+static int
+closes_over(struct app *app, const struct wire *wire, const uint8_t *topic)
+{
+	int words = is_topic(wire, topic, TOPIC_WORDS);
+
+	if (!words && !is_topic(wire, topic, TOPIC_CLOSES))
+		return 0;
+	struct entry *entry = producer_entry(sim_producer_of(app->broker->sim, wire->lane), wire->position);
+	if (entry->closed_over < UINT8_MAX)
+		entry->closed_over++;
+	app->broker->closed_over++;
+	if (words)
+		reply(app, REPLY_CLOSING, 0, 0);
+	conn_close(app->conn, 0);
+	return 1;
+}
+
+static void
+on_publish(struct app *app, const struct wire *wire, const uint8_t *topic)
+{
+	const uint8_t *body = topic + wire->topic_len;
 	struct sim_broker *broker = app->broker;
 	struct sim *sim = broker->sim;
 	struct producer *producer = sim_producer_of(sim, wire->lane);
@@ -157,6 +182,8 @@ on_publish(struct app *app, const struct wire *wire, const uint8_t *body)
 	if (!body_is_right(body, wire->body_len, wire->lane, wire->position))
 		sim_fail(sim, "broker %u: lane %llu: the body of record %llu is not what was published",
 		    broker->index, (unsigned long long)wire->lane, (unsigned long long)wire->position);
+	if (closes_over(app, wire, topic))
+		return;
 	/* Few lanes never share an element here; with many the check would be wrong. */
 	if (sim->pool_config.order == ORDER_BY_LANE && sim->producer_count < 64 && broker->again == 0) {
 		if (wire->position + 1 <= *last && (entry->seen & bit) == 0)
@@ -170,7 +197,7 @@ on_publish(struct app *app, const struct wire *wire, const uint8_t *body)
 	broker->firsts += entry->arrivals == 0;
 	entry->arrivals++;
 	broker->stored++;
-	if (broker->ack_mode == ACK_NONE)
+	if (broker->ack_mode == ACK_NONE || is_topic(wire, topic, TOPIC_SILENT))
 		return;
 	if (app->answer_count == app->answer_capacity) {
 		app->answer_capacity = app->answer_capacity == 0 ? 16 : app->answer_capacity * 2;
@@ -215,7 +242,7 @@ on_request(struct app *app, const struct wire *wire)
 		reply(app, REPLY_ALIVE, 0, 0);
 		break;
 	case WIRE_PUBLISH:
-		on_publish(app, wire, app->buffer + sizeof(*wire) + wire->topic_len);
+		on_publish(app, wire, app->buffer + sizeof(*wire));
 		break;
 	case WIRE_BYE:
 		break;
@@ -266,9 +293,13 @@ on_slow(void *arg, uint64_t n)
 		bury(app);
 		return;
 	}
+	app->events++;
 	if (!app->broker->frozen && !app->broker->blocked)
 		read_one(app);
-	process(app);
+	if (app->conn != NULL)
+		process(app);
+	app->events--;
+	bury(app);
 }
 
 /* A blocked broker still reads frames before the first publish, such as those of a new connection. */
@@ -292,10 +323,13 @@ process(struct app *app)
 		sim_after(&broker->sim->w, broker->slow_ns, on_slow, app, 0);
 		return;
 	}
+	app->events++; /* it may close the connection over what it reads */
 	while (may_read(app) && read_one(app))
 		if (broker->slow_ns != 0 && app->next > 0)
 			break;
 	answer_later(app);
+	app->events--;
+	bury(app);
 }
 
 /* ---- the host's ---- */

@@ -3,7 +3,7 @@
  *
  *  K1  every accepted record gets exactly one completion, with its tag
  *  K2  DELIVERED: a broker acknowledged it; SENT: a socket got it; REJECTED: a broker or the driver
- *      refused it; EXPIRED, CANCELLED: no byte of it was ever given to a socket (but for what the
+ *      refused it, or brokers closed over this very record more than once; EXPIRED, CANCELLED: no byte of it was ever given to a socket (but for what the
  *      broker gave back), and its deadline had passed, its producer had asked; UNKNOWN: a socket got
  *      it, and on_failure is "report" or its deadline had passed
  *  K3  sq_head never passes an unfinished record, and never goes back
@@ -65,9 +65,9 @@ on_completion(struct producer *p, const struct completion *c)
 			fail_entry(p, e, "sent, and no socket got it");
 		break;
 	case TG_REJECTED:
-		if (!e->nacked && !e->refused)
+		if (!e->nacked && !e->refused && e->closed_over < 2)
 			fail_entry(p, e, "rejected, and nobody has");
-		if (!e->nacked && e->given != 0)
+		if (!e->nacked && e->closed_over == 0 && e->given != 0)
 			fail_entry(p, e, "rejected by the driver, and a socket got it before");
 		break;
 	case TG_EXPIRED:

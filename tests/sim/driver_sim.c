@@ -115,7 +115,7 @@ sim_publish(struct session *session, uint64_t seq, const struct message *message
 		sim_fail(sim, "sequence number %llu where %llu is next", (unsigned long long)seq,
 		    (unsigned long long)s->next);
 	check_publish(sim, link, producer->lane, message);
-	if ((message->topic_len == 1 && message->topic[0] == '!') || sim->brokers[link->broker->index].refuses) {
+	if ((message->topic_len == 1 && message->topic[0] == TOPIC_REFUSED[0]) || sim->brokers[link->broker->index].refuses) {
 		producer_entry(producer, message->position)->refused = 1;
 		rejection->code = REJECT_TOPIC;
 		rejection->text = "such a topic is not allowed";
@@ -205,6 +205,8 @@ answer(struct driver_session *s, const struct reply *reply)
 		break;
 	case REPLY_UNUSABLE:
 		return driver_fatal(session, FATAL_UNUSABLE, 503, "no leader");
+	case REPLY_CLOSING:
+		return driver_fatal(session, FATAL_MESSAGE, 130, "malformed message");
 	case REPLY_ENDPOINT:
 		tell(session, reply);
 		break;

@@ -14,7 +14,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#define TOPIC "t"
 #define DOORBELL_NS (5 * NS_PER_US)
 
 /* ---- bodies ---- */
@@ -208,13 +207,19 @@ publish(struct producer *p, const char *topic, uint32_t body_len, uint32_t timeo
 int
 producer_publish(struct producer *p, uint32_t body_len, uint32_t timeout_ms)
 {
-	return publish(p, TOPIC, body_len, timeout_ms, 0);
+	return publish(p, TOPIC_GOOD, body_len, timeout_ms, 0);
+}
+
+int
+producer_publish_to(struct producer *p, const char *topic)
+{
+	return publish(p, topic, p->body_low, 0, 0);
 }
 
 int
 producer_publish_for(struct producer *p, uint32_t body_len, uint32_t timeout_ms, uint32_t expiry_ms)
 {
-	return publish(p, TOPIC, body_len, timeout_ms, expiry_ms);
+	return publish(p, TOPIC_GOOD, body_len, timeout_ms, expiry_ms);
 }
 
 void
@@ -255,7 +260,7 @@ burst(struct producer *p)
 			timeout = (uint32_t)chance_between(&sim->chance, 10, 5000);
 		if (p->own_timeout > 0 && chance_hit(&sim->chance, p->own_timeout))
 			expiry = (uint32_t)chance_between(&sim->chance, 10, 20000);
-		if (publish(p, chance_hit(&sim->chance, p->cancel / 4) ? "!" : TOPIC, len, timeout, expiry) != 0) {
+		if (publish(p, chance_hit(&sim->chance, p->cancel / 4) ? TOPIC_REFUSED : p->topic, len, timeout, expiry) != 0) {
 			p->wrong_times++;
 			if (p->reads_every_ns != 0 || !wait_for_room(p))
 				return;
@@ -339,6 +344,7 @@ sim_producer(struct sim *sim, uint64_t sq_bytes)
 	p->sim = sim;
 	p->id = header.lane_id;
 	p->stop_ns = UINT64_MAX;
+	p->topic = TOPIC_GOOD;
 	p->body_low = 16;
 	p->body_high = 256;
 	int memfd = lane_memfd_create(&geo, &header);
@@ -357,7 +363,15 @@ sim_producer(struct sim *sim, uint64_t sq_bytes)
 	cq_consumer_init(&p->cq, &p->map, 0);
 	wake_ringer_init(&p->ringer, &p->map.daemon->asleep);
 	wake_sleeper_init(&p->nap, &p->map.client->waiting);
+	producer_own(p, (uid_t)(1000 + p->id), (pid_t)(1000 + p->id));
 	return p;
+}
+
+void
+producer_own(struct producer *p, uid_t uid, pid_t pid)
+{
+	lane_own(p->lane, &(struct lane_owner){ .uid = uid, .pid = pid });
+	blame_begin(p->lane);
 }
 
 void

@@ -46,6 +46,7 @@ struct entry {
 	uint32_t given;    /* attempts of which a socket got a byte, minus those the broker reported as not
 	 * kept */
 	uint8_t acked, nacked, refused, cancelled;
+	uint8_t closed_over; /* connections that a broker closed because it came */
 	uint8_t outcome; /* 0: not finished */
 	uint8_t broker;  /* which acknowledged it first */
 };
@@ -78,6 +79,7 @@ struct producer {
 	uint32_t burst;
 	uint32_t body_low, body_high;
 	double cancel, own_timeout, large;
+	const char *topic; /* of what it publishes by itself */
 	uint64_t reads_every_ns; /* completions; 0: whenever it is awake */
 	uint64_t stop_ns;        /* publishes no more from then on */
 	uint64_t generation;     /* of its timer */
@@ -92,6 +94,13 @@ struct producer {
 /* ---- brokers ---- */
 
 enum ack_mode { ACK_UPTO, ACK_SINGLE, ACK_SHUFFLED, ACK_NONE };
+
+/* Topics that mean something. */
+#define TOPIC_GOOD "t"
+#define TOPIC_REFUSED "!"  /* the driver refuses it */
+#define TOPIC_CLOSES "?"   /* a broker closes the connection, without a word */
+#define TOPIC_WORDS "?!"   /* ... and says that it is because of a message */
+#define TOPIC_SILENT "..." /* a broker never answers it */
 
 extern int driver_sim_in_input; /* the driver is being given bytes: its session must not go */
 
@@ -119,6 +128,7 @@ struct sim_broker {
 	uint64_t stored;   /* messages that arrived */
 	uint64_t firsts;   /* of them, those that no broker had received before */
 	uint64_t accepted; /* connections */
+	uint64_t closed_over; /* of them, those it closed because of a message */
 };
 
 /* ---- the whole ---- */
@@ -200,6 +210,10 @@ struct producer *sim_producer(struct sim *sim, uint64_t sq_bytes);
 void producer_free(struct producer *producer);
 /* Publishes by itself from now on. */
 void producer_go(struct producer *producer, uint64_t every_ns, uint32_t burst);
+/* As another process's, of another user: each is its own when it begins (uid and pid 1000 + id). */
+void producer_own(struct producer *producer, uid_t uid, pid_t pid);
+/* Publishes one to that topic, with the pool's timeout. Returns 0 or -TG_EAGAIN. */
+int producer_publish_to(struct producer *producer, const char *topic);
 /* Publishes one. Returns 0 or -TG_EAGAIN. timeout_ms: 0: the pool's. */
 int producer_publish(struct producer *producer, uint32_t body_len, uint32_t timeout_ms);
 

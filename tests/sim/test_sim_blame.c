@@ -1,0 +1,279 @@
+/*
+ * Stories of messages over which a broker closes the connection: what becomes of
+ * their lane, and that the others do not see it. What must hold in all of them is in check_sim.c.
+ */
+#include "story.h"
+
+#include <stdlib.h>
+
+#define GOOD 4u
+#define GOOD_EVERY SIM_MS(10)
+#define GOOD_BURST 4u
+#define LATE_MS 250u /* 99 of 100 of the others' messages are answered sooner */
+
+/* A host with `brokers`, and four producers with whom nothing is wrong: numbers 0 to 3. */
+static void
+begin(struct sim *sim, uint64_t seed, unsigned brokers)
+{
+	sim_init(sim, seed, brokers);
+	sim->pool_config.message_timeout_ms = 10000;
+	sim_start(sim);
+	assert_true(sim_run_until(sim, sim_all_ready, SIM_S(2)));
+	start_producers(sim, GOOD, GOOD_EVERY, GOOD_BURST);
+	sim_run_for(sim, SIM_S(1));
+}
+
+static struct producer *
+bad_producer(struct sim *sim, const char *topic, uint64_t every_ns)
+{
+	struct producer *p = sim_producer(sim, 0);
+
+	p->topic = topic;
+	if (every_ns != 0)
+		producer_go(p, every_ns, 1);
+	return p;
+}
+
+static int
+compare(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* All of its messages were delivered, and 99 of 100 in good time. */
+static void
+check_unhurt(const struct producer *p)
+{
+	uint64_t *took = calloc(p->count, sizeof(*took));
+
+	assert_non_null(took);
+	for (uint32_t i = 0; i < p->count; i++) {
+		assert_int_equal(p->ledger[i].outcome, TG_DELIVERED);
+		took[i] = p->ledger[i].finished_ns - p->ledger[i].published_ns;
+	}
+	qsort(took, p->count, sizeof(*took), compare);
+	assert_between(0, took[p->count - 1 - p->count / 100], SIM_MS(LATE_MS));
+	free(took);
+}
+
+/* Ends it: the others were not hurt, and no breaker has opened. */
+static void
+end_others_unhurt(struct sim *sim)
+{
+	stop_producers(sim);
+	sim_settle(sim, SIM_S(30));
+	for (unsigned i = 0; i < GOOD; i++)
+		check_unhurt(sim->producers[i]);
+	for (unsigned b = 0; b < sim->pool_config.broker_count; b++)
+		assert_int_equal(sim->pool->brokers[b].count.opened, 0);
+	sim_fini(sim);
+}
+
+/* How often the links that carry everybody's messages have failed. */
+static uint64_t
+ordinary_failures(const struct sim *sim)
+{
+	uint64_t sum = 0;
+
+	for (unsigned b = 0; b < sim->pool_config.broker_count; b++)
+		for (uint32_t l = 0; l < sim->pool->brokers[b].link_count; l++)
+			sum += sim->pool->brokers[b].links[l].count.failures;
+	return sum;
+}
+
+static uint64_t
+closes(const struct sim *sim)
+{
+	uint64_t sum = 0;
+
+	for (unsigned b = 0; b < sim->pool_config.broker_count; b++)
+		sum += sim->brokers[b].closed_over;
+	return sum;
+}
+
+/* Its own messages are over one way or the other, and were not sent without end. */
+static void
+check_given_up(const struct producer *p, uint32_t most_closes)
+{
+	for (uint32_t i = 0; i < p->count; i++) {
+		const struct entry *e = &p->ledger[i];
+		assert_true(e->outcome == TG_REJECTED || e->outcome == TG_EXPIRED || e->outcome == TG_UNKNOWN);
+		assert_between(0, e->closed_over, most_closes);
+	}
+}
+
+/* Two closes show which lane it is; from then on it has a link of its own. */
+static void
+is_set_apart(unsigned brokers, const char *topic)
+{
+	struct sim sim;
+
+	begin(&sim, 50 + brokers, brokers);
+	struct producer *bad = bad_producer(&sim, topic, SIM_MS(500));
+	sim_run_for(&sim, SIM_S(60));
+	assert_between(1, ordinary_failures(&sim), 2);
+	/* Growing pauses: it is not closed over ten times a second for a minute. */
+	assert_between(3, closes(&sim), 60);
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(30));
+	check_given_up(bad, 5);
+	assert_true(bad->done.outcome[TG_REJECTED] > 0);
+	end_others_unhurt(&sim);
+}
+
+static void
+lane_that_one_broker_closes_over_is_set_apart(void **state)
+{
+	is_set_apart(1, TOPIC_CLOSES);
+}
+
+static void
+lane_that_two_brokers_close_over_is_set_apart(void **state)
+{
+	is_set_apart(2, TOPIC_CLOSES);
+}
+
+static void
+lane_that_is_closed_over_with_words_is_set_apart(void **state)
+{
+	is_set_apart(1, TOPIC_WORDS);
+}
+
+static void
+lane_that_is_closed_over_with_words_is_set_apart_with_two(void **state)
+{
+	is_set_apart(2, TOPIC_WORDS);
+}
+
+/* What the same lane has to say besides arrives. */
+static void
+good_messages_of_a_blamed_lane_are_delivered(void **state)
+{
+	struct sim sim;
+	uint32_t bad = 0;
+
+	begin(&sim, 60, 2);
+	struct producer *p = bad_producer(&sim, TOPIC_GOOD, 0);
+	for (unsigned i = 0; i < 200; i++) {
+		bad += i % 40 == 20;
+		assert_int_equal(producer_publish_to(p, i % 40 == 20 ? TOPIC_CLOSES : TOPIC_GOOD), 0);
+		sim_run_for(&sim, SIM_MS(20));
+	}
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(60));
+	assert_int_equal(p->done.outcome[TG_DELIVERED], p->count - bad);
+	assert_int_equal(p->done.outcome[TG_REJECTED], bad);
+	end_others_unhurt(&sim);
+}
+
+/* A new lane for each message, of one process: known after the first verdict. */
+static void
+new_lane_does_not_wash_clean(void **state)
+{
+	struct sim sim;
+
+	begin(&sim, 61, 2);
+	for (unsigned i = 0; i < 60; i++) {
+		struct producer *p = bad_producer(&sim, TOPIC_CLOSES, 0);
+		producer_own(p, 65534, 4000);
+		assert_int_equal(producer_publish_to(p, TOPIC_CLOSES), 0);
+		sim_run_for(&sim, SIM_MS(500));
+	}
+	/* Each could cost two, of 60: those of the process begin apart soon. */
+	assert_between(1, ordinary_failures(&sim), 10);
+	end_others_unhurt(&sim);
+}
+
+/* A new process of the same user for each message. */
+static void
+new_process_does_not_wash_clean(void **state)
+{
+	struct sim sim;
+
+	begin(&sim, 62, 2);
+	for (unsigned i = 0; i < 60; i++) {
+		struct producer *p = bad_producer(&sim, TOPIC_CLOSES, 0);
+		producer_own(p, 65534, (pid_t)(4000 + i));
+		assert_int_equal(producer_publish_to(p, TOPIC_CLOSES), 0);
+		sim_run_for(&sim, SIM_MS(500));
+	}
+	assert_between(1, ordinary_failures(&sim), 20);
+	end_others_unhurt(&sim);
+}
+
+/* A user with whom nothing is wrong is not blamed for another's. */
+static void
+other_users_lanes_stay_on_the_ordinary_links(void **state)
+{
+	struct sim sim;
+
+	begin(&sim, 63, 1);
+	bad_producer(&sim, TOPIC_CLOSES, SIM_MS(500));
+	sim_run_for(&sim, SIM_S(20));
+	for (unsigned i = 0; i < GOOD; i++)
+		assert_int_equal(sim.producers[i]->lane->blame.state, BLAME_NONE);
+	struct producer *late = sim_producer(&sim, 0);
+	assert_int_equal(late->lane->blame.state, BLAME_NONE);
+	assert_int_equal(producer_publish_to(late, TOPIC_GOOD), 0);
+	sim_run_for(&sim, SIM_MS(500));
+	assert_int_equal(late->done.outcome[TG_DELIVERED], 1);
+	end_others_unhurt(&sim);
+}
+
+/* Several at once, which take turns. */
+static void
+several_bad_lanes_at_once_cost_the_others_nothing(void **state)
+{
+	struct sim sim;
+
+	begin(&sim, 64, 2);
+	for (unsigned i = 0; i < 6; i++)
+		bad_producer(&sim, i % 2 ? TOPIC_CLOSES : TOPIC_WORDS, SIM_MS(300));
+	sim_run_for(&sim, SIM_S(60));
+	assert_between(1, ordinary_failures(&sim), 2 * 6);
+	end_others_unhurt(&sim);
+}
+
+/* A broker that dies beside it is still a dead broker: its breaker opens. */
+static void
+broker_that_crashes_is_not_mistaken_for_one_that_refuses(void **state)
+{
+	struct sim sim;
+
+	begin(&sim, 65, 2);
+	bad_producer(&sim, TOPIC_CLOSES, SIM_MS(500));
+	sim_run_for(&sim, SIM_S(5));
+	sim_broker_crash(&sim.brokers[1]);
+	sim_run_for(&sim, SIM_S(20));
+	assert_true(sim.pool->brokers[1].open);
+	assert_false(sim.pool->brokers[0].open);
+	sim_broker_start(&sim.brokers[1]);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(11)));
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(30));
+	for (unsigned i = 0; i < GOOD; i++)
+		assert_int_equal(sim.producers[i]->done.outcome[TG_DELIVERED], sim.producers[i]->count);
+	sim_fini(&sim);
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(lane_that_one_broker_closes_over_is_set_apart),
+		cmocka_unit_test(lane_that_two_brokers_close_over_is_set_apart),
+		cmocka_unit_test(lane_that_is_closed_over_with_words_is_set_apart),
+		cmocka_unit_test(lane_that_is_closed_over_with_words_is_set_apart_with_two),
+		cmocka_unit_test(good_messages_of_a_blamed_lane_are_delivered),
+		cmocka_unit_test(new_lane_does_not_wash_clean),
+		cmocka_unit_test(new_process_does_not_wash_clean),
+		cmocka_unit_test(other_users_lanes_stay_on_the_ordinary_links),
+		cmocka_unit_test(several_bad_lanes_at_once_cost_the_others_nothing),
+		cmocka_unit_test(broker_that_crashes_is_not_mistaken_for_one_that_refuses),
+	};
+
+	story_prepare();
+	return cmocka_run_group_tests_name("sim_blame", tests, NULL, NULL);
+}
