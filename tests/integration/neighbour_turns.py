@@ -9,11 +9,13 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import statistics
 
 import neighbours as n
 from bad_neighbour import NOBODY
 from harness import FULL, Daemon, Process, Sink, pool, program, wait_for
+from load import percentile
 
 TURNS, TURN_MS = (5, 2000) if FULL else (3, 200)
 AGAIN = 3  # what falls short is measured again: what else the machine does changes, and a hostile client does not
@@ -143,3 +145,34 @@ def run(row):
 
 HEAD = ("| beside one that … | alone, /s | beside the measure | beside it | ratio | p50, ms | p99, ms | worst, ms |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|")
+
+
+def upgrade(box, d):
+    """Another daemon takes over; the pid of the one that serves then."""
+    result = box.run(program("tidegatectl"), "-s", d.admin, "upgrade")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return d.ctl("status")["status"]["pid"]
+
+
+def upgrades_beside_full_lanes():
+    """Of a client at a steady rate: the longest wait for a completion over an upgrade alone, and over one of a daemon that
+    holds another's full lanes, in milliseconds; its outcomes."""
+    box = n.OpenBox()
+    try:
+        sink = Sink(box, record=False).start()
+        d = Daemon(box, [pool([sink]), pool(["127.0.0.1:1"], name="away")]).start(ready=False)
+        d.wait_ready(sink)
+        neighbour = n.Neighbour(box, d, "load/good")
+        neighbour.count_for(1)
+        box.at_end(lambda: d.answers() and os.kill(d.ctl("status")["status"]["pid"], signal.SIGKILL))
+        upgrade(box, d)
+        neighbour.count_for(1)
+        full = Disturber(box, d, ("selfish", "hold", 40), 1, "away")
+        neighbour.file.phase(1)
+        upgrade(box, d)
+        neighbour.count_for(1)
+        outcomes = neighbour.producer.finish_early(deadline_s=60)
+        full.process.kill()
+        return *(percentile([neighbour.producer], phase, True, 1)[0] / 1000 for phase in (0, 1)), outcomes
+    finally:
+        box.fini()

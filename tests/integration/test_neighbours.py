@@ -123,6 +123,10 @@ def report(capsys, head, table):
         file.write("".join(line + "\n" for line in table if line[0] == "|"))
 
 
+UPGRADE_HEAD = ("| longest wait over an upgrade, ms | … of a daemon with 40 full lanes of another's, ms | the neighbour's |\n"
+                "|---:|---:|---|")
+
+
 @pytest.fixture(scope="module")
 def runner():
     runner = Runner()
@@ -154,3 +158,11 @@ def test_hostile_clients_leave_an_honest_one_its_round_trips(row, capsys):
     line, held = neighbour_turns.run(row)
     report(capsys, neighbour_turns.HEAD, [line])
     assert held, line
+
+
+@pytest.mark.long
+def test_upgrade_beside_full_lanes_stops_nobody(capsys):
+    alone, beside, outcomes = neighbour_turns.upgrades_beside_full_lanes()
+    report(capsys, UPGRADE_HEAD, [f"| {alone:.0f} | {beside:.0f} | {n.told(outcomes)} |"])
+    assert set(outcomes) == {"delivered"}, outcomes
+    assert beside <= (alone + neighbour_turns.WORST_MS if FULL else alone + 3000)
