@@ -129,7 +129,7 @@ def sink(protocol, *options):
 SLASHES, SYS, LARGE = Message("/" * 300), Message("$SYS/x"), Message("big", size=5000)
 MQTT = {4: {"mqtt": {"version": 4, "qos": 1}}, 5: {"mqtt": {"version": 5, "qos": 1}}}
 ACL = ("topic readwrite load/#", "topic read $SYS/#")
-# What mosquitto says to a message that the rules deny, in 3.1.1, is an acknowledgement.
+# In 3.1.1 mosquitto acknowledges a message that the rules deny.
 DENIED = {4: {"delivered", "rejected", "expired", "unknown"}, 5: {"rejected", "expired", "unknown"}}
 
 

@@ -1,5 +1,5 @@
-"""What is left of the daemon for an honest client beside a process that makes it work, wait or hold things, by other means
-than the messages it publishes: round trips alone, beside a process that is only busy, and beside the bad one.
+"""The share of an honest client beside a process that makes the daemon work, wait or hold things by other means than
+its messages: round trips alone, beside a process that is only busy, and beside the bad one.
 
 Two processors are shared by the sink, the daemon, the honest client and the bad one, so that anything busy costs
 something: each kind is compared, turn by turn, with a process that spins; one that publishes, with one that does so by
@@ -18,9 +18,9 @@ from harness import FULL, Daemon, Process, Sink, pool, program, wait_for
 from load import percentile
 
 TURNS, TURN_MS = (5, 2000) if FULL else (3, 200)
-AGAIN = 3  # what falls short is measured again: what else the machine does changes, and a hostile client does not
+AGAIN = 3  # a low figure is measured again: other load on the machine changes, a hostile client does not
 MIB = 1 << 20
-# What is promised of a quiet machine; and what any machine holds whose daemon does not stand still.
+# The promised limits on a quiet machine; in the short form, limits that only a stalled daemon breaks.
 RATIO, P99_MS, WORST_MS = (0.8, 5, 50) if FULL else (0.1, 500, 3000)
 BUSY, PUBLISHER = ("greedy", "spin", 100), ("greedy", "publish", 1)
 
@@ -56,7 +56,7 @@ ROWS = [
     Turns("hands back a lane mapped 60,000 times while it is punched", ("selfish", "punched", 60000 if FULL else 8000)),
     Turns("doorbell flood", ("hostile", "flood")),
     Turns("doorbell flood of 64 clients", ("greedy", "ring", 64)),
-    # Who publishes as fast as he can by the rules has a share of the daemon and of the broker: these get no more.
+    # A client that publishes as fast as the rules allow gets a share of daemon and broker: these must get no more.
     Turns("publishes and never takes a completion, on new lanes all the time", ("greedy", "discard"), PUBLISHER),
     Turns("publishes what has expired", ("greedy", "expired", 1), PUBLISHER),
 ]
@@ -74,7 +74,7 @@ class Disturber:
         words = [mode, *argument] if name != "hostile" else [number, 1 << 60, mode]
         who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
         self.process = Process(box, f"{name}-{mode}-{number}", [copy, d.socket, lanes_in, *words], **who)
-        if name == "selfish":  # what it has before it is measured
+        if name == "selfish":  # it prints this when it holds everything
             wait_for(lambda: "ready" in self.process.text() or not self.process.alive(), f"{name} {mode} to be ready", 60)
         assert self.process.alive(), self.process.text()
 

@@ -1,5 +1,5 @@
 /*
- * What programs need that speak to the daemon without the library, and end when they fail: greedy.c, selfish.c.
+ * For programs that speak to the daemon without the library and exit when they fail: greedy.c, selfish.c.
  */
 #ifndef TG_TESTS_RAW_CLIENT_H
 #define TG_TESTS_RAW_CLIENT_H

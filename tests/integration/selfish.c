@@ -1,6 +1,6 @@
 /*
  * selfish: a client that tries to make the daemon do, hold or wait for more than its share, until it is killed.
- * What it is refused it asks for again; when the daemon hangs up on it, it comes back.
+ * It repeats refused requests, and reconnects when the daemon hangs up.
  *
  *   selfish SOCKET POOL MODE [NUMBER]
  *
@@ -28,7 +28,7 @@
 
 #define STRAYS 253u /* the most that the kernel passes on in a packet */
 #define LINGERING 4
-#define KEPT_BYTES (UINT64_C(256) << 20) /* of closed lanes: what one of them may have is no matter of the daemon's */
+#define KEPT_BYTES (UINT64_C(256) << 20) /* of closed lanes; the daemon does not limit one of them */
 #define MAPPERS 4
 #define RECORD 56u
 #define DEADLINES 1000u /* a lane */
@@ -268,7 +268,7 @@ closed(uint64_t bytes)
 	}
 }
 
-/* Idle processes that have it mapped: what is punched is looked for in every one of the mappings. */
+/* Idle processes that have it mapped: punching has to search every mapping. */
 static void
 map_often(int memfd, uint64_t count)
 {
