@@ -144,7 +144,7 @@ is_topic(const struct wire *wire, const uint8_t *topic, const char *name)
 	return wire->topic_len == strlen(name) && memcmp(topic, name, wire->topic_len) == 0;
 }
 
-/* Closes over this message? What is behind it is not read, and answers that are due are not given. */
+/* Closes over this message? Later bytes are not read, and due answers are not given. */
 static int
 closes_over(struct app *app, const struct wire *wire, const uint8_t *topic)
 {

@@ -1,6 +1,6 @@
 /*
- * Stories of messages over which a broker closes the connection: what becomes of
- * their lane, and that the others do not see it. What must hold in all of them is in check_sim.c.
+ * Stories of messages over which a broker closes the connection: the fate of their lane, while other lanes
+ * notice nothing. check_sim.c has the conditions of all stories.
  */
 #include "story.h"
 
@@ -71,7 +71,7 @@ end_others_unhurt(struct sim *sim)
 	sim_fini(sim);
 }
 
-/* How often the links that carry everybody's messages have failed. */
+/* How often the links that carry the messages of all lanes have failed. */
 static uint64_t
 ordinary_failures(const struct sim *sim)
 {
@@ -147,7 +147,7 @@ lane_that_is_closed_over_with_words_is_set_apart_with_two(void **state)
 	is_set_apart(2, TOPIC_WORDS);
 }
 
-/* What the same lane has to say besides arrives. */
+/* The lane's other messages arrive. */
 static void
 good_messages_of_a_blamed_lane_are_delivered(void **state)
 {
