@@ -318,6 +318,9 @@ link_row(struct answer *row, const struct link *link)
 	answer_text(row, "pool", link->broker->pool->config->name);
 	answer_text(row, "broker", link->broker->config->address.text);
 	answer_text(row, "endpoint", endpoints_of(link) != NULL ? endpoints_of(link) : "");
+	const struct driver *driver = link->broker->pool->config->driver;
+	const char *speaks = link->session != NULL && driver->speaks != NULL ? driver->speaks(link->session) : NULL;
+	answer_text(row, "speaks", speaks != NULL ? speaks : "");
 	answer_text(row, "state", link_state_word(link->state));
 	answer_count(row, "state_ms", ms_since(shard, link->state_since_ns));
 	answer_truth(row, "writable", link_is_writable(link));

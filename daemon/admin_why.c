@@ -218,6 +218,8 @@ say_link(struct words *words, const struct link *link)
 		say(words, now ? " (%s" : " (before that: %s", link->why);
 		if (link->state != LINK_SUSPECT && link->failed_kind == FATAL_REFUSED)
 			say(words, "; check the pool's credentials and rights");
+		if (link->state != LINK_SUSPECT && link->failed_kind == FATAL_SETTINGS)
+			say(words, "; check the pool's settings");
 		if (link->state == LINK_BACKOFF)
 			say_next_attempt(words, link);
 		say(words, ")");

@@ -233,14 +233,6 @@ accuse(struct link *link)
 	return 1;
 }
 
-int
-blame_closed(struct link *link)
-{
-	if (link->ready_ns == 0 || (link->failed_kind != FATAL_MESSAGE && link->failed_kind != FATAL_DROPPED))
-		return 0;
-	return link->apart ? accuse(link) : mark(link);
-}
-
 /* ---- the verdict ---- */
 
 /* Another link of the broker that was READY when this one closed, and still is: the broker has lived all the time. */
@@ -297,6 +289,35 @@ convict(struct lane *lane, struct link *link)
 	struct slot *slot = lane_slot(lane, blame->alone);
 	if (slot->state == SLOT_PENDING && ++slot->alone >= BLAME_REJECT)
 		reject(lane, slot, link);
+}
+
+/* The broker has rejected a message and closed over it: there is no doubt whose it was. */
+static int
+convict_rejected(struct link *link)
+{
+	struct lane *lane;
+
+	TAILQ_FOREACH (lane, &link->bound, bound_entry)
+		if (lane->id == link->rejected)
+			break;
+	snprintf(link->closed_why, sizeof(link->closed_why), "%s", link->fatal_why);
+	if (lane != NULL) {
+		lane->blame.alone = SLOT_NONE; /* it has its answer */
+		convict(lane, link);
+	}
+	return 1;
+}
+
+int
+blame_closed(struct link *link)
+{
+	if (link->ready_ns == 0)
+		return 0;
+	if (link->failed_kind == FATAL_ANSWERED)
+		return convict_rejected(link);
+	if (link->failed_kind != FATAL_MESSAGE && link->failed_kind != FATAL_DROPPED)
+		return 0;
+	return link->apart ? accuse(link) : mark(link);
 }
 
 void

@@ -14,6 +14,8 @@
  *   apart          each broker has one more link for lanes that are set apart. One lane at a time may use it
  *                  (its holder). A suspect whose marked messages are all answered is cleared and returns to
  *                  the ordinary links
+ *   no doubt       the broker has rejected a message in its own words and closes over it (FATAL_ANSWERED): its
+ *                  lane is guilty at once
  *   verdict        the apart link closes while a lane holds it, and another link of the same broker, which
  *                  was READY then, still is when the apart link is READY again: the broker lives, so the
  *                  holder is guilty. The other suspects are cleared

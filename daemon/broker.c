@@ -28,6 +28,9 @@ broker_init(struct broker *broker, struct pool *pool, const struct config_broker
 	broker->links = calloc(pool->config->links, sizeof(*broker->links));
 	if (broker->links == NULL)
 		return -TG_ENOMEM;
+	if (pool->config->driver->memory_size > 0 &&
+	    (broker->memory = calloc(1, pool->config->driver->memory_size)) == NULL)
+		return -TG_ENOMEM;
 	for (; broker->link_count < pool->config->links; broker->link_count++) {
 		int rc = link_init(&broker->links[broker->link_count], broker, ++pool->shard->link_ids);
 		if (rc != 0)
@@ -47,7 +50,9 @@ broker_fini(struct broker *broker)
 	tls_sessions_fini(&broker->tls_sessions);
 	endpoints_fini(&broker->endpoints);
 	free(broker->links);
+	free(broker->memory);
 	broker->links = NULL;
+	broker->memory = NULL;
 	broker->link_count = 0;
 }
 
@@ -147,8 +152,8 @@ backoff_ns(const struct broker *broker, const struct link *link, enum driver_fat
 	uint64_t cap_ms = breaker->retry_max_ms;
 	uint64_t ms = breaker->retry_ms;
 
-	/* Whoever is refused for his credentials must not hammer: accounts get locked. */
-	if (kind == FATAL_REFUSED)
+	/* A refusal for credentials must not be hammered at: accounts get locked. */
+	if (kind == FATAL_REFUSED || kind == FATAL_SETTINGS)
 		return world_between(broker->pool->shard->world, cap_ms * NS_PER_MS / 2, cap_ms * NS_PER_MS);
 	if (!pool_is_usable(broker->pool) && cap_ms > BROKER_LONELY_MAX_MS)
 		cap_ms = BROKER_LONELY_MAX_MS;
@@ -217,6 +222,13 @@ broker_link_failed(struct broker *broker, struct link *link, enum driver_fatal k
 	if (broker->open && broker->prober != link)
 		return 0; /* the prober tries for all of them */
 	return shard->now_ns + backoff_ns(broker, link, kind);
+}
+
+void
+broker_forget(struct broker *broker)
+{
+	if (broker->memory != NULL)
+		memset(broker->memory, 0, broker->pool->config->driver->memory_size);
 }
 
 void

@@ -56,6 +56,7 @@ struct broker {
 	int64_t credit;   /* smooth weighted choice */
 	char why[200];    /* the last failure */
 	struct tls_sessions tls_sessions;
+	void *memory;               /* its driver's (session_params); NULL: the driver wants none */
 	struct endpoints endpoints; /* what it has told of its cluster */
 	struct {
 		uint64_t attempts, failures, opened, delivered, sent, rejected, resent;
@@ -80,6 +81,9 @@ broker_link(const struct broker *broker, uint32_t number)
 
 /* Its apart link, on its way to be READY or waiting for its next attempt. NULL: no memory. */
 struct link *broker_apart(struct broker *broker);
+
+/* It could not be connected to: what its driver has learned of it may be true no more. */
+void broker_forget(struct broker *broker);
 
 /* A link has been proven. */
 void broker_link_ready(struct broker *broker, struct link *link);

@@ -26,6 +26,8 @@ link_state_word(enum link_state state)
 	return words[state];
 }
 
+#define AGAIN_MS 20u /* at most so long until a session is begun in another way */
+
 static const struct config_pool *
 config_of(const struct link *link)
 {
@@ -155,6 +157,8 @@ session_new(struct link *link, const char *client_id, uint64_t random)
 		.keepalive_s = quiet_s < 10 ? 10 : quiet_s,
 		.window = config->window_messages,
 		.random = random,
+		.memory = link->broker->memory,
+		.replayed = client_id != NULL,
 		.tls_wanted = config->tls.enabled,
 	};
 	link->session->driver = driver;
@@ -327,7 +331,7 @@ disconnect(struct link *link)
 	}
 	tls_free(link->tls);
 	link->tls = NULL;
-	link->wants_tls = 0;
+	link->wants_tls = link->fatal = 0;
 	if (link->sock != NULL)
 		world->ops->close(link->sock, link->state == LINK_FAILED);
 	link->sock = NULL;
@@ -357,7 +361,7 @@ enter_failed(struct link *link)
 	link->closed_over = blame_closed(link);
 	if (link->closed_over)
 		endpoints_left(link); /* the address is not to blame */
-	else
+	else if (link->failed_kind != FATAL_AGAIN)
 		endpoints_failed(link);
 	link_abandon(link);
 	release_waiters(link);
@@ -494,20 +498,38 @@ link_event(struct link *link, enum link_event event)
 		t->enter(link);
 }
 
+/* The driver's word when a handshake has ended without one: what is tried instead, or NULL. */
+static const char *
+ask_unheard(struct link *link)
+{
+	if (link->state != LINK_HANDSHAKE || link->fatal || link->session == NULL ||
+	    link->session->driver->unheard == NULL)
+		return NULL;
+	return link->session->driver->unheard(link->session);
+}
+
 void
 link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
 {
-	const char *endpoint = endpoints_of(link);
-	int at = 0;
+	const char *endpoint = endpoints_of(link), *other;
+	size_t at = 0;
 	va_list args;
 
 	if (!table[link->state][LINK_EV_FAIL].valid)
 		return;
 	if (endpoint != NULL)
-		at = snprintf(link->why, sizeof(link->why), "at %.80s: ", endpoint);
+		at = (size_t)snprintf(link->why, sizeof(link->why), "at %.80s: ", endpoint);
 	va_start(args, format);
-	vsnprintf(link->why + at, sizeof(link->why) - (size_t)at, format, args);
+	vsnprintf(link->why + at, sizeof(link->why) - at, format, args);
 	va_end(args);
+	other = ask_unheard(link);
+	if (other != NULL) {
+		kind = FATAL_AGAIN;
+		at = strlen(link->why);
+		snprintf(link->why + at, sizeof(link->why) - at, "; %s", other);
+	}
+	if (link->state == LINK_CONNECTING && endpoint == NULL)
+		broker_forget(link->broker);
 	link->failed_kind = kind;
 	int draining = link->state == LINK_DRAINING && link->shard->stopping;
 	snprintf(link->broker->why, sizeof(link->broker->why), "%s", link->why);
@@ -516,7 +538,10 @@ link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
 		link_event(link, LINK_EV_DRAIN);
 		return;
 	}
-	uint64_t at_ns = broker_link_failed(link->broker, link, kind);
+	/* A little apart all the same: a fleet of daemons meets the same broker. */
+	uint64_t at_ns = kind == FATAL_AGAIN
+	    ? link->shard->now_ns + world_between(link->shard->world, 0, AGAIN_MS * NS_PER_MS)
+	    : broker_link_failed(link->broker, link, kind);
 	link_event(link, LINK_EV_BACKOFF);
 	if (at_ns != 0)
 		timer_set(&link->shard->timers, &link->timer, at_ns);

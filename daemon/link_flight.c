@@ -138,7 +138,7 @@ fatal_text(struct link *link, const char *text)
 static void
 refuse(struct link *link, const char *text)
 {
-	fatal(link, FATAL_REFUSED, 0, text, strlen(text));
+	fatal(link, FATAL_SETTINGS, 0, text, strlen(text));
 }
 
 /* The entry an answer is for, or NULL: not outstanding, or (L5) answered before it was sent: whole, or with
@@ -210,6 +210,7 @@ on_nack(struct link *link, const struct driver_event *event)
 		fatal_text(link, "out of memory for the rest of a message that the broker refused early");
 		return;
 	}
+	link->rejected = entry->lane->id;
 	answer(link, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
 	progress(link);
 }

@@ -188,7 +188,7 @@ must_wait_for_tls(struct link *link)
 	if (link->tls != NULL || !link->broker->pool->config->tls.enabled)
 		return 0;
 	if (out_unwritten(&link->out) > 0 && !link->wants_tls)
-		link_fail(link, FATAL_REFUSED, "the broker offers no TLS, and the pool has a tls group");
+		link_fail(link, FATAL_SETTINGS, "the broker offers no TLS, and the pool has a tls group");
 	return 1;
 }
 

@@ -121,6 +121,11 @@ enum driver_fatal {
 	FATAL_REFUSED,  /* credentials or rights: trying again soon will not help; back off to the cap */
 	FATAL_CLOSED,   /* the broker closes in its own good order; text says why */
 	FATAL_UNUSABLE, /* not a broker to publish to now (read-only replica, loading): use another */
+	FATAL_SETTINGS, /* the pool's settings do not fit the broker: as FATAL_REFUSED, with other advice */
+	FATAL_AGAIN,    /* another session, which the driver begins in another way (session_params.memory), is worth
+	                 * a try at once: breaker and back-off do not count this. Drivers see to it that only a few of
+	                 * them follow each other */
+	FATAL_ANSWERED, /* the broker closes over the message that it has rejected last (EV_NACK): no other is to blame */
 	FATAL_MESSAGE,  /* the broker closes over one of the unanswered messages and does not say which; text
 	                 * says why. The daemon finds out which (daemon/blame.h) */
 	FATAL_DROPPED,  /* the link's own, no driver's: the connection ended without a word. With messages
@@ -152,6 +157,9 @@ struct session_params {
 	uint32_t window;       /* the most unanswered messages the link will allow itself */
 	uint64_t random;       /* a secret of this connection: session_words() */
 	int tls;               /* the connection is encrypted already */
+	void *memory;          /* driver->memory_size bytes that all sessions with this broker share, zeroed at first
+	                        * and again once the broker could not be connected to: it may be another then */
+	int replayed;          /* the handshake is another daemon's, replayed: memory need not know how it began */
 	int tls_wanted;        /* … or is to be: with DRIVER_F_SERVER_FIRST, nothing is sent before EV_TLS */
 };
 
@@ -204,6 +212,7 @@ struct driver {
 	uint16_t tls_port;
 	size_t settings_size;
 	size_t session_size;
+	size_t memory_size; /* of session_params.memory; 0: none */
 	const char *alpn; /* wanted in TLS; NULL: none */
 	unsigned flags;   /* enum driver_flags */
 	/* Offsets of the settings' struct config_secret: pool.c reads their files again before each connection,
@@ -249,6 +258,16 @@ struct driver {
 
 	/* A round trip that only the broker's application can answer; EV_ALIVE follows. */
 	int (*probe)(struct session *session, struct out *out);
+
+	/*
+	 * The connection has ended, or its time is up, after start() and before EV_UP, and the driver has not said
+	 * EV_FATAL. Returns what another session will try instead (static; the end is FATAL_AGAIN then), or NULL:
+	 * there is nothing else to try. May be NULL.
+	 */
+	const char *(*unheard)(struct session *session);
+
+	/* What was agreed upon with the broker, for admins: "MQTT 3.1.1". Static; NULL before EV_UP. May be NULL. */
+	const char *(*speaks)(const struct session *session);
 
 	/* Orderly farewell. May be NULL. */
 	int (*goodbye)(struct session *session, struct out *out);

@@ -1,9 +1,10 @@
 /*
  * MQTT 3.1.1 and 5, as a publisher: QoS 0 (TG_SENT) and QoS 1 (TG_DELIVERED by PUBACK).
  *
- *   version = 4 | 5          4 is 3.1.1; default 5
+ *   version = "auto" | 4 | 5 4 is 3.1.1; default "auto": 5, or 3.1.1 if the broker speaks no 5
  *   qos = 0 | 1              default 1
  *   username, password_file  a file with the password
+ *   dollar_topics            false: topics that begin with $ are refused; $SYS always is
  *   client_id_prefix         in front of the link's own name; default "tidegate-"
  *
  * Every connection is a new session (clean start): what was unanswered is the link's to resend,
@@ -25,12 +26,27 @@
 #define MQTT_PREFIX_MAX 64u
 
 struct mqtt_settings {
-	uint32_t version; /* as on the wire: 4 or 5 */
+	uint32_t version; /* as on the wire, 4 or 5; 0: "auto" */
 	uint32_t qos;
+	int dollar_topics;
 	char *username;
 	struct config_secret password;
 	char *client_id_prefix;
 };
+
+/* A number, or the word "auto". Returns 0 or -TG_EINVAL. */
+static int
+read_version(struct config_node *group, uint32_t *version)
+{
+	static const struct config_choice words[] = { { "auto", 0 }, { NULL, 0 } };
+	const config_setting_t *setting =
+	    group->setting != NULL ? config_setting_get_member(group->setting, "version") : NULL;
+	int word = 0;
+
+	if (setting != NULL && config_setting_is_number(setting))
+		return config_node_u32(group, "version", version, 4, 5) < 0 ? -TG_EINVAL : 0;
+	return config_node_choice(group, "version", &word, words) < 0 ? -TG_EINVAL : 0;
+}
 
 static int
 mqtt_configure(void *settings, struct config_node *group)
@@ -39,14 +55,14 @@ mqtt_configure(void *settings, struct config_node *group)
 	struct config_node absent;
 	int bad = 0;
 
-	mqtt->version = 5;
 	mqtt->qos = 1;
 	if (group == NULL) {
 		memset(&absent, 0, sizeof(absent));
 		group = &absent;
 	}
-	bad |= config_node_u32(group, "version", &mqtt->version, 4, 5) < 0;
+	bad |= read_version(group, &mqtt->version) < 0;
 	bad |= config_node_u32(group, "qos", &mqtt->qos, 0, 1) < 0;
+	bad |= config_node_bool(group, "dollar_topics", &mqtt->dollar_topics) < 0;
 	int username = driver_read_text(group, "username", &mqtt->username, 1, MQTT_STRING_MAX);
 	int password = config_node_secret(group, "password_file", &mqtt->password, MQTT_STRING_MAX, NULL);
 	int prefix = driver_read_text(group, "client_id_prefix", &mqtt->client_id_prefix, 0, MQTT_PREFIX_MAX);
@@ -79,7 +95,8 @@ mqtt_open(struct session *session)
 	const struct mqtt_settings *settings = session->settings;
 	uint32_t bits = 64;
 
-	mqtt->version = (uint8_t)settings->version;
+	mqtt->version = mqtt_version_choose(mqtt, settings->version);
+	mqtt->dollar_topics = settings->dollar_topics != 0;
 	mqtt->qos = (uint8_t)settings->qos;
 	mqtt->next_id = mqtt->oldest_id = 1;
 	mqtt->retain_available = 1;
@@ -111,7 +128,9 @@ mqtt_start(struct session *session, struct out *out)
 	const struct mqtt_settings *settings = session->settings;
 	const char *prefix = settings->client_id_prefix != NULL ? settings->client_id_prefix : "tidegate-";
 	const char *name = session->params->client_id != NULL ? session->params->client_id : "";
-	const char *username = settings->username, *password = settings->password.value;
+	const char *username = settings->username;
+	/* 3.1.1 has no password without a user name: what "auto" came to is then refused in the broker's words. */
+	const char *password = username != NULL || mqtt->version == 5 ? settings->password.value : NULL;
 	size_t prefix_len = strlen(prefix), name_len = strlen(name);
 	size_t username_len = username != NULL ? strlen(username) : 0;
 	size_t password_len = password != NULL ? strlen(password) : 0;
@@ -190,6 +209,7 @@ const struct driver driver_mqtt = {
 	.tls_port = 8883,
 	.settings_size = sizeof(struct mqtt_settings),
 	.session_size = sizeof(struct mqtt_session),
+	.memory_size = sizeof(struct mqtt_memory),
 	.alpn = "mqtt",
 	.flags = DRIVER_F_REPLAYABLE,
 	.secrets = { offsetof(struct mqtt_settings, password) },
@@ -203,4 +223,6 @@ const struct driver driver_mqtt = {
 	.publish = mqtt_publish,
 	.probe = mqtt_probe,
 	.goodbye = mqtt_goodbye,
+	.unheard = mqtt_unheard,
+	.speaks = mqtt_speaks,
 };

@@ -84,6 +84,8 @@ pubacks_in_order(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 		oldest_next(mqtt);
 		mqtt->acked = 1;
 	}
+	if (at > 0)
+		mqtt->refused = 0;
 	return at;
 }
 
@@ -106,6 +108,7 @@ input_puback(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 		flush_acked(mqtt);
 	if (!settle(mqtt, id, &seq))
 		return fatal(mqtt, FATAL_PROTOCOL, 0x92, "PUBACK for packet id %u, which waits for none", id);
+	mqtt->refused = code >= 0x80 ? code : 0;
 	if (code < 0x80) {
 		if (seq == oldest)
 			mqtt->acked = 1;
@@ -164,22 +167,30 @@ input_connack(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	if ((bytes[0] & 0xfe) != 0)
 		return fatal(
 		    mqtt, FATAL_PROTOCOL, 0x81, "CONNACK: its reserved flags are set (0x%02x)", bytes[0]);
-	if (mqtt->version == 4 || len == 2) {
-		/* A broker that does not know version 5 says so in the older form. */
-		if (code != 0)
+	if (mqtt->version == 5 && len == 2) {
+		/* The older form: what follows would be of that too. */
+		if (code != 0 || mqtt->pinned || !mqtt->base.params->replayed)
+			return mqtt_version_refused(
+			    mqtt, code, code != 0 ? mqtt_return_text(code) : "it answers in MQTT 3.1.1");
+		mqtt->version = 4;
+	}
+	if (mqtt->version == 4) {
+		if (code != 0) {
+			mqtt_version_answered(mqtt);
 			return fatal(mqtt, mqtt_return_fatal(code), code,
 			    "the broker refused the connection: %s (%u)", mqtt_return_text(code), code);
-		if (mqtt->version == 5)
-			return fatal(mqtt, FATAL_PROTOCOL, 0x81,
-			    "CONNACK: version 5 was asked for, its answer has no "
-			    "properties");
+		}
 	} else {
 		const char *wrong = mqtt_properties_read(&properties, MQTT_CONNACK, bytes + 2, len - 2);
 		if (wrong != NULL)
 			return fatal(mqtt, FATAL_PROTOCOL, 0x81, "CONNACK: %s", wrong);
-		if (code >= 0x80)
-			return fatal_reason(mqtt, mqtt_reason_fatal(code), code,
+		if (code == 0x84 || code == 1) /* some give the older code in the newer form */
+			return mqtt_version_refused(mqtt, code, mqtt_reason_text(0x84));
+		if (code >= 0x80) {
+			mqtt_version_answered(mqtt);
+			return fatal_reason(mqtt, mqtt_reason_fatal(code, 0), code,
 			    "the broker refused the connection", mqtt_reason_text(code), &properties);
+		}
 		if (code != 0)
 			return fatal(
 			    mqtt, FATAL_PROTOCOL, code, "CONNACK: reason 0x%02x has no meaning there", code);
@@ -187,9 +198,11 @@ input_connack(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	if ((bytes[0] & 1) != 0)
 		return fatal(
 		    mqtt, FATAL_PROTOCOL, 0x82, "CONNACK: the broker resumes a session that was not asked for");
+	if (mqtt_version_accepted(mqtt) != 0)
+		return -TG_EPROTOCOL;
 	if (properties.maximum_qos < mqtt->qos)
-		return fatal(mqtt, FATAL_REFUSED, 0x9b, "the broker allows QoS 0 only, the pool wants QoS %u",
-		    mqtt->qos);
+		return fatal(mqtt, FATAL_SETTINGS, 0x9b,
+		    "the broker allows QoS 0 only; the pool's mqtt group has qos = %u", mqtt->qos);
 	if (properties.receive_maximum < mqtt->window && mqtt->qos > 0)
 		mqtt->window = properties.receive_maximum;
 	if (properties.maximum_packet > 0 && properties.maximum_packet < mqtt->max_packet)
@@ -201,14 +214,17 @@ input_connack(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	return 0;
 }
 
-/* Reasons for which a broker disconnects over a PUBLISH that it does not want: mosquitto says 0x82 of a topic
- * with too many levels. */
-static int
-is_over_a_message(const struct mqtt_session *mqtt, uint8_t code)
+/* What a DISCONNECT means to the other messages. */
+static enum driver_fatal
+disconnect_kind(const struct mqtt_session *mqtt, uint8_t code)
 {
-	if (mqtt->oldest == mqtt->next)
-		return 0;
-	return code == 0x81 || code == 0x82 || code == 0x90 || code == 0x95 || code == 0x99 || code == 0x9a;
+	/* Nothing answers a message of QoS 0: any of them may be the one. */
+	int waits = mqtt->qos > 0 ? mqtt->oldest != mqtt->next : mqtt->next > 0;
+
+	/* HiveMQ refuses a message (PUBACK), then ends the session for the same reason. */
+	if (code >= 0x80 && code == mqtt->refused)
+		return FATAL_ANSWERED;
+	return mqtt_reason_fatal(code, waits);
 }
 
 static int
@@ -216,7 +232,7 @@ input_disconnect(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 {
 	struct mqtt_properties properties = { .reason = NULL };
 	uint8_t code = len > 0 ? bytes[0] : 0;
-	enum driver_fatal kind = is_over_a_message(mqtt, code) ? FATAL_MESSAGE : mqtt_reason_fatal(code);
+	enum driver_fatal kind = disconnect_kind(mqtt, code);
 
 	if (len > 1) {
 		const char *wrong = mqtt_properties_read(&properties, MQTT_DISCONNECT, bytes + 1, len - 1);
@@ -267,6 +283,7 @@ input_body(struct mqtt_session *mqtt, uint8_t first, const uint8_t *bytes, size_
 		return input_disconnect(mqtt, bytes, len);
 	default:
 		flush_acked(mqtt);
+		mqtt->refused = 0;
 		if (mqtt->probes > 0) {
 			mqtt->probes--;
 			driver_emit(&mqtt->base, EV_ALIVE, 0);

@@ -13,9 +13,11 @@ mqtt_type_name(unsigned type)
 static const struct reason {
 	uint8_t code;
 	uint8_t fatal;
+	uint8_t over;
 	const char *text;
 } reasons[] = {
-#define X(value, words, meaning) { .code = value, .fatal = meaning, .text = words },
+#define X(value, words, alone, over_message) \
+	{ .code = value, .fatal = alone, .over = over_message, .text = words },
 #include "mqtt_reason.def"
 #undef X
 };
@@ -23,7 +25,7 @@ static const struct reason {
 static const struct reason *
 reason_find(uint8_t code)
 {
-	static const struct reason unknown = { .fatal = FATAL_CLOSED, .text = "unknown reason" };
+	static const struct reason unknown = { .fatal = FATAL_CLOSED, .over = FATAL_CLOSED, .text = "unknown reason" };
 
 	for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
 		if (reasons[i].code == code)
@@ -38,17 +40,19 @@ mqtt_reason_text(uint8_t code)
 }
 
 enum driver_fatal
-mqtt_reason_fatal(uint8_t code)
+mqtt_reason_fatal(uint8_t code, int over_message)
 {
-	return (enum driver_fatal)reason_find(code)->fatal;
+	const struct reason *reason = reason_find(code);
+
+	return (enum driver_fatal)(over_message ? reason->over : reason->fatal);
 }
 
 static const struct reason returns[] = {
-	{ 1, FATAL_REFUSED, "unacceptable protocol version" },
-	{ 2, FATAL_REFUSED, "identifier rejected" },
-	{ 3, FATAL_UNUSABLE, "server unavailable" },
-	{ 4, FATAL_REFUSED, "bad user name or password" },
-	{ 5, FATAL_REFUSED, "not authorized" },
+	{ .code = 1, .fatal = FATAL_SETTINGS, .text = "unacceptable protocol version" },
+	{ .code = 2, .fatal = FATAL_SETTINGS, .text = "identifier rejected" },
+	{ .code = 3, .fatal = FATAL_UNUSABLE, .text = "server unavailable" },
+	{ .code = 4, .fatal = FATAL_REFUSED, .text = "bad user name or password" },
+	{ .code = 5, .fatal = FATAL_REFUSED, .text = "not authorized" },
 };
 
 const char *

@@ -69,7 +69,8 @@ const char *mqtt_type_name(unsigned type);
 
 /* The words of a v5 reason code; "unknown reason" for others. Static. */
 const char *mqtt_reason_text(uint8_t code);
-enum driver_fatal mqtt_reason_fatal(uint8_t code);
+/* What a session that ends with the code means; over_message: while a PUBLISH waits for its answer. */
+enum driver_fatal mqtt_reason_fatal(uint8_t code, int over_message);
 
 /* The words and meaning of a 3.1.1 CONNACK return code. */
 const char *mqtt_return_text(uint8_t code);

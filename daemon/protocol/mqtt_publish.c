@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #define MQTT_KEY_NAME "tidegate-key"
-#define MQTT_4_SLASHES_MAX 200u /* over one more mosquitto closes, and MQTT 3.1.1 has no words for why */
+#define MQTT_SLASHES_MAX 200u /* over one more mosquitto closes, in 3.1.1 without a word */
 
 static uint32_t
 count_slashes(const struct message *message)
@@ -18,6 +18,20 @@ count_slashes(const struct message *message)
 	for (uint32_t i = 0; i < message->topic_len; i++)
 		count += message->topic[i] == '/';
 	return count;
+}
+
+/* $SYS is the broker's alone (MQTT 5, section 4.7.2): some close over it, some never answer. */
+static int
+reject_dollar(const struct mqtt_session *mqtt, const struct message *message, struct driver_rejection *rejection)
+{
+	if (message->topic_len >= 4 && memcmp(message->topic, "$SYS", 4) == 0 &&
+	    (message->topic_len == 4 || message->topic[4] == '/'))
+		return driver_reject(rejection, REJECT_TOPIC, "topics below $SYS are the broker's own");
+	if (mqtt->dollar_topics)
+		return 0;
+	return driver_reject(rejection, REJECT_TOPIC,
+	    "topics that begin with $ are the broker's own; dollar_topics = true in the pool's mqtt group passes them "
+	    "on, but for $SYS");
 }
 
 static int
@@ -38,13 +52,11 @@ reject_topic(const struct mqtt_session *mqtt, const struct message *message, str
 	if (fault != UTF8_PLAIN)
 		return driver_reject(
 		    rejection, REJECT_TOPIC, "the topic %s at byte %zu", utf8_fault_text(fault), offset);
-	if (mqtt->version == 4 && message->topic_len > MQTT_4_SLASHES_MAX &&
-	    count_slashes(message) > MQTT_4_SLASHES_MAX)
+	if (message->topic_len > MQTT_SLASHES_MAX && count_slashes(message) > MQTT_SLASHES_MAX)
 		return driver_reject(rejection, REJECT_TOPIC,
-		    "the topic has %u slashes; %u are allowed in MQTT 3.1.1, where brokers close over more without "
-		    "a word",
-		    count_slashes(message), MQTT_4_SLASHES_MAX);
-	return 0;
+		    "the topic has %u slashes; %u are allowed, brokers close the connection over more",
+		    count_slashes(message), MQTT_SLASHES_MAX);
+	return message->topic[0] == '$' ? reject_dollar(mqtt, message, rejection) : 0;
 }
 
 /* The bytes of a message's user properties, or DRIVER_REJECTED. */
@@ -61,7 +73,9 @@ measure_users(const struct mqtt_session *mqtt, const struct message *message, si
 		if (message->headers_len == 0)
 			return 0;
 		return driver_reject(rejection, REJECT_HEADER,
-		    "MQTT 3.1.1 has no headers; set version = 5 in the pool's mqtt group");
+		    mqtt->pinned
+			? "MQTT 3.1.1 has no headers; set version = 5 in the pool's mqtt group"
+			: "MQTT 3.1.1 has no headers, and the broker speaks no MQTT 5");
 	}
 	if (message->key_len > 0) {
 		if (message->key_len > MQTT_STRING_MAX)

@@ -135,6 +135,12 @@ play_step(struct rig *rig, const struct transcript *transcript, size_t index, st
 	case STEP_GOODBYE:
 		rig_goodbye(rig);
 		break;
+	case STEP_UNHEARD:
+		rig_unheard(rig);
+		break;
+	case STEP_AGAIN:
+		rig_again(rig);
+		break;
 	}
 	move(rig, cut);
 	if (rig->broken[0] != '\0')

@@ -280,6 +280,8 @@ record_step(struct rig *rig, int fd, const struct step *step, const struct step 
 		rig_goodbye(rig);
 		break;
 	case STEP_INPUT:
+	case STEP_UNHEARD: /* of one connection alone is recorded */
+	case STEP_AGAIN:
 		return 0;
 	}
 	printf("\n%s\n", step->text);
@@ -425,6 +427,11 @@ seed_step(FILE *to, const struct step *step)
 		break;
 	case STEP_GOODBYE:
 		put(to, SCRIPT_GOODBYE << 5);
+		break;
+	case STEP_UNHEARD:
+		break;
+	case STEP_AGAIN:
+		put(to, SCRIPT_GOODBYE << 5 | SCRIPT_AGAIN);
 		break;
 	}
 }

@@ -21,11 +21,13 @@ enum script_op {
 	SCRIPT_PUBLISH = 1, /* 1 + arg small messages */
 	SCRIPT_MESSAGE = 2, /* one message: [enum script_message: 1], what its bits add in their order */
 	SCRIPT_PROBE = 3,
-	SCRIPT_GOODBYE = 4,
+	SCRIPT_GOODBYE = 4, /* arg SCRIPT_AGAIN: the connection ends, and another session begins */
 	SCRIPT_FLUSH = 5,
 	SCRIPT_BULK = 6,  /* 1 + 64 * arg small messages */
 	SCRIPT_FLOOD = 7, /* one byte follows and is fed 2048 * (1 + arg) times */
 };
+
+#define SCRIPT_AGAIN 1
 
 enum script_cut {
 	CUT_BYTES = 0, /* one by one, at the end of long pieces */

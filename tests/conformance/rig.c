@@ -117,6 +117,7 @@ rig_open_with(struct rig *rig, const struct driver *driver, void *settings, cons
 {
 	rig->driver = driver;
 	rig->params = *params;
+	rig->params.memory = rig->memory = driver->memory_size > 0 ? must(calloc(1, driver->memory_size)) : NULL;
 	return session_open(rig, settings);
 }
 
@@ -135,6 +136,7 @@ void
 rig_close(struct rig *rig)
 {
 	session_close(rig);
+	free(rig->memory);
 	rig_settings_free(rig->driver, rig->settings);
 	out_fini(&rig->out);
 	free(rig->waits);
@@ -149,6 +151,7 @@ void
 rig_renew(struct rig *rig)
 {
 	session_close(rig);
+	free(rig->memory);
 	rig_settings_free(rig->driver, rig->settings);
 	out_reset(&rig->out);
 	rig_forget(rig);
@@ -324,6 +327,7 @@ session_restore(struct rig *rig, void *settings, const uint8_t *saved, size_t le
 	int rc = 0;
 
 	rig->up = rig->dead = 0;
+	rig->params.replayed = 1;
 	if (session_open(rig, settings) != 0)
 		return -1;
 	action(rig, "start", rig->driver->start);
@@ -455,6 +459,34 @@ rig_publish(struct rig *rig, const struct message *message, struct driver_reject
 	take_output(rig);
 	rig->lent = NULL;
 	return rc;
+}
+
+void
+rig_unheard(struct rig *rig)
+{
+	if (rig->up || rig->dead || rig->driver->unheard == NULL)
+		return;
+	const char *other = rig->driver->unheard(rig->session);
+	rig->dead = 1;
+	if (other != NULL)
+		rig_say(rig, "unheard \"%s\"", other);
+	else
+		rig_say(rig, "unheard");
+}
+
+void
+rig_again(struct rig *rig)
+{
+	void *settings = (void *)(uintptr_t)rig->session->settings;
+
+	session_close(rig);
+	out_reset(&rig->out);
+	rig->hello.len = rig->left = 0;
+	rig->base += rig->next;
+	rig->next = rig->oldest = rig->outstanding = 0;
+	rig->started = rig->up = rig->dead = rig->probing = rig->securing = 0;
+	rig->params.tls = rig->params.replayed = 0;
+	session_open(rig, settings);
 }
 
 void

@@ -8,7 +8,7 @@
  *   up | alive | blocked "…" | unblocked | leaving | tls | window N | max-body N | keepalive N |
  *   endpoint "…" | ack SEQ delivered|sent [reference=N] | nack SEQ CODE "…" | again SEQ | lost SEQ |
  *   unsure SEQ CODE reference=N |
- *   fatal protocol|refused|closed|unusable|message CODE "…"
+ *   fatal protocol|refused|closed|unusable|settings|again|answered|message CODE "…" | unheard ["…"]
  */
 #ifndef TG_TESTS_CONFORMANCE_RIG_H
 #define TG_TESTS_CONFORMANCE_RIG_H
@@ -61,6 +61,7 @@ struct rig {
 	int quiet;                    /* events and output are only digested, for the fuzzer's speed */
 	struct rig_digest said, told; /* of events, of output: their interleaving depends on the cuts */
 	int started, up, dead, allowed_events;
+	void *memory; /* the broker's, of all its sessions; the driver's size */
 	int probing;  /* a probe waits for its answer */
 	int securing; /* EV_TLS was said: rig_start() comes next */
 	char broken[300];
@@ -91,6 +92,10 @@ int rig_publish(struct rig *rig, const struct message *message, struct driver_re
 void rig_flush(struct rig *rig);
 void rig_probe(struct rig *rig);
 void rig_goodbye(struct rig *rig);
+/* The connection ends, or its time is up, before the session is up: the driver is asked what else there is. */
+void rig_unheard(struct rig *rig);
+/* The next session with the same broker. */
+void rig_again(struct rig *rig);
 void rig_forget(struct rig *rig);
 /*
  * Replaces the session as an upgrade does: a new session replays the handshake, restores the saved state and

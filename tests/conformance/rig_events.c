@@ -75,8 +75,8 @@ rig_digest_value(const struct rig_digest *digest)
 	return end.sum;
 }
 
-__attribute__((format(printf, 2, 3))) static void
-say(struct rig *rig, const char *format, ...)
+void
+rig_say(struct rig *rig, const char *format, ...)
 {
 	char line[600];
 	va_list args;
@@ -122,10 +122,10 @@ acked(struct rig *rig, const struct driver_event *event)
 		if (rig->quiet)
 			rig_digest_add(&rig->said, what, sizeof(what));
 		else if (what[2] != 0)
-			say(rig, "ack %lu %s reference=%lu", rig->base + seq, outcome_word(event->outcome),
+			rig_say(rig, "ack %lu %s reference=%lu", rig->base + seq, outcome_word(event->outcome),
 			    event->reference);
 		else
-			say(rig, "ack %lu %s", rig->base + seq, outcome_word(event->outcome));
+			rig_say(rig, "ack %lu %s", rig->base + seq, outcome_word(event->outcome));
 	}
 	if (!any || event->seq >= rig->next)
 		rig_broken(
@@ -156,7 +156,8 @@ one_answer(struct rig *rig, const struct driver_event *event)
 void
 rig_on_event(void *owner, const struct driver_event *event)
 {
-	static const char *const kinds[] = { "protocol", "refused", "closed", "unusable", "message" };
+	static const char *const kinds[] = { "protocol", "refused", "closed", "unusable", "settings", "again",
+		"answered", "message" };
 	struct rig *rig = owner;
 	char text[400] = "";
 	int n = event->text_len < 300 ? (int)event->text_len : 300;
@@ -178,11 +179,11 @@ rig_on_event(void *owner, const struct driver_event *event)
 		if (rig->up)
 			rig_broken(rig, "came up twice");
 		rig->up = 1;
-		say(rig, "up");
+		rig_say(rig, "up");
 		return;
 	case EV_ALIVE:
 		rig->probing = 0;
-		say(rig, "alive");
+		rig_say(rig, "alive");
 		return;
 	case EV_ACK:
 	case EV_ACK_UPTO:
@@ -192,34 +193,34 @@ rig_on_event(void *owner, const struct driver_event *event)
 		one_answer(rig, event);
 		if (event->code == 0 || event->code > 65535)
 			rig_broken(rig, "a rejection has code %u", event->code);
-		say(rig, "nack %lu 0x%02x%s", seq, event->code, text);
+		rig_say(rig, "nack %lu 0x%02x%s", seq, event->code, text);
 		return;
 	case EV_AGAIN:
 		one_answer(rig, event);
-		say(rig, "again %lu", seq);
+		rig_say(rig, "again %lu", seq);
 		return;
 	case EV_LOST:
 		one_answer(rig, event);
-		say(rig, "lost %lu", seq);
+		rig_say(rig, "lost %lu", seq);
 		return;
 	case EV_UNSURE:
 		one_answer(rig, event);
 		if (event->code == 0 || event->code > 65535)
 			rig_broken(rig, "an unsure answer has code %u", event->code);
-		say(rig, "unsure %lu 0x%02x reference=%lu", seq, event->code, event->reference);
+		rig_say(rig, "unsure %lu 0x%02x reference=%lu", seq, event->code, event->reference);
 		return;
 	case EV_BLOCKED:
-		say(rig, "blocked%s", text);
+		rig_say(rig, "blocked%s", text);
 		return;
 	case EV_UNBLOCKED:
-		say(rig, "unblocked");
+		rig_say(rig, "unblocked");
 		return;
 	case EV_WINDOW:
 	case EV_MAX_BODY:
 	case EV_KEEPALIVE:
 		if (event->seq == 0 && event->type != EV_MAX_BODY)
 			rig_broken(rig, "a limit is 0");
-		say(rig, "%s %lu",
+		rig_say(rig, "%s %lu",
 		    event->type == EV_WINDOW     ? "window"
 		    : event->type == EV_MAX_BODY ? "max-body"
 						 : "keepalive",
@@ -229,20 +230,20 @@ rig_on_event(void *owner, const struct driver_event *event)
 		if (event->seq != 0 && event->seq != rig->endpoints)
 			rig_broken(rig, "an endpoint has the number %lu where %lu is next", event->seq, rig->endpoints);
 		rig->endpoints = event->seq + 1;
-		say(rig, "endpoint%s", text);
+		rig_say(rig, "endpoint%s", text);
 		return;
 	case EV_LEAVING:
-		say(rig, "leaving");
+		rig_say(rig, "leaving");
 		return;
 	case EV_TLS:
 		rig->securing = 1;
-		say(rig, "tls");
+		rig_say(rig, "tls");
 		return;
 	case EV_FATAL:
 		rig->dead = 1;
 		if (event->text_len == 0)
 			rig_broken(rig, "the end has no text");
-		say(rig, "fatal %s 0x%02x%s", event->fatal <= FATAL_MESSAGE ? kinds[event->fatal] : "?",
+		rig_say(rig, "fatal %s 0x%02x%s", event->fatal <= FATAL_MESSAGE ? kinds[event->fatal] : "?",
 		    event->code, text);
 		return;
 	}

@@ -22,6 +22,9 @@ must(void *memory)
 /* The driver has broken a rule; the first that it has broken stays in rig->broken. */
 void rig_broken(struct rig *rig, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Another line of what was said. */
+void rig_say(struct rig *rig, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
 void rig_digest_add(struct rig_digest *digest, const void *bytes, size_t len);
 
 /* The session's events come here; owner is the rig. */

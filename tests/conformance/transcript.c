@@ -278,7 +278,7 @@ read_step(struct transcript *transcript, unsigned line, const char *text)
 		const char *word;
 		enum step_kind kind;
 	} plain[] = { { "start", STEP_START }, { "probe", STEP_PROBE }, { "flush", STEP_FLUSH },
-		{ "goodbye", STEP_GOODBYE } };
+		{ "goodbye", STEP_GOODBYE }, { "unheard", STEP_UNHEARD }, { "again", STEP_AGAIN } };
 	struct step *last = transcript->count > 0 ? &transcript->steps[transcript->count - 1] : NULL;
 	const char *at = text;
 

@@ -14,6 +14,8 @@
  *                                topic key body: BYTES; header=BYTES,BYTES; expiry=MS; retain; repeat=N
  *                                RESULT: published (default), no-ack, full, rejected CODE "TEXT"
  *   probe | flush | goodbye
+ *   unheard                      the connection ends before the session is up
+ *   again                        another session with the same broker begins; start comes next
  *
  *   > BYTES                      after a step: the driver's exact output; lines add up
  *   event EVENT                  and its events, in the form of rig.h; "ack 0..99 delivered" is a hundred lines
@@ -26,7 +28,7 @@
 
 #include "rig.h"
 
-enum step_kind { STEP_START, STEP_INPUT, STEP_PUBLISH, STEP_PROBE, STEP_FLUSH, STEP_GOODBYE };
+enum step_kind { STEP_START, STEP_INPUT, STEP_PUBLISH, STEP_PROBE, STEP_FLUSH, STEP_GOODBYE, STEP_UNHEARD, STEP_AGAIN };
 
 struct step {
 	enum step_kind kind;

@@ -216,6 +216,12 @@ play_op(struct run *run)
 		rig_probe(run->rig);
 		break;
 	case SCRIPT_GOODBYE:
+		if (arg == SCRIPT_AGAIN) {
+			rig_unheard(run->rig);
+			rig_again(run->rig);
+			rig_start(run->rig);
+			break;
+		}
 		rig_goodbye(run->rig);
 		run->move = 0;
 		break;
@@ -251,8 +257,11 @@ play(const struct variant *variant, uint8_t how, struct tape tape, int second)
 	rig.garble = run.move ? 1u + how : 0;
 	if (rig_open_with(&rig, variant->driver, variant->settings, &params) == 0)
 		rig_start(&rig);
-	for (int step = 0; step < STEPS_MAX && run.tape.left > 0 && !rig.dead && rig.broken[0] == '\0'; step++)
+	for (int step = 0; step < STEPS_MAX && run.tape.left > 0 && rig.broken[0] == '\0'; step++) {
+		if (rig.dead && *run.tape.at != (SCRIPT_GOODBYE << 5 | SCRIPT_AGAIN))
+			break;
 		play_op(&run);
+	}
 	if (rig.broken[0] != '\0') {
 		fprintf(stderr, "the %s driver %s\n", variant->driver->name, rig.broken);
 		abort();

@@ -256,7 +256,7 @@ bad_input_is_told_exactly(void **state)
 		{ POOL("mqtt = { pasword_file = \"x\"; };"),
 		    "t.conf:1: pools[0].mqtt.pasword_file: unknown key; did you mean password_file? Allowed "
 		    "here: "
-		    "version, qos, username, password_file, client_id_prefix\n" },
+		    "version, qos, dollar_topics, username, password_file, client_id_prefix\n" },
 
 		/* Missing. */
 		{ "", "t.conf: pools: missing: a list of 1 to 256 pools\n" },

@@ -360,8 +360,8 @@ void
 show_links(const struct sample *sample, FILE *out)
 {
 	static const struct table_column plain[] = { { "LINK", 1 }, { "POOL", 0 }, { "BROKER", 0 },
-		{ "STATE", 0 }, { "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 }, { "UNSENT", 1 },
-		{ "LANES", 1 }, { "PROBE", 1 }, { "READ", 1 } };
+		{ "SPEAKS", 0 }, { "STATE", 0 }, { "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 },
+		{ "UNSENT", 1 }, { "LANES", 1 }, { "PROBE", 1 }, { "READ", 1 } };
 	static const struct table_column watched[] = { { "LINK", 1 }, { "POOL", 0 }, { "BROKER", 0 },
 		{ "STATE", 0 }, { "SINCE", 1 }, { "TAKES", 0 }, { "FLIGHT", 1 }, { "UNSENT", 1 },
 		{ "LANES", 1 }, { "PROBE", 1 }, { "OUT", 1 }, { "BYTES OUT", 1 } };
@@ -383,6 +383,10 @@ show_links(const struct sample *sample, FILE *out)
 			table_cellf(&table, PAINT_WARN, "%s at %s", string(row, "broker"), string(row, "endpoint"));
 		else
 			table_cell(&table, PAINT_NONE, string(row, "broker"));
+		if (!sample->rates) {
+			const char *speaks = string(row, "speaks");
+			table_cell(&table, PAINT_DIM, speaks[0] != '\0' ? speaks : "-");
+		}
 		table_cell(&table, state_paint(state), state);
 		cell_duration(&table, PAINT_NONE, number(row, "state_ms"));
 		table_cell(&table, truth(row, "writable") ? PAINT_GOOD : PAINT_WARN, takes(row));
