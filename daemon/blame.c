@@ -300,7 +300,8 @@ convict_rejected(struct link *link)
 	TAILQ_FOREACH (lane, &link->bound, bound_entry)
 		if (lane->id == link->rejected)
 			break;
-	snprintf(link->closed_why, sizeof(link->closed_why), "%s", link->fatal_why);
+	snprintf(link->closed_why, sizeof(link->closed_why), "%s",
+	    link->failed_kind == FATAL_ANSWERED ? link->fatal_why : "it rejected a message and closed");
 	if (lane != NULL) {
 		lane->blame.alone = SLOT_NONE; /* it has its answer */
 		convict(lane, link);
@@ -313,7 +314,8 @@ blame_closed(struct link *link)
 {
 	if (link->ready_ns == 0)
 		return 0;
-	if (link->failed_kind == FATAL_ANSWERED)
+	/* STOMP brokers close behind an ERROR that names its message. */
+	if (link->failed_kind == FATAL_ANSWERED || (link->failed_kind == FATAL_DROPPED && link->rejected != 0))
 		return convict_rejected(link);
 	if (link->failed_kind != FATAL_MESSAGE && link->failed_kind != FATAL_DROPPED)
 		return 0;

@@ -184,7 +184,7 @@ struct link {
 	enum driver_fatal fatal_kind;
 	uint32_t fatal_code;
 	char fatal_why[200];
-	uint64_t rejected; /* the lane of the last message that the broker has rejected; 0: none */
+	uint64_t rejected; /* the lane of the last message that was answered, if it was rejected; else 0 */
 
 	/* for admins */
 	char why[200]; /* cause of the last failure or suspicion */

@@ -234,6 +234,10 @@ input_disconnect(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	uint8_t code = len > 0 ? bytes[0] : 0;
 	enum driver_fatal kind = disconnect_kind(mqtt, code);
 
+	if (mqtt->version == 4)
+		return fatal(mqtt, mqtt->oldest != mqtt->next ? FATAL_MESSAGE : FATAL_CLOSED, code,
+		    "the broker disconnected%s%s", code >= 0x80 ? ": " : "",
+		    code >= 0x80 ? mqtt_reason_text(code) : "");
 	if (len > 1) {
 		const char *wrong = mqtt_properties_read(&properties, MQTT_DISCONNECT, bytes + 1, len - 1);
 		if (wrong != NULL)
@@ -265,7 +269,7 @@ may_come(const struct mqtt_session *mqtt, uint8_t first, uint32_t *least, uint32
 		*most = 0;
 		return 1;
 	case MQTT_DISCONNECT << 4:
-		return mqtt->version == 5;
+		return 1; /* in 3.1.1 it is the client's alone; mochi sends it all the same */
 	default:
 		return 0;
 	}

@@ -93,6 +93,7 @@ stomp_open(struct session *session)
 	 */
 	while (bits < window * 4)
 		bits *= 2;
+	stomp->login = ((const struct stomp_settings *)session->settings)->login;
 	stomp->early_mask = bits - 1;
 	stomp->early_bits = calloc(bits / 64, sizeof(*stomp->early_bits));
 	return stomp->early_bits != NULL ? 0 : -TG_ENOMEM;

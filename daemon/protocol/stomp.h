@@ -56,6 +56,9 @@ struct stomp_session {
 	enum stomp_skip skip;
 	enum stomp_state state;
 	enum stomp_expiry expiry;
+	uint8_t errored;     /* an ERROR has come, and no receipt since for what was framed behind it */
+	uint64_t errored_at; /* next when it came */
+	const char *login;   /* the pool's */
 	uint8_t acked; /* everything before oldest is delivered and has not been said yet */
 };
 

@@ -2,10 +2,14 @@
  * What a STOMP broker sends a publisher: CONNECTED, RECEIPT, ERROR, line breaks between frames (which
  * are its heart-beats), and nothing else.
  *
- * An ERROR that names a message's receipt rejects that message and no other; whether the connection
- * is over is the broker's to say by closing it (ActiveMQ keeps it open when rights are missing, and
- * closes it when a frame makes no sense). One that names none ends the session: which of the
- * unanswered messages it is about nobody knows.
+ * The first ERROR that names a message's receipt rejects that message and no other. Whether the connection is
+ * over is the broker's to say by closing it (ActiveMQ keeps it open when rights are missing, and closes it when
+ * a frame makes no sense). Until it has shown that it goes on, by a receipt for a message that was framed behind
+ * the ERROR, no further ERROR rejects anything: Artemis answers each frame behind a bad one with an ERROR of its
+ * own ("Connection is not valid") that names an innocent message. Such messages are sent again. An ERROR for a
+ * message that was framed behind the first ends the session, so that it is the first on the next connection.
+ *
+ * An ERROR that names none ends the session: it may be about any of the unanswered messages.
  */
 #include "stomp.h"
 #include "utf8.h"
@@ -89,6 +93,8 @@ receipts_in_order(struct stomp_session *stomp, const uint8_t *bytes, size_t len)
 		at = end + 3;
 		if (at < len && bytes[at] == '\n')
 			at++;
+		if (stomp->errored && seq >= stomp->errored_at)
+			stomp->errored = 0;
 		stomp->oldest++;
 		stomp->acked = 1;
 	}
@@ -120,6 +126,8 @@ input_receipt(struct stomp_session *stomp, const struct stomp_head *head)
 		if (number != oldest)
 			flush_acked(stomp);
 		if (settle(stomp, number)) {
+			if (stomp->errored && number >= stomp->errored_at)
+				stomp->errored = 0;
 			if (number == oldest)
 				stomp->acked = 1;
 			else
@@ -157,7 +165,7 @@ input_connected(struct stomp_session *stomp, const struct stomp_head *head)
 	if (head->version.bytes == NULL || head->version.len != 3 ||
 	    memcmp(head->version.bytes, "1.2", 3) != 0) {
 		stomp_clean(text, sizeof(text), head->version.bytes, head->version.len);
-		return fatal(stomp, FATAL_REFUSED, "the broker speaks STOMP %s, 1.2 was asked for",
+		return fatal(stomp, FATAL_SETTINGS, "the broker speaks STOMP %s, 1.2 was asked for",
 		    head->version.bytes != NULL ? text : "1.0");
 	}
 	if (read_beat(&head->heart_beat, &wants_ms) != 0)
@@ -217,11 +225,21 @@ act_on_error(struct stomp_session *stomp, const struct stomp_head *head, const u
 		    "the broker refused the connection: %s", text);
 	if (id != NULL && stomp_number(id, head->receipt_id.len, INT64_MAX, &seq) == 0) {
 		flush_acked(stomp);
+		if (stomp->errored && seq >= stomp->errored_at)
+			return fatal(stomp, FATAL_ANSWERED, "the broker goes on refusing: %s", text);
 		if (settle(stomp, seq)) {
+			if (stomp->errored) {
+				driver_emit(&stomp->base, EV_AGAIN, seq);
+				return 0;
+			}
+			stomp->errored = 1;
+			stomp->errored_at = stomp->next;
 			driver_nack(&stomp->base, seq, REJECT_DENIED, text, strlen(text));
 			return 0;
 		}
 	}
+	if (stomp->errored)
+		return fatal(stomp, FATAL_ANSWERED, "the broker goes on refusing: %s", text);
 	return fatal(stomp, id == NULL && stomp->oldest != stomp->next ? FATAL_MESSAGE : FATAL_CLOSED,
 	    "the broker says: %s", text);
 }

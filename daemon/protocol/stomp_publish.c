@@ -190,9 +190,34 @@ measure_header(const struct header_view *header, struct stomp_send *send, struct
 	return 0;
 }
 
+/* RabbitMQ ends the connection over a user-id that is not the one it knows. */
+static int
+is_stranger(const struct stomp_session *stomp, const struct header_view *header)
+{
+	return is_named(header, "user-id") &&
+	       (stomp->login == NULL || header->value_len != strlen(stomp->login) ||
+		   memcmp(header->value, stomp->login, header->value_len) != 0);
+}
+
+/* Of RabbitMQ's destinations one without a slash is a queue's name; others begin with their kind. */
+static int
+is_known_to_rabbitmq(const uint8_t *topic, size_t len)
+{
+	static const char *const kinds[] = { "/queue/", "/topic/", "/exchange/", "/amq/queue/", "/temp-queue/",
+		"/reply-queue/" };
+
+	if (memchr(topic, '/', len) == NULL)
+		return 1;
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+		if (len > strlen(kinds[i]) && memcmp(topic, kinds[i], strlen(kinds[i])) == 0)
+			return 1;
+	return 0;
+}
+
 /* Key and headers. Returns 0 or DRIVER_REJECTED. */
 static int
-measure_users(const struct message *message, struct stomp_send *send, struct driver_rejection *rejection)
+measure_users(const struct stomp_session *stomp, const struct message *message, struct stomp_send *send,
+    struct driver_rejection *rejection)
 {
 	struct header_view header;
 	uint32_t at = 0;
@@ -206,9 +231,13 @@ measure_users(const struct message *message, struct stomp_send *send, struct dri
 			    rejection, REJECT_KEY, "the key %s at byte %zu", utf8_fault_text(fault), offset);
 		send->head += sizeof("\n" STOMP_KEY_NAME ":") - 1;
 	}
-	while (message_header_next(message, &at, &header))
+	while (message_header_next(message, &at, &header)) {
+		if (is_stranger(stomp, &header))
+			return driver_reject(rejection, REJECT_HEADER,
+			    "the header \"user-id\" is not the pool's login, over which brokers close the connection");
 		if (measure_header(&header, send, rejection) != 0)
 			return DRIVER_REJECTED;
+	}
 	return 0;
 }
 
@@ -337,7 +366,10 @@ stomp_publish(struct session *session, uint64_t seq, const struct message *messa
 	if (!has_name(message->topic, message->topic_len))
 		return driver_reject(rejection, REJECT_TOPIC,
 		    "the destination has no name, over which brokers close the connection");
-	if ((message->key_len | message->headers_len) != 0 && measure_users(message, &send, rejection) != 0)
+	if (stomp->expiry == STOMP_EXPIRATION && !is_known_to_rabbitmq(message->topic, message->topic_len))
+		return driver_reject(rejection, REJECT_TOPIC,
+		    "RabbitMQ knows no such destination; /queue/, /topic/, /exchange/ and /amq/queue/ names are possible");
+	if ((message->key_len | message->headers_len) != 0 && measure_users(stomp, message, &send, rejection) != 0)
 		return DRIVER_REJECTED;
 	if (message->expiry_ms > 0)
 		send.expiry = message->expiry_ms + (stomp->expiry == STOMP_EXPIRES ? message->wall_ms : 0);
