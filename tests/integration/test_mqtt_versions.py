@@ -12,7 +12,7 @@ def speaks(daemon):
 
 
 def text(daemon, *words):
-    """What tidegatectl prints for people."""
+    """The text that tidegatectl prints."""
     return daemon.box.run(program("tidegatectl"), "-s", daemon.admin, *words).stdout
 
 

@@ -1,6 +1,6 @@
-"""What every broker has to get through, whatever its protocol: the same messages by the same steps, each compared, body
-by body, with what an independent consumer received. A test gives it a daemon, the broker and a `received` that returns
-all bodies that have come so far, as bytes."""
+"""The battery: the same messages and the same faults for every broker and protocol. Each body is compared with the bodies
+that an independent consumer received. A test passes a daemon, the broker and a function `received` that returns all bodies
+that have come so far, as bytes."""
 
 import collections
 import hashlib

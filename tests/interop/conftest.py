@@ -18,4 +18,4 @@ pytest_runtest_makereport = _module.pytest_runtest_makereport
 
 def pytest_configure(config):
     _module.pytest_configure(config)
-    config.addinivalue_line("markers", "quick: a broker that is there within a minute; what CI runs")
+    config.addinivalue_line("markers", "quick: its broker is installed within a minute; CI runs these")

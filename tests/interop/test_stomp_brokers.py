@@ -1,4 +1,4 @@
-"""STOMP brokers from the package registries: Artemis answers what lies behind a bad frame with ERRORs that name it."""
+"""STOMP brokers from the package registries: Artemis answers each frame behind a bad one with an ERROR of its own."""
 
 import pytest
 
