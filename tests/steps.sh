@@ -83,6 +83,41 @@ unnamed_files() {
 		! -path './tests/fuzz/corpus/*' ! -path './tests/conformance/transcripts/*' -print0)
 }
 
+# gcc's analyser, with the checks of which the code is free. Those that are left out do not see through queue.h's lists.
+gcc_checks=(-fanalyzer -Wno-analyzer-malloc-leak -Wno-analyzer-null-dereference -Wno-analyzer-null-argument
+	-Wno-analyzer-possible-null-dereference -Wno-analyzer-possible-null-argument
+	-Wno-analyzer-use-of-uninitialized-value)
+
+# step_analyze FILE: in a configured folder.
+step_analyze() {
+	local flags
+	read -r -a flags <<<"-std=gnu11 -O1 -D_GNU_SOURCE -I$source -I. $(pkg-config --cflags \
+		ck libuv libcares jansson openssl hiredis libconfig jemalloc)"
+	if gcc "${flags[@]}" "${gcc_checks[@]}" -Werror -c "$1" -o /dev/null; then
+		echo "ok analyser ${1#"$source/"}"
+	else
+		echo "not ok analyser ${1#"$source/"}"
+	fi
+}
+
+analyze_all() {
+	mkdir -p "$scratch/analyze"
+	cd "$scratch/analyze"
+	[ -e config.status ] || "$source/configure" -q
+	find "$source"/{daemon,shm,libclient} -maxdepth 1 -name '*.c' -print0 |
+		xargs -0 -P "$jobs" -n 1 bash "$source/tests/steps.sh" analyze | tee -a "$logs/lint.out"
+	cd "$source"
+}
+
+# The unit keeps what `systemd-analyze security` says of it, where that can say it without systemd running.
+unit_security() {
+	local status=0
+	systemd-analyze security --help 2>/dev/null | grep -q -- --offline || return 0
+	sed 's#@[a-z_]*@#/usr#' daemon/tidegated.service.in >"$scratch/tidegated.service"
+	systemd-analyze security --no-pager --offline=true --threshold=30 "$scratch/tidegated.service" || status=1
+	verdict "$status" "systemd-analyze security tidegated.service"
+}
+
 step_lint() {
 	local file status
 	cd "$source"
@@ -98,6 +133,8 @@ step_lint() {
 		mandoc -T lint -W warning "$file" || status=1
 		verdict "$status" "mandoc $file"
 	done < <(find ./libclient ./daemon ./tools -name '*.[1-8]' -type f -print0)
+	analyze_all
+	unit_security
 	python3 tests/layers.py "$source" | tee -a "$logs/lint.out"
 	python3 tests/documents.py "$source" | tee -a "$logs/lint.out"
 	python3 tests/words.py "$source" | tee -a "$logs/lint.out"
@@ -106,6 +143,16 @@ step_lint() {
 	[ ! -s "$logs/unnamed.out" ] || status=1
 	verdict "$status" "every file is in a Makefile fragment"
 	! grep -q '^not ok' "$logs/lint.out"
+}
+
+# hardened FILE: it is what configure makes of it unless told otherwise.
+hardened() {
+	readelf -hW "$1" | grep -q 'Type: *DYN'
+	readelf -lW "$1" | grep -q GNU_RELRO
+	readelf -dW "$1" | grep -q 'BIND_NOW\|FLAGS_1.*NOW'
+	readelf -lW "$1" | grep 'GNU_STACK' | grep -qv RWE
+	readelf -sW "$1" | grep -q __stack_chk_fail
+	readelf -sW "$1" | grep -q '__[a-z]*_chk@'
 }
 
 # Installed files work without the source tree: header, library and pkg-config
@@ -137,6 +184,9 @@ EOF
 	LD_LIBRARY_PATH=$to/lib "$scratch/installed-c"
 	LD_LIBRARY_PATH=$to/lib "$scratch/installed-cc"
 	"$to/sbin/tidegated" --version
+	hardened "$to/sbin/tidegated"
+	hardened "$to/bin/tidegate-pub"
+	hardened "$to/lib/libtidegate.so"
 	grep -qxF "ExecStart=$to/sbin/tidegated -c $to/etc/tidegate/tidegated.conf" "$to/lib/systemd/system/tidegated.service"
 }
 
