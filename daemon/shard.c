@@ -379,6 +379,8 @@ shard_is_empty(const struct shard *shard)
 
 	if (!TAILQ_EMPTY(&shard->making))
 		return 0; /* one that comes back may hold something */
+	if (!TAILQ_EMPTY(&shard->dirty))
+		return 0; /* completions that the end of the turn has yet to commit: their clients would never see them */
 	for (uint32_t i = 0; i < shard->pool_count; i++)
 		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
 			if (!lane_is_empty(lane))
