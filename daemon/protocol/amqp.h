@@ -38,6 +38,9 @@
 /* EV_NACK's code for basic.nack, which has none of its own: its method number. */
 #define AMQP_CODE_NACK 120u
 
+/* connection.close's INTERNAL_ERROR. */
+#define AMQP_CODE_CRASH 541u
+
 enum amqp_sasl { SASL_PLAIN, SASL_EXTERNAL };
 
 struct amqp_settings {
@@ -67,11 +70,15 @@ enum amqp_channel_state { CHANNEL_IS_CLOSED, CHANNEL_IS_OPEN, CHANNEL_IS_REOPENI
 /* What of a returned message is still to come. */
 enum amqp_content { CONTENT_NONE, CONTENT_HEADER, CONTENT_BODY };
 
+/* HELD_LATER: the question whose answer settles it has not been sent. */
+enum amqp_held { HELD_NOT, HELD_NOW, HELD_LATER };
+
 struct amqp_pending {
 	uint64_t seq;
 	uint32_t id;       /* amqp_id(): tells which message was returned */
-	uint16_t returned; /* the reply code it was returned with; 0: it was not */
-	uint16_t confirmed;
+	uint8_t returned; /* and rejected then: what confirms it has nothing to say any more */
+	uint8_t held;     /* by basic.nack, until it is certain that no return follows: HELD_NOW, HELD_LATER */
+	uint8_t confirmed;
 };
 
 struct amqp_channel {
@@ -91,6 +98,7 @@ struct amqp_channel {
 	uint8_t checked;  /* the exchange was asked for since it was opened or given to that exchange */
 	uint8_t proven;   /* … and took a message */
 	uint8_t open_due; /* open-ok has not come yet */
+	uint8_t asking;   /* confirm.select was sent because of a basic.nack */
 	uint8_t exchange_len;
 	char exchange[AMQP_SHORT_MAX];
 	char close_text[AMQP_TEXT_MAX];
@@ -156,8 +164,9 @@ int amqp_handshake(struct amqp_session *amqp, uint32_t channel, uint32_t method,
     struct out *out);
 
 /* amqp_confirm.c: the same for what says what became of messages. */
-int amqp_confirm(
-    struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method, struct amqp_reader *arguments);
+int amqp_confirm(struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method,
+    struct amqp_reader *arguments, struct out *out);
+int amqp_asked(struct amqp_session *amqp, struct amqp_channel *channel, struct out *out);
 int amqp_return(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *arguments);
 int amqp_return_header(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_reader *header);
 int amqp_return_body(struct amqp_session *amqp, struct amqp_channel *channel, size_t len);

@@ -92,25 +92,78 @@ pending_at(struct amqp_channel *channel, uint64_t tag)
 }
 
 static void
+nacked(struct amqp_session *amqp, const struct amqp_pending *pending)
+{
+	rejected(amqp, pending->seq, AMQP_CODE_NACK, "the broker could not take the message (basic.nack)");
+}
+
+static void
 confirm_one(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp_pending *pending, int nack)
 {
+	if (nack && !pending->returned) {
+		pending->held = channel->asking ? HELD_LATER : HELD_NOW;
+		return;
+	}
 	pending->confirmed = 1;
-	if (pending->returned != 0)
-		rejected(amqp, pending->seq, pending->returned, channel->return_text);
-	else if (nack)
-		rejected(
-		    amqp, pending->seq, AMQP_CODE_NACK, "the broker could not take the message (basic.nack)");
-	else
+	if (!pending->returned)
 		delivered(amqp, pending->seq);
 	if (channel->careful > 0)
 		channel->careful--;
 }
 
-int
-amqp_confirm(
-    struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method, struct amqp_reader *arguments)
+static void
+release_confirmed(struct amqp_channel *channel)
 {
-	const char *name = method == BASIC_ACK ? "basic.ack" : "basic.nack";
+	while (channel->oldest != channel->next && pending_at(channel, channel->oldest)->confirmed)
+		channel->oldest++;
+	if (channel->return_from < channel->oldest)
+		channel->return_from = channel->oldest;
+}
+
+/*
+ * RabbitMQ returns a message and then acknowledges it; Qpid refuses it with basic.nack and then returns it. So what has a
+ * basic.nack waits for the answer to a question on the same channel, which comes behind any return.
+ */
+static int
+ask(struct amqp_session *amqp, struct amqp_channel *channel, struct out *out)
+{
+	uint8_t frame[16];
+	uint8_t *at = amqp_begin_method(frame, channel->number, CONFIRM_SELECT);
+
+	at = amqp_end_method(frame, amqp_put_u8(at, 0));
+	channel->asking = 1;
+	return amqp_send(amqp, out, frame, (size_t)(at - frame));
+}
+
+int
+amqp_asked(struct amqp_session *amqp, struct amqp_channel *channel, struct out *out)
+{
+	int more = 0;
+
+	channel->asking = 0;
+	for (uint64_t tag = channel->oldest; tag != channel->next; tag++) {
+		struct amqp_pending *pending = pending_at(channel, tag);
+		if (pending->held == HELD_NOW) {
+			pending->held = HELD_NOT;
+			pending->confirmed = 1;
+			nacked(amqp, pending);
+			if (channel->careful > 0)
+				channel->careful--;
+		} else if (pending->held == HELD_LATER) {
+			pending->held = HELD_NOW;
+			more = 1;
+		}
+	}
+	release_confirmed(channel);
+	return more ? ask(amqp, channel, out) : 0;
+}
+
+int
+amqp_confirm(struct amqp_session *amqp, struct amqp_channel *channel, uint32_t method,
+    struct amqp_reader *arguments, struct out *out)
+{
+	int nack = method == BASIC_NACK;
+	const char *name = nack ? "basic.nack" : "basic.ack";
 	uint64_t tag = amqp_take(arguments, 8);
 	unsigned multiple = (unsigned)amqp_take(arguments, 1) & 1;
 	uint32_t number = channel->number;
@@ -127,24 +180,21 @@ amqp_confirm(
 		    (unsigned long long)tag);
 	}
 	channel->proven = 1;
-	if (multiple) {
-		for (uint64_t at = channel->oldest; at <= tag; at++)
-			if (!pending_at(channel, at)->confirmed)
-				confirm_one(amqp, channel, pending_at(channel, at), method == BASIC_NACK);
-		channel->oldest = tag + 1;
-	} else {
-		struct amqp_pending *pending = pending_at(channel, tag);
-		if (pending->confirmed)
+	uint64_t at = multiple ? channel->oldest : tag;
+	int held = 0;
+	for (; at <= tag; at++) {
+		struct amqp_pending *pending = pending_at(channel, at);
+		if (!pending->confirmed && pending->held == HELD_NOT) {
+			confirm_one(amqp, channel, pending, nack);
+			held |= pending->held != HELD_NOT;
+		} else if (!multiple) {
 			return amqp_fatal(amqp, FATAL_PROTOCOL, 406,
 			    "%s on channel %u for delivery tag %llu, which has its answer", name, number,
 			    (unsigned long long)tag);
-		confirm_one(amqp, channel, pending, method == BASIC_NACK);
+		}
 	}
-	while (channel->oldest != channel->next && pending_at(channel, channel->oldest)->confirmed)
-		channel->oldest++;
-	if (channel->return_from < channel->oldest)
-		channel->return_from = channel->oldest;
-	return 0;
+	release_confirmed(channel);
+	return held && !channel->asking ? ask(amqp, channel, out) : 0;
 }
 
 /* ---- returns: a method, a header that has the message's id, and the body again ---- */
@@ -241,10 +291,14 @@ amqp_return_header(struct amqp_session *amqp, struct amqp_channel *channel, stru
 	/* A channel returns messages in the order in which they were published. */
 	for (uint64_t tag = channel->return_from; tag < channel->next; tag++) {
 		struct amqp_pending *pending = pending_at(channel, tag);
-		if (pending->id != id || pending->confirmed)
+		if (pending->id != id || pending->confirmed || pending->returned)
 			continue;
-		pending->returned = (uint16_t)channel->return_code;
 		channel->return_from = tag + 1;
+		pending->returned = 1;
+		pending->confirmed = pending->held != HELD_NOT;
+		pending->held = HELD_NOT;
+		rejected(amqp, pending->seq, channel->return_code, channel->return_text);
+		release_confirmed(channel);
 		return 0;
 	}
 	return amqp_fatal(amqp, FATAL_PROTOCOL, 406,
@@ -302,6 +356,7 @@ amqp_channel_closed(
 	channel->close_method = method;
 	utf8_clean(channel->close_text, sizeof(channel->close_text), text.bytes, text.len);
 	channel->content = CONTENT_NONE;
+	channel->asking = 0;
 	learn_max_body(amqp, channel->close_text);
 	uint8_t *at = amqp_end_method(frames, amqp_begin_method(frames, number, CHANNEL_CLOSE_OK));
 	channel->checked = 0;
@@ -334,6 +389,13 @@ one_is_guilty(const struct amqp_channel *channel)
 		   strncmp(channel->close_text, TOPIC_REFUSED, strlen(TOPIC_REFUSED)) == 0);
 }
 
+/* Whether nothing has been said of it. */
+static int
+is_waiting(const struct amqp_pending *pending)
+{
+	return !pending->confirmed && !pending->returned && pending->held == HELD_NOT;
+}
+
 int
 amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel)
 {
@@ -346,7 +408,7 @@ amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel)
 	if (channel->state != CHANNEL_IS_REOPENING)
 		return 0;
 	for (uint64_t tag = channel->oldest; tag != channel->next; tag++)
-		waiting += !pending_at(channel, tag)->confirmed;
+		waiting += is_waiting(pending_at(channel, tag)) ? 1 : 0;
 	int refused = all_are_refused(channel);
 	if (refused)
 		channel->careful = 0;
@@ -357,11 +419,11 @@ amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel)
 	refused |= waiting == 1;
 	for (uint64_t tag = channel->oldest; tag != channel->next; tag++) {
 		struct amqp_pending *pending = pending_at(channel, tag);
-		if (pending->confirmed)
+		if (pending->held != HELD_NOT)
+			nacked(amqp, pending);
+		if (!is_waiting(pending))
 			continue;
-		if (pending->returned != 0) {
-			rejected(amqp, pending->seq, pending->returned, channel->return_text);
-		} else if (refused) {
+		if (refused) {
 			rejected(amqp, pending->seq, channel->close_code, channel->close_text);
 		} else {
 			amqp_flush_acked(amqp);

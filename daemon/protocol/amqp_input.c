@@ -4,18 +4,26 @@
 
 #include "shm/error.h"
 
+/* RabbitMQ's channel crashes over some messages, and takes the connection with it. */
+static int
+is_over_a_message(const struct amqp_session *amqp, uint32_t code, uint32_t method)
+{
+	return amqp->oldest != amqp->next && (method == BASIC_PUBLISH || code == AMQP_CODE_CRASH);
+}
+
 /* "the broker closed the connection: words (code): what it said". */
 static int
 input_connection_close(struct amqp_session *amqp, struct amqp_reader *arguments)
 {
 	uint32_t code = (uint32_t)amqp_take(arguments, 2);
 	struct amqp_view text = amqp_take_short(arguments);
+	uint32_t method = (uint32_t)amqp_take(arguments, 4);
 	char said[170];
 
 	if (arguments->bad)
 		return amqp_fatal(amqp, FATAL_PROTOCOL, 502, "connection.close: cut short");
 	utf8_clean(said, sizeof(said), text.bytes, text.len);
-	return amqp_fatal(amqp, amqp_reply_fatal(code), code, "the broker closed the connection: %s (%u)",
+	return amqp_fatal(amqp, is_over_a_message(amqp, code, method) ? FATAL_MESSAGE : amqp_reply_fatal(code), code, "the broker closed the connection: %s (%u)",
 	    said[0] != '\0' ? said : amqp_reply_text(code), code);
 }
 
@@ -107,7 +115,9 @@ input_method(struct amqp_session *amqp, uint32_t number, const uint8_t *bytes, s
 	switch (method) {
 	case BASIC_ACK:
 	case BASIC_NACK:
-		return amqp_confirm(amqp, channel, method, &arguments);
+		return amqp_confirm(amqp, channel, method, &arguments, out);
+	case CONFIRM_SELECT_OK:
+		return channel->asking ? amqp_asked(amqp, channel, out) : unexpected(amqp, number, method);
 	case BASIC_RETURN:
 		return amqp_return(amqp, channel, &arguments);
 	case CHANNEL_CLOSE:

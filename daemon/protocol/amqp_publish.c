@@ -15,6 +15,7 @@
 #include <stdlib.h>
 
 #define KEY_NAME "tidegate-key"
+#define REPLY_TO "amq.rabbitmq.reply-to"
 #define RING_FIRST 64u
 #define EXPIRY_MAX_LEN 10u
 
@@ -67,6 +68,10 @@ read_topic(const struct amqp_settings *settings, const struct message *message, 
 	if (target->exchange_len == 0 && target->key_len == 0)
 		return driver_reject(
 		    rejection, REJECT_TOPIC, "the topic names neither an exchange nor a queue");
+	if (target->exchange_len == 0 && target->key_len >= sizeof(REPLY_TO) - 1 &&
+	    memcmp(target->key, REPLY_TO, sizeof(REPLY_TO) - 1) == 0)
+		return driver_reject(rejection, REJECT_TOPIC,
+		    "the topic names one of RabbitMQ's reply queues (" REPLY_TO "): its channel crashes over wrong ones");
 	enum utf8_fault fault = utf8_check(message->topic, message->topic_len, "\0", &offset);
 	if (fault != UTF8_PLAIN)
 		return driver_reject(

@@ -25,7 +25,8 @@
 
 #define NATS_CONTROL_MAX 4096u         /* the server closes on a longer control line (its default) */
 #define NATS_LINE_MAX (64u << 10)      /* the longest line we read: an INFO that names many servers */
-#define NATS_ANSWER_MAX (64u << 10)    /* the largest answer we read; JetStream's have 30 to 200 bytes */
+#define NATS_ANSWER_MAX (64u << 10)    /* the largest answer we read; JetStream's have 30 to 200 bytes. Others are skipped */
+#define NATS_SKIP_MAX UINT32_MAX       /* ... and the largest that is */
 #define NATS_CREDENTIAL_MAX 1024u      /* bytes of a user name, password or token: CONNECT is a control line */
 #define NATS_PINGS 64u                 /* flushes in flight; beyond, one waits for the next PONG */
 #define NATS_INBOX_LEN (7u + 11u + 1u) /* "_INBOX." eleven random characters "." */
@@ -55,7 +56,7 @@ enum nats_state {
 #define NATS_ANSWERED UINT64_C(1)
 #define NATS_DENIED UINT64_C(2)  /* a violation was counted against it */
 #define NATS_DOUBTED UINT64_C(4) /* no stream took it, and whether there is one is to be asked */
-#define NATS_ASKED UINT64_C(8)   /* ... and has been */
+#define NATS_ASKED UINT64_C(8)   /* ... and has been; without NATS_DOUBTED: what answered was no acknowledgement */
 #define NATS_FLAGS (NATS_ANSWERED | NATS_DENIED | NATS_DOUBTED | NATS_ASKED)
 
 /* PINGs in flight: one behind messages, or none, and then probes. */
@@ -113,6 +114,7 @@ struct nats_session {
 	uint32_t asking;                             /* of them, those whose answer is due */
 	int may_not_ask;
 
+	uint64_t skip;   /* bytes to come of a message that is not read */
 	char nonce[128]; /* the server's, to be signed */
 	char inbox[NATS_INBOX_LEN + 1];
 };
@@ -145,6 +147,7 @@ int nats_connect(struct nats_session *nats, struct out *out);
 struct nats_reply {
 	const uint8_t *token, *headers, *body;
 	size_t token_len, headers_len, body_len;
+	int unread; /* it is too long: neither headers nor body are given */
 };
 
 /* The answer to the message whose token it has; what is none is dropped. Returns 0 or a negative TG_E. */

@@ -16,8 +16,9 @@
  * knows, the answer will never come (EV_LOST); a mapping of subjects or another domain's stream may have taken it all
  * the same. What such a question finds else means nothing: a stream may be slow.
  *
- * Others may listen on a subject too and answer to its reply subject: what is no acknowledgement, or
- * a second one, is dropped.
+ * Others may listen on a subject too and answer to its reply subject. A second answer is dropped. Of one that is no
+ * acknowledgement, or too long to be read, JetStream is asked as well: if no stream takes the subject, the message
+ * is rejected; else the stream's answer is waited for.
  */
 #include "nats.h"
 #include "utf8.h"
@@ -245,6 +246,15 @@ nack_no_stream(struct nats_session *nats, uint64_t seq)
 	driver_nack(&nats->base, seq, NATS_NO_RESPONDERS, text, strlen(text));
 }
 
+static void
+nack_odd(struct nats_session *nats, uint64_t seq)
+{
+	static const char text[] = "no stream takes this subject: what answers is no acknowledgement";
+
+	settle(nats, seq);
+	driver_nack(&nats->base, seq, NATS_NO_RESPONDERS, text, sizeof(text) - 1);
+}
+
 void
 nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message *message)
 {
@@ -339,6 +349,27 @@ nats_ask_silent(struct nats_session *nats, struct out *out)
 	return 0;
 }
 
+/* The message was answered by what is no stream. */
+static int
+odd(struct nats_session *nats, uint64_t seq, struct out *out)
+{
+	uint64_t *word = word_of(nats, seq), hash = *word & ~NATS_FLAGS;
+	struct nats_subject *subject = &nats->subjects[nats_place(hash)];
+
+	if (nats->may_not_ask || (*word & (NATS_DOUBTED | NATS_DENIED)) != 0 || subject->hash != hash)
+		return 0; /* the stream's answer, or the deadline */
+	*word |= NATS_ASKED;
+	if (subject->asking)
+		return 0;
+	int rc = send_question(nats, subject, out);
+	if (rc != 0)
+		return rc;
+	subject->asking = 1;
+	subject->silent = seq + 1;
+	nats->asking++;
+	return 0;
+}
+
 static void
 give_back(struct nats_session *nats, uint64_t seq, enum driver_event_type how)
 {
@@ -381,8 +412,12 @@ asked(struct nats_session *nats, struct nats_subject *subject, int none, struct 
 		if ((word & NATS_ANSWERED) != 0 || &nats->subjects[nats_place(hash)] != subject)
 			continue;
 		if ((word & NATS_DOUBTED) == 0) {
-			if (none && hash == subject->hash && seq < silent && (word & NATS_DENIED) == 0)
+			if (none && hash == subject->hash && (word & NATS_ASKED) != 0)
+				nack_odd(nats, seq);
+			else if (none && hash == subject->hash && seq < silent && (word & NATS_DENIED) == 0)
 				give_back(nats, seq, EV_LOST);
+			else if (hash == subject->hash)
+				*word_of(nats, seq) &= ~NATS_ASKED;
 		} else if (hash != subject->hash) {
 			give_back(nats, seq, EV_AGAIN); /* it had no place to ask from */
 		} else if ((word & NATS_ASKED) != 0) {
@@ -404,6 +439,8 @@ names_came(struct nats_session *nats, struct nats_subject *subject, const struct
 
 	if (!subject->asking)
 		return 0;
+	if (reply->unread)
+		return asked(nats, subject, 0, out);
 	if (is_no_responders(reply->headers, reply->headers_len)) {
 		if (nats->no_streams || subject->silent != 0)
 			return asked(nats, subject, nats->no_streams, out);
@@ -519,8 +556,11 @@ nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct ou
 			   : 0;
 	if (!read_token(nats, reply->token, reply->token_len, &seq))
 		return 0;
+	if (reply->unread)
+		return odd(nats, seq, out);
 	if (is_no_responders(reply->headers, reply->headers_len))
 		return no_stream(nats, seq, out);
+	int rc = 0;
 	json_t *answer = json_loadb((const char *)reply->body, reply->body_len, 0, &where);
 	const json_t *error = json_object_get(answer, "error");
 	const json_t *number = json_object_get(answer, "seq");
@@ -529,8 +569,10 @@ nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct ou
 	else if (json_is_string(json_object_get(answer, "stream")) && json_is_integer(number) &&
 		 json_integer_value(number) > 0)
 		delivered(nats, seq, (uint64_t)json_integer_value(number));
+	else
+		rc = odd(nats, seq, out);
 	json_decref(answer);
-	return 0;
+	return rc;
 }
 
 /* A decimal number of at most 19 digits. Returns past it, or NULL. */

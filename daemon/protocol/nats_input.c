@@ -138,11 +138,11 @@ read_size(const struct text *word)
 	size_t size = 0;
 
 	for (size_t i = 0; i < word->len; i++) {
-		if (word->at[i] < '0' || word->at[i] > '9' || size > NATS_ANSWER_MAX)
+		if (word->at[i] < '0' || word->at[i] > '9' || size > NATS_SKIP_MAX)
 			return SIZE_MAX;
 		size = size * 10 + (size_t)(word->at[i] - '0');
 	}
-	return size <= NATS_ANSWER_MAX ? size : SIZE_MAX;
+	return size <= NATS_SKIP_MAX ? size : SIZE_MAX;
 }
 
 /*
@@ -164,22 +164,27 @@ input_message(struct nats_session *nats, struct text line, int has_headers, stru
 	if (has_headers)
 		headers = read_size(&words[count - 2]);
 	if (size == SIZE_MAX || headers > size)
-		return fatal(nats, FATAL_PROTOCOL, "a message whose size is not from 0 to %u", NATS_ANSWER_MAX);
+		return fatal(nats, FATAL_PROTOCOL, "a message whose size is not from 0 to %u", NATS_SKIP_MAX);
 	if (!nats->jetstream || words[0].len < NATS_INBOX_LEN ||
 	    memcmp(words[0].at, nats->inbox, NATS_INBOX_LEN) != 0)
 		return fatal(nats, FATAL_PROTOCOL, "a message on a subject that was not subscribed to");
+	struct nats_reply reply = {
+		.token = words[0].at + NATS_INBOX_LEN,
+		.token_len = words[0].len - NATS_INBOX_LEN,
+		.unread = size > NATS_ANSWER_MAX,
+	};
+	if (reply.unread) {
+		nats->skip = (uint64_t)size + 2;
+		return nats_answer(nats, &reply, out);
+	}
 	if (rest.len < size + 2)
 		return MESSAGE_CUT;
 	if (rest.at[size] != '\r' || rest.at[size + 1] != '\n')
 		return fatal(nats, FATAL_PROTOCOL, "a message that does not end after %zu bytes", size);
-	struct nats_reply reply = {
-		.token = words[0].at + NATS_INBOX_LEN,
-		.token_len = words[0].len - NATS_INBOX_LEN,
-		.headers = rest.at,
-		.headers_len = headers,
-		.body = rest.at + headers,
-		.body_len = size - headers,
-	};
+	reply.headers = rest.at;
+	reply.headers_len = headers;
+	reply.body = rest.at + headers;
+	reply.body_len = size - headers;
 	int rc = nats_answer(nats, &reply, out);
 	return rc < 0 ? rc : (ssize_t)(size + 2);
 }
@@ -262,6 +267,12 @@ nats_input(struct session *session, const uint8_t *bytes, size_t len, struct out
 	if (nats->state == NATS_CLOSED)
 		return -TG_EPROTOCOL;
 	while (at < len) {
+		if (nats->skip > 0) {
+			size_t n = len - at < nats->skip ? len - at : (size_t)nats->skip;
+			nats->skip -= n;
+			at += n;
+			continue;
+		}
 		if (nats->state == NATS_UP && nats->jetstream)
 			at += nats_acks(nats, bytes + at, len - at);
 		if (at == len)

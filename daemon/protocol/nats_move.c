@@ -49,7 +49,8 @@ nats_save(const struct session *session, uint8_t *bytes, size_t room)
 	uint8_t *at = bytes;
 
 	/* A PONG or an answer on its way to this session would be taken for one that the next has asked for. */
-	if (nats->state != NATS_UP || nats->outstanding > 0 || nats->ping_count > 0 || nats->asking > 0)
+	if (nats->state != NATS_UP || nats->outstanding > 0 || nats->ping_count > 0 || nats->asking > 0 ||
+	    nats->skip > 0)
 		return -TG_EAGAIN;
 	if (room < SAVED_LEN)
 		return -TG_ELIMIT;
