@@ -56,6 +56,7 @@ enum redis_action {
 enum redis_code {
 	REDIS_CODE_NO_STREAM = 40,      /* nomkstream, and there is none */
 	REDIS_CODE_NOT_REPLICATED = 41, /* in the primary's stream, on fewer replicas than wait_replicas */
+	REDIS_CODE_ODD = 42,            /* answered with what says neither that it was kept nor that it was not */
 	REDIS_CODE_OTHER = 99,          /* an error whose first word is not in the table */
 };
 
@@ -70,7 +71,12 @@ enum redis_expected {
 	EXPECT_PING,
 	EXPECT_TRY, /* the probe of a blocked broker: redis_probe() */
 	EXPECT_QUIT,
+	EXPECT_NOTHING, /* never in the ring */
 };
+
+enum redis_told { TOLD_NOTHING, TOLD_ROLE, TOLD_MODE };
+
+enum redis_server { SERVER_STANDALONE, SERVER_CLUSTER, SERVER_SENTINEL };
 
 enum redis_state { REDIS_CLOSED, REDIS_CONNECTING, REDIS_UP };
 
@@ -103,7 +109,8 @@ struct redis_session {
 	uint8_t begun;     /* the reader has a part of a reply */
 	uint8_t early;     /* it had one when the handshake was over, which nothing had asked for */
 	uint8_t replica;   /* HELLO says so */
-	uint8_t role_next; /* the next element of HELLO's reply is the role */
+	uint8_t next_is;   /* the next element of HELLO's reply: enum redis_told */
+	uint8_t mode;      /* ... and what it says of the server: enum redis_server */
 	const char *wrong; /* what a reply's shape breaks; NULL: nothing */
 	struct redis_reply reply;
 	uint8_t try_key_len; /* 0: none known */

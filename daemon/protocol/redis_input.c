@@ -70,15 +70,33 @@ is_text(const struct redis_reply *reply, const char *text)
 	return reply->len == strlen(text) && memcmp(reply->text, text, reply->len) == 0;
 }
 
+/* What the reply at hand answers, or EXPECT_NOTHING. */
+static enum redis_expected
+expected_now(const struct redis_session *redis)
+{
+	return redis->expected_head == redis->expected_tail
+	    ? EXPECT_NOTHING
+	    : (enum redis_expected)redis->expected[redis->expected_head & redis->expected_mask];
+}
+
 /* An element of HELLO's reply: [name, value, …], some values being arrays. */
 static void *
 keep_element(struct redis_session *redis, const redisReadTask *task)
 {
 	int top = task->parent != NULL && task->parent->parent == NULL;
 
-	if (top && task->idx % 2 == 1 && redis->role_next)
+	if (!top || expected_now(redis) != EXPECT_HELLO)
+		return redis;
+	if (redis->next_is == TOLD_ROLE)
 		redis->replica = is_text(&redis->reply, "replica") || is_text(&redis->reply, "slave");
-	redis->role_next = top && task->idx % 2 == 0 && is_text(&redis->reply, "role");
+	else if (redis->next_is == TOLD_MODE)
+		redis->mode = is_text(&redis->reply, "cluster")  ? SERVER_CLUSTER
+		    : is_text(&redis->reply, "sentinel") ? SERVER_SENTINEL
+							 : SERVER_STANDALONE;
+	redis->next_is = task->idx % 2 == 1                ? TOLD_NOTHING
+	    : is_text(&redis->reply, "role") ? TOLD_ROLE
+	    : is_text(&redis->reply, "mode") ? TOLD_MODE
+					     : TOLD_NOTHING;
 	return redis;
 }
 
@@ -99,8 +117,7 @@ on_array(const redisReadTask *task, element_count count)
 	struct redis_session *redis = task->privdata;
 
 	/* The one array that is asked for. Anything else is refused before its elements come. */
-	if (redis->expected_head == redis->expected_tail ||
-	    redis->expected[redis->expected_head & redis->expected_mask] != EXPECT_HELLO) {
+	if (expected_now(redis) != EXPECT_HELLO) {
 		redis->wrong = "an array, which nothing that was sent asks for";
 		return NULL;
 	}
@@ -232,6 +249,17 @@ oldest_answered(struct redis_session *redis)
 	return seq;
 }
 
+/*
+ * The server has dealt with the oldest message, and what it says of that has no meaning here. It may have kept it: sent
+ * again, the message might be there twice. What comes behind may be another's answer, so the session ends.
+ */
+static void
+answered_oddly(struct redis_session *redis)
+{
+	flush_acked(redis);
+	driver_unsure(&redis->base, oldest_answered(redis), REDIS_CODE_ODD, 0);
+}
+
 /* An error for the oldest message. */
 static int
 message_error(struct redis_session *redis, const char *what)
@@ -286,6 +314,7 @@ on_add(struct redis_session *redis)
 
 	switch (redis->reply.type) {
 	case REDIS_REPLY_STRING:
+	case REDIS_REPLY_STATUS:
 		break;
 	case REDIS_REPLY_ERROR:
 		return message_error(redis, "XADD");
@@ -293,11 +322,14 @@ on_add(struct redis_session *redis)
 		driver_nack(&redis->base, oldest_answered(redis), REDIS_CODE_NO_STREAM, none, sizeof(none) - 1);
 		return 0;
 	default:
+		answered_oddly(redis);
 		return fatal_shape(redis, "XADD", "an entry's id");
 	}
-	if (!read_id(&redis->reply, &reference))
+	if (!read_id(&redis->reply, &reference)) {
+		answered_oddly(redis);
 		return fatal(redis, FATAL_PROTOCOL, 0, "XADD was answered with \"%s\", which is no entry's id",
 		    clean(&redis->reply, text, sizeof(text)));
+	}
 	if (redis->references != NULL) {
 		redis->references[redis->oldest++ & redis->references_mask] = reference;
 		return 0;
@@ -311,8 +343,10 @@ on_publish(struct redis_session *redis)
 {
 	if (redis->reply.type == REDIS_REPLY_ERROR)
 		return message_error(redis, "PUBLISH");
-	if (redis->reply.type != REDIS_REPLY_INTEGER)
+	if (redis->reply.type != REDIS_REPLY_INTEGER) {
+		answered_oddly(redis);
 		return fatal_shape(redis, "PUBLISH", "an integer");
+	}
 	oldest_answered(redis);
 	redis->acked = 1;
 	return 0;
@@ -410,6 +444,13 @@ on_hello(struct redis_session *redis, struct out *out)
 		if (redis->replica && settings->mode == REDIS_STREAM)
 			return fatal(redis, FATAL_UNUSABLE, 20,
 			    "the server is a replica: what is added to it is refused or lost");
+		if (redis->mode == SERVER_SENTINEL)
+			return fatal(redis, FATAL_REFUSED, 0,
+			    "the server is a Sentinel, which takes no messages; name the primaries and replicas it watches");
+		if (redis->mode == SERVER_CLUSTER && settings->mode == REDIS_STREAM)
+			return fatal(redis, FATAL_REFUSED, 0,
+			    "the server is a node of a Redis Cluster, which takes only its own slots' keys: Redis Cluster is not "
+			    "supported with mode = \"stream\"");
 		rc = redis_select(redis, out);
 	} else if (begins(&redis->reply, "ERR unknown command") ||
 		   (settings->password.value != NULL && !begins(&redis->reply, "ERR max number of clients") &&
@@ -482,6 +523,12 @@ on_reply(struct redis_session *redis, struct out *out)
 	return rc;
 }
 
+static int
+is_message(enum redis_expected kind)
+{
+	return kind == EXPECT_ADD || kind == EXPECT_PUBLISH;
+}
+
 /* Every whole reply that the reader has. */
 static int
 take_replies(struct redis_session *redis, struct out *out)
@@ -491,6 +538,8 @@ take_replies(struct redis_session *redis, struct out *out)
 
 	for (;;) {
 		int rc = redisReaderGetReply(redis->reader, &whole);
+		if (rc != REDIS_OK && is_message(expected_now(redis)))
+			answered_oddly(redis);
 		if (rc != REDIS_OK && redis->wrong != NULL)
 			return fatal(redis, FATAL_PROTOCOL, 0, "the server sent %s", redis->wrong);
 		if (rc != REDIS_OK) {
@@ -527,9 +576,11 @@ redis_input(struct session *session, const uint8_t *bytes, size_t len, struct ou
 		int rc = take_replies(redis, out);
 		if (rc != 0)
 			return rc;
-		if (redis->reader->len - redis->reader->pos > REDIS_REPLY_MAX)
-			return fatal(redis, FATAL_PROTOCOL, 0, "a reply has an element of more than %u bytes",
-			    REDIS_REPLY_MAX);
+		if (redis->reader->len - redis->reader->pos <= REDIS_REPLY_MAX)
+			continue;
+		if (is_message(expected_now(redis)))
+			answered_oddly(redis);
+		return fatal(redis, FATAL_PROTOCOL, 0, "a reply has an element of more than %u bytes", REDIS_REPLY_MAX);
 	}
 	flush_acked(redis);
 	return (ssize_t)len;

@@ -47,8 +47,9 @@ class RedisError(Exception):
 class Redis(Broker):
     """A redis-server. durable: acknowledged writes survive kill -9 (appendfsync always)."""
 
-    def __init__(self, box, name="redis", port=None, lines=(), durable=False):
+    def __init__(self, box, name="redis", port=None, lines=(), durable=False, options=()):
         super().__init__(box, name, port)
+        self.options = options
         self.folder = box.path / name
         self.folder.mkdir()
         durability = ["appendonly yes", "appendfsync always"] if durable else ["appendonly no"]
@@ -57,7 +58,7 @@ class Redis(Broker):
                                           *durability, *lines]) + "\n")
 
     def argv(self):
-        return ["redis-server", self.config]
+        return ["redis-server", self.config, *self.options]
 
     def __call__(self, *words, user=None):
         connection = Connection(self.port)

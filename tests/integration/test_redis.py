@@ -2,6 +2,8 @@
 
 import os
 import re
+import socket
+import threading
 
 import pytest
 
@@ -266,12 +268,61 @@ def test_server_that_loads_is_not_used(box, daemon):
     d.wait_ready(slow, 30)
 
 
-def test_cluster_node_without_the_key_is_not_used(box, daemon):
-    redis = Redis(box, lines=["cluster-enabled yes", f"cluster-port {box.port()}"]).start()
-    d = daemon(streams([redis], **FAST))
-    result = d.publish("--timeout", "1000", "-m", "x")
+@pytest.mark.parametrize("kind, words", [("cluster", "node of a Redis Cluster"), ("sentinel", "is a Sentinel")])
+def test_server_that_takes_no_entries_is_refused_at_the_handshake(box, daemon, kind, words):
+    if kind == "cluster":
+        redis = Redis(box, lines=["cluster-enabled yes", f"cluster-port {box.port()}"]).start()
+    else:
+        redis = Redis(box, options=["--sentinel"]).start()
+    d = daemon(streams([redis], **FAST), ready=False)
+    wait_for(lambda: words in str(d.rows("brokers")), lambda: f"the row to say why: {d.rows('brokers')}")
+    result = d.publish("--timeout", "500", "-m", "x")
     assert said(result) == {"accepted": 1, "expired": 1}, result.stderr
-    wait_for(lambda: "CLUSTERDOWN" in str(d.rows("brokers")), lambda: f"the row to say why: {d.rows('brokers')}")
+
+
+class OddRedis:
+    """Answers XADD with `answer`, as no Redis does, and counts."""
+
+    def __init__(self, box, answer):
+        self.answer, self.count = answer, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            threading.Thread(target=self._try_to_serve, args=(self.listener.accept()[0],), daemon=True).start()
+
+    def _try_to_serve(self, connection):
+        try:
+            self._serve(connection)
+        except ConnectionError:
+            pass  # the daemon resets what makes no sense
+
+    def _serve(self, connection):
+        stream = connection.makefile("rb")
+        while (line := stream.readline()):
+            words = []
+            for _ in range(int(line[1:])):
+                words.append(stream.read(int(stream.readline()[1:]) + 2)[:-2])
+            if words[0] == b"HELLO":
+                connection.sendall(b"*2\r\n$4\r\nrole\r\n$6\r\nmaster\r\n")
+            elif words[0] == b"PING":
+                connection.sendall(b"+PONG\r\n")
+            else:
+                self.count += words[0] == b"XADD"
+                connection.sendall(self.answer)
+
+
+@pytest.mark.parametrize("answer, outcome", [(b"+1700000000000-0\r\n", "delivered"), (b"+OK\r\n", "unknown"),
+                                             (b":1\r\n", "unknown"), (b"*1\r\n$1\r\nx\r\n", "unknown")])
+def test_answer_of_an_unexpected_kind_is_not_a_reason_to_send_again(box, daemon, answer, outcome):
+    redis = OddRedis(box, answer)
+    d = daemon(streams([redis.address], **FAST))
+    result = d.publish("--timeout", "10000", "-m", "x")
+    assert said(result) == {"accepted": 1, outcome: 1}, result.stderr
+    assert redis.count == 1
 
 
 @pytest.fixture
