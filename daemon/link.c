@@ -105,7 +105,10 @@ enter_connecting(struct link *link)
 static int
 asks_first(const struct link *link)
 {
-	return (config_of(link)->driver->flags & DRIVER_F_SERVER_FIRST) != 0;
+	const struct driver *driver = config_of(link)->driver;
+
+	return (driver->flags & DRIVER_F_SERVER_FIRST) != 0 &&
+	    (driver->tls_first == NULL || !driver->tls_first(config_of(link)->driver_settings));
 }
 
 static void

@@ -229,6 +229,9 @@ struct driver {
 	int (*configure)(void *settings, struct config_node *group);
 	void (*settings_free)(void *settings);
 
+	/* DRIVER_F_SERVER_FIRST: whether TLS begins before the first word all the same, as the settings say. May be NULL. */
+	int (*tls_first)(const void *settings);
+
 	/* session is zeroed but for its struct session. Returns 0 or -TG_ENOMEM. close accepts a half-open one. */
 	int (*open)(struct session *session);
 	void (*close)(struct session *session);

@@ -4,6 +4,7 @@
  *   jetstream = true | false   default true
  *   msg_id = true | false      default true: Nats-Msg-Id, so that a stream drops what is sent twice
  *   learn_endpoints = true | false   default true: INFO's connect_urls are said as EV_ENDPOINT
+ *   handshake_first = true | false   default false: TLS begins before INFO, as the server's setting of that name has it
  *   username, password_file    or token_file, or nkey_seed_file
  *
  * The topic is the subject. Headers are NATS headers in their order; a key that is not empty is one
@@ -78,6 +79,7 @@ configure(void *settings, struct config_node *group)
 	bad |= config_node_bool(group, "jetstream", &nats->jetstream) < 0;
 	bad |= config_node_bool(group, "msg_id", &nats->msg_id) < 0;
 	bad |= config_node_bool(group, "learn_endpoints", &nats->learn_endpoints) < 0;
+	bad |= config_node_bool(group, "handshake_first", &nats->handshake_first) < 0;
 	int username = read_username(group, &nats->username);
 	int password = config_node_secret(group, "password_file", &nats->password, NATS_CREDENTIAL_MAX, check_text);
 	int token = config_node_secret(group, "token_file", &nats->token, NATS_CREDENTIAL_MAX, check_text);
@@ -118,6 +120,12 @@ inbox_make(char inbox[NATS_INBOX_LEN + 1], uint64_t random)
 		inbox[i] = letters[random & 63];
 	inbox[18] = '.';
 	inbox[NATS_INBOX_LEN] = '\0';
+}
+
+static int
+tls_first(const void *settings)
+{
+	return ((const struct nats_settings *)settings)->handshake_first;
 }
 
 static int
@@ -245,6 +253,7 @@ const struct driver driver_nats = {
 	.secret_count = 3,
 	.configure = configure,
 	.settings_free = settings_free,
+	.tls_first = tls_first,
 	.open = open_session,
 	.close = close_session,
 	.start = start,

@@ -38,6 +38,7 @@ struct nats_settings {
 	int jetstream;
 	int msg_id;
 	int learn_endpoints;
+	int handshake_first;
 	char *username;
 	struct config_secret password;
 	struct config_secret token;

@@ -5,6 +5,7 @@ import binascii
 import os
 import re
 import socket
+import ssl
 import threading
 
 import pytest
@@ -510,3 +511,49 @@ def test_subscriber_cannot_answer_what_it_does_not_see(daemon, server):
     assert first.startswith("_INBOX.") and second.startswith("_INBOX.")
     inbox, tokens = first.rsplit(".", 1)[0], [reply.rsplit(".", 1)[1] for reply in (first, second)]
     assert second.startswith(inbox) and tokens[0][:16] != tokens[1][:16]
+
+
+class TlsFirstServer:
+    """As nats-server with handshake_first: true (2.10.4 and later): TLS, then INFO. Stores whatever is published."""
+
+    def __init__(self, identity):
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(identity.cert, identity.key)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.bodies = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            threading.Thread(target=self._try_to_serve, args=(self.listener.accept()[0],), daemon=True).start()
+
+    def _try_to_serve(self, connection):
+        try:
+            with self.context.wrap_socket(connection, server_side=True) as secured:
+                self._serve(secured)
+        except OSError:
+            pass
+
+    def _serve(self, connection):
+        connection.sendall(b'INFO {"headers":true,"jetstream":true,"tls_required":true}\r\n')
+        stream = connection.makefile("rb")
+        while (line := stream.readline()):
+            words = line.split()
+            if words[0] == b"PING":
+                connection.sendall(b"PONG\r\n")
+            elif words[0] == b"HPUB":
+                self.bodies.append(stream.read(int(words[4]) + 2)[int(words[3]):-2])
+                connection.sendall(b'MSG %s 1 23\r\n{"stream":"S", "seq":%d}\r\n' % (words[2], len(self.bodies)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_tls_begins_before_the_servers_first_words(daemon, authority, identity, first):
+    server = TlsFirstServer(identity)
+    d = daemon(nats_pool([server.address], {"handshake_first": first}, tls={"ca_file": authority.cert},
+                         health={"connect_timeout_ms": 500}), ready=first)
+    if not first:
+        wait_for(lambda: "no end of handshake" in str(d.rows("brokers")), lambda: f"why: {d.rows('brokers')}")
+        return
+    assert d.publish("-m", "secured", topic="t").returncode == 0
+    assert server.bodies == [b"secured"]
