@@ -77,6 +77,7 @@ struct nats_subject {
 	uint64_t hash; /* 0: none */
 	uint8_t *text;
 	uint32_t len, room;
+	uint64_t counted; /* every unanswered seq of the subject below has a violation counted against it */
 	int asking;      /* an answer is due */
 	uint64_t silent; /* ... asked in a silence, on behalf of every unanswered seq below; 0: because of a doubt */
 };

@@ -76,9 +76,13 @@ nack_denied(struct nats_session *nats, uint64_t seq)
 static int
 count_denied(struct nats_session *nats, uint64_t hash)
 {
-	uint64_t first = UINT64_MAX, all = 1;
+	struct nats_subject *subject = &nats->subjects[nats_place(hash)];
+	uint64_t first = UINT64_MAX, all = 1, seq = nats->oldest;
 
-	for (uint64_t seq = nats->oldest; seq != nats->next && all; seq++) {
+	/* Else each of many violations of a subject would look at all that were counted before it. */
+	if (subject->hash == hash && subject->counted - seq < nats->next - seq)
+		seq = subject->counted;
+	for (; seq != nats->next && all; seq++) {
 		if ((*word_of(nats, seq) ^ hash) == 0) {
 			all = first == UINT64_MAX;
 			if (all)
@@ -87,10 +91,12 @@ count_denied(struct nats_session *nats, uint64_t hash)
 	}
 	if (first == UINT64_MAX)
 		return 0;
+	if (subject->hash == hash)
+		subject->counted = first + 1;
 	*word_of(nats, first) |= NATS_DENIED;
 	if (nats->jetstream && all) {
 		uint64_t end = nats->next;
-		for (uint64_t seq = nats->oldest; seq != end; seq++)
+		for (seq = nats->oldest; seq != end; seq++)
 			if (*word_of(nats, seq) == (hash | NATS_DENIED)) {
 				settle(nats, seq);
 				nack_denied(nats, seq);
@@ -269,6 +275,8 @@ nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message
 		subject->text = text;
 		subject->room = message->topic_len;
 	}
+	if (subject->hash != hash)
+		subject->counted = nats->oldest;
 	memcpy(subject->text, message->topic, message->topic_len);
 	subject->len = message->topic_len;
 	subject->hash = hash;
