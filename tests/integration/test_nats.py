@@ -172,7 +172,8 @@ def test_subject_longer_than_this_servers_control_line_is_rejected_and_hurts_no_
     rejected(d.publish("-m", "x", topic="load." + "x" * 600), 0xff06, "allows shorter subjects only")
     assert beside.finish() == {"delivered": 1500}
     assert check_all_arrived([beside], StreamReader(server)) == 0
-    assert 3 <= d.links()[0]["failures"] <= 4, d.links()
+    # Those of the link that its lane was set apart on included.
+    assert 2 <= sum(link["failures"] for link in d.links()) <= 5, d.links()
 
 
 def test_unanswered_message_delays_no_other(box, daemon, server):
