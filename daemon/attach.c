@@ -28,6 +28,7 @@ struct attach {
 	uint64_t took_ns;
 	uint32_t serial;
 	int returned; /* LANE_RETURN */
+	int old_answers; /* its; -1: none */
 	int bell;     /* the client's end */
 	int rc;
 	int error; /* errno, of -TG_ESYSTEM */
@@ -49,6 +50,41 @@ refuse_pool(struct client *client, uint32_t serial, const char *name)
 	return client_refuse(client, serial, TG_ENOPOOL, "pool \"%s\" does not exist; there are: %s", name, names);
 }
 
+/* The largest ring that a lane may have at all. */
+static uint32_t
+largest_ring(const struct config_limits *limits)
+{
+	struct lane_geometry geo = { .sq_bytes = LANE_SQ_MAX };
+
+	for (; geo.sq_bytes > LANE_SQ_MIN; geo.sq_bytes /= 2) {
+		lane_geometry_make(&geo, geo.sq_bytes, 0);
+		if (geo.sq_bytes <= limits->ring_bytes && lane_memfd_bytes(&geo) <= limits->memory_bytes)
+			break;
+	}
+	return (uint32_t)geo.sq_bytes;
+}
+
+/* Says which would do: a client that leaves the size to us asks for that. */
+static int
+refuse_ring(struct client *client, uint32_t serial, const struct lane_geometry *geo)
+{
+	const struct config_limits *limits = &client->shard->config->limits;
+	struct frame frame;
+
+	frame_init(&frame, FRAME_ERROR, serial);
+	frame.u.error.code = TG_ELIMIT;
+	frame.u.error.ring_bytes = largest_ring(limits);
+	if (geo->sq_bytes > limits->ring_bytes)
+		snprintf(frame.u.error.text, sizeof(frame.u.error.text),
+		    "a ring of %llu bytes is too large: limits.ring_bytes is %llu", (unsigned long long)geo->sq_bytes,
+		    (unsigned long long)limits->ring_bytes);
+	else
+		snprintf(frame.u.error.text, sizeof(frame.u.error.text), "a lane of %llu bytes is too large: limits.memory_bytes is %llu",
+		    (unsigned long long)lane_memfd_bytes(geo), (unsigned long long)limits->memory_bytes);
+	client->shard->count.refused++;
+	return client_answer(client, &frame, NULL, 0);
+}
+
 /*
  * Which configured limit a lane of this geometry would break; 0 and *rc set if one did. returned: it is handed back.
  * It holds records that were accepted, so a limit that is lower than before is not held against it, see account.h.
@@ -62,9 +98,8 @@ within_limits(
 	uint32_t serial = request->serial;
 	struct account_no no;
 
-	if (!returned && geo->sq_bytes > limits->ring_bytes)
-		*rc = client_refuse(client, serial, TG_ELIMIT, "a ring of %llu bytes is too large: limits.ring_bytes is %llu",
-		    (unsigned long long)geo->sq_bytes, (unsigned long long)limits->ring_bytes);
+	if (!returned && (geo->sq_bytes > limits->ring_bytes || lane_memfd_bytes(geo) > limits->memory_bytes))
+		*rc = refuse_ring(client, serial, geo);
 	else if (!returned && client->lane_count >= limits->lanes_per_client)
 		*rc = client_refuse(client, serial, TG_ELIMIT,
 		    "process %d has %u lanes open: limits.lanes_per_client is %u", client_pid(client),
@@ -127,17 +162,30 @@ lane_frame(struct frame *frame, enum frame_type type, uint32_t serial, const str
 	frame->u.lane.clock_ns = frame_clock();
 }
 
+/* Answers with the lane's answers, doorbell and bell. Takes the bell. */
+static int
+answer_lane(struct client *client, const struct frame *frame, const struct lane *lane, int bell)
+{
+	int answers = lane_share(lane);
+	int fds[] = { [FRAME_FD_ANSWERS] = answers, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell };
+	/* Without a descriptor for the client there is no lane for it: it tries again. */
+	int rc = answers >= 0 ? client_answer(client, frame, fds, 3) : answers;
+
+	if (answers >= 0)
+		close(answers);
+	close(bell);
+	return rc;
+}
+
 static int
 answer_returned(struct client *client, uint32_t serial, const struct lane *lane, int bell)
 {
 	struct frame frame;
-	int fds[] = { [FRAME_FD_RETURNED_DOORBELL] = client->doorbell, [FRAME_FD_RETURNED_BELL] = bell };
 
 	client->shard->count.lanes_returned++;
 	lane_frame(&frame, FRAME_LANE_RETURNED, serial, lane, client->shard->expedited ? LANE_F_EXPEDITED : 0);
 	INJECT(returned_answer);
-	int rc = client_answer(client, &frame, fds, 2);
-	close(bell);
+	int rc = answer_lane(client, &frame, lane, bell);
 	log_event(LOG_LEVEL_INFO, "lane_returned", "lane=%llu pool=%s pid=%d unreleased=%llu unfinished=%u",
 	    (unsigned long long)lane->id, lane->pool->config->name, client_pid(client),
 	    (unsigned long long)(lane->sq.tail_seen - lane->sq.head), lane->unfinished);
@@ -148,11 +196,9 @@ static int
 answer_opened(struct client *client, uint32_t serial, const struct lane *lane, int bell, uint32_t flags)
 {
 	struct frame frame;
-	int fds[] = { [FRAME_FD_MEMFD] = lane->memfd, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell };
 
 	lane_frame(&frame, FRAME_LANE_OPENED, serial, lane, flags);
-	int rc = client_answer(client, &frame, fds, 3);
-	close(bell);
+	int rc = answer_lane(client, &frame, lane, bell);
 	log_event(LOG_LEVEL_DEBUG, "lane_opened", "lane=%llu pool=%s pid=%d sq_bytes=%llu cq_entries=%u",
 	    (unsigned long long)lane->id, lane->pool->config->name, client_pid(client),
 	    (unsigned long long)lane->map.geo.sq_bytes, lane->map.geo.cq_entries);
@@ -190,10 +236,12 @@ fail(struct attach *attach)
 
 	close(attach->bell);
 	close(lane->bell);
-	if (attach->returned)
-		stray_close(lane->memfd);
+	stray_close(lane->ring);
 	lane_unmake(lane);
 	errno = attach->error;
+	if (client != NULL && attach->rc == -TG_EBROKEN && !attach->returned)
+		return client_refuse(client, attach->serial, TG_EBROKEN,
+		    "the ring that came for the lane is not a memfd of its size that is sealed (F_SEAL_FUTURE_WRITE) and has no holes");
 	return client != NULL ? refuse_lane(client, attach->serial, pool, attach->bytes, attach->rc) : 0;
 }
 
@@ -204,6 +252,8 @@ finish(struct attach *attach)
 	struct client *client = attach->client;
 	struct lane *lane = attach->lane;
 
+	if (attach->old_answers >= 0)
+		stray_close(attach->old_answers);
 	if (attach->rc != 0)
 		return fail(attach);
 	lane->client = client;
@@ -255,12 +305,12 @@ attach_abandon(struct attach *attach)
 }
 
 /*
- * Begins: the lane counts from now on. memfd: what was handed back, the lane's on success; -1: one is to be made.
- * Returns as attach_open; *taken: whether memfd was taken.
+ * Begins: the lane counts from now on. fds: the ring and, of one that comes back, the old answers; those that
+ * were taken are -1. Returns as attach_open.
  */
 static int
 begin(struct client *client, uint32_t serial, const struct lane_header *header, struct pool *pool,
-    const struct lane_geometry *geo, int memfd, int *taken)
+    const struct lane_geometry *geo, int *fds)
 {
 	struct shard *shard = client->shard;
 	struct attach *attach = calloc(1, sizeof(*attach));
@@ -272,21 +322,26 @@ begin(struct client *client, uint32_t serial, const struct lane_header *header, 
 		return refuse_lane(client, serial, pool->config->name, lane_memfd_bytes(geo), rc);
 	if ((rc = make_bell(bell)) != 0)
 		goto fail;
-	if ((rc = lane_make(&lane, header, pool, client, memfd, geo, bell[1])) != 0)
+	const struct lane_memory memory = { .geo = *geo,
+		.ring = fds[FRAME_FD_RING],
+		.answers = -1,
+		.old_answers = fds[FRAME_FD_OLD_ANSWERS],
+		.bell = bell[1] };
+	if ((rc = lane_make(&lane, header, pool, client, &memory)) != 0)
 		goto fail_bell;
-	*taken = 1;
+	fds[FRAME_FD_RING] = fds[FRAME_FD_OLD_ANSWERS] = -1;
 	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid }); /* who may be gone when it is made */
-	*attach = (struct attach){ .job.run = run,
-		.job.done = on_done,
+	*attach = (struct attach){ .job = { .queue = WORLD_JOB_MAKE, .run = run, .done = on_done },
 		.client = client,
 		.lane = lane,
 		.header = *header,
 		.now_ns = shard->now_ns,
 		.bytes = lane_memfd_bytes(geo),
 		.serial = serial,
-		.returned = memfd >= 0,
+		.returned = memory.old_answers >= 0,
+		.old_answers = memory.old_answers,
 		.bell = bell[0] };
-	if (lane_memfd_bytes(geo) > LANE_INLINE_BYTES) {
+	if (attach->returned || lane_memfd_bytes(geo) > LANE_INLINE_BYTES) {
 		client->attach = attach;
 		client_watch(client);
 		shard->world->ops->work(shard->world, &attach->job);
@@ -305,51 +360,39 @@ fail:
 
 /* ---- requests ---- */
 
-/* The ring of a client that leaves it to us: no larger than it may be. */
-static uint64_t
-default_ring(const struct config_limits *limits)
-{
-	struct lane_geometry geo = { .sq_bytes = LANE_SQ_DEFAULT };
-
-	while (geo.sq_bytes > LANE_SQ_MIN) {
-		geo.cq_entries = (uint32_t)(geo.sq_bytes / LANE_SQ_PER_CQ);
-		if (geo.sq_bytes <= limits->ring_bytes && lane_memfd_bytes(&geo) <= limits->memory_bytes)
-			break;
-		geo.sq_bytes /= 2;
-	}
-	return geo.sq_bytes;
-}
-
 int
-attach_open(struct client *client, const struct frame *request)
+attach_open(struct client *client, const struct frame *request, int *fds)
 {
 	struct shard *shard = client->shard;
 	struct pool *pool = shard_pool(shard, request->u.open.pool);
 	struct lane_header header = { .lane_id = shard->lane_ids + 1 };
-	uint64_t sq_bytes = request->u.open.sq_bytes;
 	struct lane_geometry geo;
-	int rc, taken = 0;
+	int rc;
 
-	if (sq_bytes == 0)
-		sq_bytes = default_ring(&shard->config->limits);
 	memcpy(client->name, request->u.open.name, sizeof(client->name));
 	if (shard->stopping)
 		return client_refuse(client, request->serial, TG_ESTOPPING, "%s", error_text(TG_ESTOPPING));
 	if (pool == NULL)
 		return refuse_pool(client, request->serial, request->u.open.pool);
-	if (lane_geometry_make(&geo, sq_bytes, request->u.open.cq_entries) != 0)
+	if (lane_geometry_make(&geo, request->u.open.sq_bytes, request->u.open.cq_entries) != 0)
 		return client_refuse(client, request->serial, TG_EINVAL,
 		    "a lane of %llu bytes and %u completions: at most %llu and %u are possible",
 		    (unsigned long long)request->u.open.sq_bytes, request->u.open.cq_entries,
 		    (unsigned long long)LANE_SQ_MAX, LANE_CQ_MAX);
 	if (!within_limits(client, request, &geo, 0, &rc))
 		return rc;
+	if (fds[FRAME_FD_RING] < 0)
+		return client_refuse(client, request->serial, TG_EPROTOCOL, "a lane is to be opened without its ring");
 	header.flags = shard->expedited ? LANE_F_EXPEDITED : 0;
 	header.nonce = world_random(shard->world);
 	world_secret(shard->world, header.secret, sizeof(header.secret));
 	snprintf(header.pool, sizeof(header.pool), "%s", pool->config->name);
 	shard->lane_ids++;
-	return begin(client, request->serial, &header, pool, &geo, -1, &taken);
+	if (fds[FRAME_FD_OLD_ANSWERS] >= 0) {
+		stray_close(fds[FRAME_FD_OLD_ANSWERS]); /* which a new lane has none of */
+		fds[FRAME_FD_OLD_ANSWERS] = -1;
+	}
+	return begin(client, request->serial, &header, pool, &geo, fds);
 }
 
 /* One of our own whose client had lost its connection, or gave up waiting for our answer. */
@@ -367,37 +410,35 @@ reclaim_lane(struct client *client, const struct frame *request, struct lane *la
 
 /* A lane that another daemon served before us. */
 int
-attach_return(struct client *client, const struct frame *request, int *handed)
+attach_return(struct client *client, const struct frame *request, int *fds)
 {
 	struct shard *shard = client->shard;
 	struct lane_header header;
 	struct lane_geometry geo;
-	int memfd = *handed;
-	int rc, taken = 0;
+	int ring = fds[FRAME_FD_RING];
+	int rc;
 
 	memcpy(client->name, request->u.open.name, sizeof(client->name));
 	if (shard->stopping)
 		return client_refuse(client, request->serial, TG_ESTOPPING, "%s", error_text(TG_ESTOPPING));
-	if (memfd < 0)
+	if (ring < 0 || fds[FRAME_FD_OLD_ANSWERS] < 0)
 		return client_refuse(client, request->serial, TG_EPROTOCOL, "a lane was handed back without its memory");
-	if ((rc = lane_header_read(memfd, &header, &geo)) != 0)
+	if ((rc = lane_header_read(fds[FRAME_FD_OLD_ANSWERS], &header, &geo)) != 0)
 		return client_refuse(client, request->serial, -rc, "a lane was handed back whose memory is none of ABI %u",
 		    LANE_ABI);
 	struct pool *pool = shard_pool(shard, header.pool);
 	if (pool == NULL)
 		return refuse_pool(client, request->serial, header.pool);
-	struct lane *same = shard_lane_of(shard, header.nonce, memfd);
+	struct lane *same = shard_lane_of(shard, header.nonce, ring);
 	int served = same != NULL && same->place != LANE_GONE; /* and not one on its way */
 	if (served && same->client == NULL)
 		return reclaim_lane(client, request, same);
 	if (!within_limits(client, request, &geo, 1, &rc))
 		return rc;
 	if (same != NULL)
-		return client_refuse(client, request->serial, TG_EBUSY, "lane %llu was handed back twice",
+		return client_refuse(client, request->serial, TG_EBUSY, "lane %llu is being taken back, or was already",
 		    (unsigned long long)same->id);
 	header.lane_id = shard_lane_id(shard, header.lane_id);
-	rc = begin(client, request->serial, &header, pool, &geo, memfd, &taken);
-	if (taken)
-		*handed = -1;
-	return rc;
+	header.flags = shard->expedited ? LANE_F_EXPEDITED : 0;
+	return begin(client, request->serial, &header, pool, &geo, fds);
 }

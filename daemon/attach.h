@@ -1,9 +1,9 @@
 /*
  * Opening lanes, and taking them back after another daemon's death.
  *
- * A large lane takes tens of milliseconds: its pages are allocated, or its records walked. That is done
- * beside the loop (world.h), one lane at a time for all clients and one request at a time for each, in order:
- * until it is answered the client's socket is not read. Everything is checked and counted when the
+ * A large lane takes tens of milliseconds: its pages are allocated and mapped, or its records walked. That is done
+ * beside the loop (world.h), as is all of a lane that comes back: one lane at a time for all clients and one request
+ * at a time for each, in order. Until it is answered the client's socket is not read. Everything is checked and counted when the
  * request comes, so that limits hold whatever is on its way.
  *
  * A client that hangs up meanwhile has its lane made to the end: a new one goes at once, one that was
@@ -22,10 +22,10 @@ struct client;
 
 /*
  * Serve a request. Return 0, the answer sent or (client->attach) to come, or a negative TG_E that ends the client.
- * handed: the descriptor that came along; -1 when it was taken.
+ * fds: the descriptors that came along (FRAME_FDS); -1 when they were taken.
  */
-int attach_open(struct client *client, const struct frame *request);
-int attach_return(struct client *client, const struct frame *request, int *handed);
+int attach_open(struct client *client, const struct frame *request, int *fds);
+int attach_return(struct client *client, const struct frame *request, int *fds);
 
 /* Nobody waits for its answer any more. */
 void attach_abandon(struct attach *attach);

@@ -175,6 +175,17 @@ is_unheard(const struct client *client)
 	return client->unheard.place != 0;
 }
 
+static void
+abandon_restored(struct client *client)
+{
+	struct lane *lane;
+
+	TAILQ_FOREACH (lane, &client->shard->making, place_entry)
+		if (lane->client == client)
+			lane->client = NULL;
+	client->restoring = 0;
+}
+
 void
 client_close(struct client *client)
 {
@@ -195,6 +206,8 @@ client_close(struct client *client)
 	if (client->attach != NULL)
 		attach_abandon(client->attach);
 	client->attach = NULL;
+	if (client->restoring > 0)
+		abandon_restored(client);
 	TAILQ_REMOVE(&client->shard->clients, client, entry);
 	client->shard->client_count--;
 	uv_close((uv_handle_t *)&client->control_poll, on_closed);
@@ -257,20 +270,40 @@ client_add_lane(struct client *client, struct lane *lane)
 	keeper_keep(client->shard->keeper, lane);
 }
 
-static int
-close_lane(struct client *client, const struct frame *request)
+static struct lane *
+lane_of(struct client *client, uint64_t id)
 {
-	struct frame frame;
 	struct lane *lane;
 
 	TAILQ_FOREACH (lane, &client->lanes, client_entry)
-		if (lane->id == request->u.lane.lane_id)
+		if (lane->id == id)
 			break;
+	return lane;
+}
+
+/* It has no answer; a lane that is not there was closed since. */
+static int
+ready_lane(struct client *client, const struct frame *frame)
+{
+	struct lane *lane = lane_of(client, frame->u.lane.lane_id);
+
+	if (lane != NULL)
+		lane_ready(lane);
+	return 0;
+}
+
+static int
+close_lane(struct client *client, const struct frame *request)
+{
+	struct lane *lane = lane_of(client, request->u.lane.lane_id);
+	struct frame frame;
+
 	if (lane == NULL)
 		return client_refuse(client, request->serial, TG_ENOTFOUND, "lane %llu is not one of process %d",
 		    (unsigned long long)request->u.lane.lane_id, client_pid(client));
 	frame_init(&frame, FRAME_LANE_CLOSED, request->serial);
 	frame.u.lane.lane_id = lane->id;
+	lane_ready(lane); /* a client that closes it does not come back for it */
 	lane_orphan(lane);
 	return client_answer(client, &frame, NULL, 0);
 }
@@ -280,9 +313,11 @@ serve(struct client *client, const struct frame *frame, int fds[FRAME_FDS])
 {
 	switch (frame->type) {
 	case FRAME_LANE_RETURN:
-		return attach_return(client, frame, &fds[FRAME_FD_RETURN_MEMFD]);
+		return attach_return(client, frame, fds);
 	case FRAME_LANE_OPEN:
-		return attach_open(client, frame);
+		return attach_open(client, frame, fds);
+	case FRAME_LANE_READY:
+		return ready_lane(client, frame);
 	case FRAME_LANE_CLOSE:
 		return close_lane(client, frame);
 	default:
@@ -321,7 +356,7 @@ serve_some(struct client *client, int most)
 {
 	struct control *control = &client->shard->control;
 
-	for (int i = 0; i < most && client->attach == NULL; i++) {
+	for (int i = 0; i < most && client->attach == NULL && client->restoring == 0; i++) {
 		if (!control_may(control)) {
 			control_hold(control, client);
 			client_watch(client);
@@ -345,9 +380,16 @@ client_serve_held(struct client *client)
 }
 
 void
+client_restore(struct client *client, int step)
+{
+	client->restoring += (uint32_t)step;
+	client_watch(client);
+}
+
+void
 client_watch(struct client *client)
 {
-	if (client->attach != NULL || client->held)
+	if (client->attach != NULL || client->held || client->restoring > 0)
 		uv_poll_stop(&client->control_poll);
 	else
 		uv_poll_start(&client->control_poll, UV_READABLE, on_control);

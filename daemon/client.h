@@ -56,6 +56,7 @@ struct client {
 	uint32_t lane_count;
 	TAILQ_ENTRY(client) entry;
 	struct attach *attach;           /* its request that is on its way; NULL: none */
+	uint32_t restoring;              /* its lanes that are on their way from another daemon: restore.h */
 	int held;                        /* its socket is not read: see control.h */
 	TAILQ_ENTRY(client) held_entry;
 };
@@ -66,6 +67,9 @@ int client_new(struct shard *shard, uv_loop_t *loop, int fd);
 /* A client whose socket and doorbell exist already: they become the client's. NULL without memory. */
 struct client *client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int doorbell, pid_t pid, uid_t uid,
     gid_t gid, const char *name);
+
+/* One of its lanes is on its way (1), or has come or failed (-1): meanwhile its socket is not read. */
+void client_restore(struct client *client, int step);
 
 /* A lane joins its client. */
 void client_add_lane(struct client *client, struct lane *lane);

@@ -75,7 +75,7 @@ static int
 give_lane(int fd, const struct lane *lane)
 {
 	struct handover_frame frame = frame_of(HANDOVER_LANE);
-	int fds[] = { lane->memfd, lane->bell };
+	int fds[] = { lane->ring, lane->answers, lane->bell };
 
 	frame.orphan = lane->client == NULL;
 	frame.u.lane.id = lane->id;
@@ -85,7 +85,8 @@ give_lane(int fd, const struct lane *lane)
 	frame.u.lane.uid = lane->owner.uid;
 	frame.u.lane.pid = lane->owner.pid;
 	frame.u.lane.kept = (uint32_t)keeper_has(lane->shard->keeper, lane);
-	return handover_send(fd, &frame, fds, lane->bell >= 0 ? 2 : 1);
+	frame.u.lane.unready = (uint32_t)lane->unready;
+	return handover_send(fd, &frame, fds, lane->bell >= 0 ? 3 : 2);
 }
 
 static int
@@ -105,7 +106,7 @@ give_clients(int fd, struct shard *shard)
 		if ((rc = handover_send(fd, &frame, fds, 2)) != 0)
 			return rc;
 		TAILQ_FOREACH (lane, &client->lanes, client_entry)
-			if ((rc = give_lane(fd, lane)) != 0)
+			if (lane->place != LANE_GONE && (rc = give_lane(fd, lane)) != 0)
 				return rc;
 	}
 	for (uint32_t i = 0; i < shard->pool_count; i++)

@@ -11,10 +11,10 @@
  *   DONE                             ->
  *                                    <-     TAKEN
  *   GO                               ->     from here on the rings are its own
- *   ends at once                            rebuilds lanes, replays handshakes, probes, works
+ *   ends at once                            rebuilds lanes beside the loop, replays handshakes, probes, works
  *
- * Lanes are rebuilt from their memory, as after a crash (lane_return.c); since nothing is in flight
- * nothing is sent twice. A link is handed over when it is in the clear, READY and has nothing
+ * Lanes are rebuilt from their memory, as after a crash (lane_return.c, restore.h); since nothing is in flight
+ * nothing is sent twice. The new daemon maps the same answers, for which it has a descriptor to write by. A link is handed over when it is in the clear, READY and has nothing
  * outstanding, and its driver is DRIVER_F_REPLAYABLE: the new session is made by replaying the bytes of
  * the handshake, takes up what the old one saved of itself (delivery tags, numbers of answers, limits the
  * broker has changed), and is proven by a probe before it carries messages. One that cannot be handed over
@@ -102,7 +102,7 @@ enum handover_type {
 	HANDOVER_READY = 1,
 	HANDOVER_LISTENER, /* path; fd */
 	HANDOVER_CLIENT,   /* fds: control socket, doorbell */
-	HANDOVER_LANE,     /* of the client before it, or of none; fds: memfd, bell if it has one */
+	HANDOVER_LANE,     /* of the client before it, or of none; fds: ring, answers, bell if it has one */
 	HANDOVER_LINK,     /* fd: socket */
 	HANDOVER_DONE,
 	HANDOVER_TAKEN,
@@ -129,6 +129,7 @@ struct handover_frame {
 			uint32_t uid; /* its owner's, and whether the service manager keeps it */
 			int32_t pid;
 			uint32_t kept;
+			uint32_t unready; /* its client has not said that it uses these answers */
 		} lane;
 		struct {
 			char pool[64], broker[300], client_id[48];

@@ -5,6 +5,7 @@
 #include "client.h"
 #include "log.h"
 #include "pool.h"
+#include "restore.h"
 #include "shard.h"
 
 #include <errno.h>
@@ -24,15 +25,16 @@
 
 #define NAME_MAX_LEN 64
 #define TEXT_MAX 128
+#define LANE_FDS 2u /* ring and answers */
 
 struct saying {
 	TAILQ_ENTRY(saying) entry;
-	int fd; /* a descriptor of its own, to be kept; -1: to be dropped */
+	int fds[2]; /* descriptors of its own, to be kept; -1: to be dropped */
 	char name[NAME_MAX_LEN];
 };
 
 struct back {
-	int fd;
+	int ring, answers;
 	uint64_t nonce;
 	struct lane_owner owner;
 };
@@ -60,17 +62,17 @@ name_make(char name[NAME_MAX_LEN], uint64_t nonce, const struct lane_owner *owne
 	snprintf(name, NAME_MAX_LEN, "lane-%016" PRIx64 "-%u-%d", nonce, (unsigned)owner->uid, (int)owner->pid);
 }
 
-/* Returns 0, or -TG_EAGAIN, or -TG_ESYSTEM: it will not have it. */
+/* fds: ring and answers, to be kept; NULL: to be dropped. Returns 0, or -TG_EAGAIN, or -TG_ESYSTEM: it will not have it. */
 static int
-say(const struct keeper *keeper, const char *name, int fd)
+say(const struct keeper *keeper, const char *name, const int *fds)
 {
 	union {
 		struct cmsghdr head;
-		char bytes[CMSG_SPACE(sizeof(int))];
+		char bytes[CMSG_SPACE(LANE_FDS * sizeof(int))];
 	} control = { .bytes = { 0 } };
 	char text[TEXT_MAX];
 	/* The manager's poll would only tell it that nobody else has the memory, which is the point. */
-	int len = snprintf(text, sizeof(text), fd >= 0 ? "FDSTORE=1\nFDNAME=%s\nFDPOLL=0" : "FDSTOREREMOVE=1\nFDNAME=%s",
+	int len = snprintf(text, sizeof(text), fds != NULL ? "FDSTORE=1\nFDNAME=%s\nFDPOLL=0" : "FDSTOREREMOVE=1\nFDNAME=%s",
 	    name);
 	struct iovec iov = { .iov_base = text, .iov_len = (size_t)len };
 	struct msghdr msg = { .msg_iov = &iov,
@@ -79,13 +81,13 @@ say(const struct keeper *keeper, const char *name, int fd)
 		.msg_namelen = keeper->to_len };
 	ssize_t n;
 
-	if (fd >= 0) {
+	if (fds != NULL) {
 		msg.msg_control = control.bytes;
 		msg.msg_controllen = sizeof(control.bytes);
 		control.head.cmsg_level = SOL_SOCKET;
 		control.head.cmsg_type = SCM_RIGHTS;
-		control.head.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.head), &fd, sizeof(int));
+		control.head.cmsg_len = CMSG_LEN(LANE_FDS * sizeof(int));
+		memcpy(CMSG_DATA(&control.head), fds, LANE_FDS * sizeof(int));
 	}
 	do
 		n = sendmsg(keeper->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -96,13 +98,20 @@ say(const struct keeper *keeper, const char *name, int fd)
 	return errno == EAGAIN || errno == ENOBUFS || errno == ETOOMANYREFS ? -TG_EAGAIN : -TG_ESYSTEM;
 }
 
+static int
+is_to_keep(const struct saying *saying)
+{
+	return saying->fds[0] >= 0;
+}
+
 static void
 saying_free(struct keeper *keeper, struct saying *saying)
 {
 	TAILQ_REMOVE(&keeper->pending, saying, entry);
 	keeper->pending_count--;
-	if (saying->fd >= 0)
-		close(saying->fd);
+	for (unsigned i = 0; i < LANE_FDS; i++)
+		if (saying->fds[i] >= 0)
+			close(saying->fds[i]);
 	free(saying);
 }
 
@@ -118,7 +127,7 @@ say_pending(struct keeper *keeper)
 	struct saying *saying;
 
 	while ((saying = TAILQ_FIRST(&keeper->pending)) != NULL) {
-		int rc = say(keeper, saying->name, saying->fd);
+		int rc = say(keeper, saying->name, is_to_keep(saying) ? saying->fds : NULL);
 		if (rc == -TG_EAGAIN)
 			return;
 		if (rc != 0)
@@ -137,16 +146,20 @@ on_retry(struct timer *timer)
 		timer_set(&keeper->shard->timers, timer, keeper->shard->now_ns + KEEPER_RETRY_MS * NS_PER_MS);
 }
 
-/* Says it later, after what waits already. fd is copied. Returns 0 or why not. */
+/* Says it later, after what waits already. fds are copied. Returns 0 or why not. */
 static const char *
-say_later(struct keeper *keeper, const char *name, int fd)
+say_later(struct keeper *keeper, const char *name, const int *fds)
 {
 	struct saying *saying = calloc(1, sizeof(*saying));
 
 	if (saying == NULL)
 		return "no memory";
-	saying->fd = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	if (fd >= 0 && saying->fd < 0) {
+	for (unsigned i = 0; i < LANE_FDS; i++) {
+		saying->fds[i] = fds == NULL ? -1 : fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
+		if (fds == NULL || saying->fds[i] >= 0)
+			continue;
+		while (i > 0)
+			close(saying->fds[--i]);
 		free(saying);
 		return "no file descriptors left (LimitNOFILE)";
 	}
@@ -160,17 +173,44 @@ say_later(struct keeper *keeper, const char *name, int fd)
 
 /* Returns NULL, or why not. */
 static const char *
-tell(struct keeper *keeper, const char *name, int fd)
+tell(struct keeper *keeper, const char *name, const int *fds)
 {
-	int rc = TAILQ_EMPTY(&keeper->pending) ? say(keeper, name, fd) : -TG_EAGAIN;
+	int rc = TAILQ_EMPTY(&keeper->pending) ? say(keeper, name, fds) : -TG_EAGAIN;
 
 	if (rc == 0)
 		return NULL;
 	if (rc != -TG_EAGAIN)
 		return strerror(errno);
-	if (fd >= 0 && keeper->pending_count >= KEEPER_PENDING)
+	if (fds != NULL && keeper->pending_count >= KEEPER_PENDING)
 		return "the service manager does not read";
-	return say_later(keeper, name, fd);
+	return say_later(keeper, name, fds);
+}
+
+/* What waits to be said of a lane that is to be kept, or NULL. */
+static struct saying *
+unsaid(const struct keeper *keeper, const char *name)
+{
+	struct saying *saying;
+
+	TAILQ_FOREACH (saying, &keeper->pending, entry)
+		if (is_to_keep(saying) && strcmp(saying->name, name) == 0)
+			return saying;
+	return NULL;
+}
+
+static void
+forget(struct keeper *keeper, const char *name)
+{
+	struct saying *saying = unsaid(keeper, name);
+	const char *why;
+
+	/* What has not been said need not be taken back. */
+	if (saying != NULL) {
+		saying_free(keeper, saying);
+		return;
+	}
+	if ((why = tell(keeper, name, NULL)) != NULL)
+		complain(keeper, name, why);
 }
 
 void
@@ -182,10 +222,14 @@ keeper_keep(struct keeper *keeper, struct lane *lane)
 	if (keeper == NULL || lane->kept)
 		return;
 	name_make(name, lane->nonce, &lane->owner);
-	if (keeper->kept >= keeper->room)
+	/* What it has of a lane that could not be restored, and that its client brought, is of no use. */
+	if (lane->handed_back)
+		forget(keeper, name);
+	const int fds[LANE_FDS] = { lane->ring, lane->answers };
+	if ((keeper->kept + 1) * LANE_FDS > keeper->room)
 		why = "FileDescriptorStoreMax= is reached";
 	else
-		why = tell(keeper, name, lane->memfd);
+		why = tell(keeper, name, fds);
 	if (why != NULL) {
 		complain(keeper, name, why);
 		return;
@@ -203,18 +247,6 @@ keeper_keep_on(struct keeper *keeper, struct lane *lane)
 	keeper->kept++;
 }
 
-/* What waits to be said of a lane that is to be kept, or NULL. */
-static struct saying *
-unsaid(const struct keeper *keeper, const char *name)
-{
-	struct saying *saying;
-
-	TAILQ_FOREACH (saying, &keeper->pending, entry)
-		if (saying->fd >= 0 && strcmp(saying->name, name) == 0)
-			return saying;
-	return NULL;
-}
-
 int
 keeper_has(const struct keeper *keeper, const struct lane *lane)
 {
@@ -224,21 +256,6 @@ keeper_has(const struct keeper *keeper, const struct lane *lane)
 		return 0;
 	name_make(name, lane->nonce, &lane->owner);
 	return unsaid(keeper, name) == NULL;
-}
-
-static void
-forget(struct keeper *keeper, const char *name)
-{
-	struct saying *saying = unsaid(keeper, name);
-	const char *why;
-
-	/* What has not been said need not be taken back. */
-	if (saying != NULL) {
-		saying_free(keeper, saying);
-		return;
-	}
-	if ((why = tell(keeper, name, -1)) != NULL)
-		complain(keeper, name, why);
 }
 
 void
@@ -257,6 +274,26 @@ keeper_forget(struct keeper *keeper, struct lane *lane)
 /* ---- what comes back ---- */
 
 #ifdef HAVE_SYSTEMD
+/* A lane's two descriptors come under one name, in any order. */
+static void
+back_add(struct keeper *keeper, const struct back *named, int fd)
+{
+	struct back *back = NULL;
+	for (int i = 0; i < keeper->back_count && back == NULL; i++)
+		if (keeper->back[i].nonce == named->nonce && keeper->back[i].owner.uid == named->owner.uid &&
+		    keeper->back[i].owner.pid == named->owner.pid)
+			back = &keeper->back[i];
+	if (back == NULL) {
+		back = &keeper->back[keeper->back_count++];
+		*back = *named;
+		back->ring = back->answers = -1;
+	}
+	int *place = lane_is_ring(fd) ? &back->ring : &back->answers;
+	if (*place >= 0)
+		close(*place);
+	*place = fd;
+}
+
 /* Whether it is one of ours, and whose. */
 static int
 name_read(const char *name, struct back *back)
@@ -282,12 +319,15 @@ keeper_inherit(struct keeper *keeper)
 	int n = sd_listen_fds_with_names(1, &names);
 	struct back *back = n > 0 && keeper != NULL ? calloc((size_t)n, sizeof(*back)) : NULL;
 
+	if (keeper != NULL)
+		keeper->back = back;
 	for (int i = 0; i < n; i++) {
 		int fd = SD_LISTEN_FDS_START + i;
+		struct back named = { .ring = -1 };
 		if (control < 0 && sd_is_socket_unix(fd, SOCK_SEQPACKET, 1, NULL, 0) > 0)
 			control = fd;
-		else if (back != NULL && name_read(names[i], &back[keeper->back_count]))
-			back[keeper->back_count++].fd = fd;
+		else if (back != NULL && name_read(names[i], &named))
+			back_add(keeper, &named, fd);
 		else {
 			log_event(LOG_LEVEL_WARN, "descriptor_not_known", "name=%s",
 			    log_quote((char[128]){ 0 }, 128, names[i], strlen(names[i])));
@@ -297,8 +337,6 @@ keeper_inherit(struct keeper *keeper)
 	for (int i = 0; i < n; i++)
 		free(names[i]);
 	free(names);
-	if (keeper != NULL)
-		keeper->back = back;
 #endif
 	return control;
 }
@@ -314,34 +352,60 @@ on_await(struct timer *timer)
 	for (uint32_t i = 0; i < shard->pool_count; i++)
 		for (lane = TAILQ_FIRST(&shard->pools[i].lanes); lane != NULL; lane = next) {
 			next = TAILQ_NEXT(lane, pool_entry);
-			lane_forsake(lane);
+			if (!lane->unready)
+				lane_forsake(lane);
 		}
 }
 
+/* A pool may be configured again, the binary put back, memory be there: then the manager still has it. */
+static void
+not_restored(struct keeper *keeper, const char *name, int rc)
+{
+	log_event(LOG_LEVEL_WARN, "lane_not_restored", "name=%s cause=\"%s\"", name, error_text(rc));
+	if (rc == -TG_EBROKEN)
+		forget(keeper, name);
+}
+
+static void
+on_restored(struct restored *restored)
+{
+	struct lane *lane = restored->lane;
+	struct keeper *keeper = lane->shard->keeper;
+	char name[NAME_MAX_LEN];
+
+	if (restored->rc == 0) {
+		lane_resume(lane);
+		keeper_keep_on(keeper, lane);
+		lane_await(lane);
+		return;
+	}
+	name_make(name, lane->nonce, &lane->owner);
+	close(lane->ring);
+	close(lane->answers);
+	lane_unmake(lane);
+	not_restored(keeper, name, restored->rc);
+}
+
+/* Has a lane rebuilt. Returns 0, its descriptors taken, or why not. */
 static int
-restore(struct keeper *keeper, const struct back *back)
+take_back(struct keeper *keeper, struct restore *restore, const struct back *back)
 {
 	struct shard *shard = keeper->shard;
-	struct lane_header header;
-	struct lane_geometry geo;
-	struct lane *lane;
-	int rc = lane_header_read(back->fd, &header, &geo);
+	struct restored restored = { .owner = back->owner, .kept = 1, .orphan = 1, .done = on_restored };
+	struct lane_memory memory = { .ring = back->ring, .answers = back->answers, .old_answers = -1, .bell = -1 };
+	int rc = back->ring < 0 || back->answers < 0 ? -TG_EBROKEN
+	                                             : lane_header_read(back->answers, &restored.header, &memory.geo);
 
 	if (rc != 0)
 		return rc;
-	struct pool *pool = shard_pool(shard, header.pool);
+	struct pool *pool = shard_pool(shard, restored.header.pool);
 	if (pool == NULL)
 		return -TG_ENOPOOL;
-	if (shard_lane_of(shard, back->nonce, back->fd) != NULL)
+	if (shard_lane_of(shard, back->nonce, back->ring) != NULL)
 		return -TG_EBUSY;
-	header.nonce = back->nonce;
-	header.lane_id = shard_lane_id(shard, header.lane_id);
-	if ((rc = lane_return(&lane, &header, pool, NULL, back->fd, &geo, -1)) != 0)
-		return rc;
-	lane_own(lane, &back->owner);
-	keeper_keep_on(keeper, lane);
-	lane_await(lane);
-	return 0;
+	restored.header.nonce = back->nonce;
+	restored.header.lane_id = shard_lane_id(shard, restored.header.lane_id);
+	return restore_add(restore, &restored, pool, NULL, &memory, 0);
 }
 
 void
@@ -351,23 +415,26 @@ keeper_restore(struct keeper *keeper)
 
 	if (keeper == NULL || keeper->back_count == 0)
 		return;
+	struct restore *restore = restore_new(keeper->shard);
 	for (int i = 0; i < keeper->back_count; i++) {
 		const struct back *back = &keeper->back[i];
 		char name[NAME_MAX_LEN];
-		int rc = restore(keeper, back);
+		int rc = restore != NULL ? take_back(keeper, restore, back) : -TG_ENOMEM;
 		if (rc == 0) {
 			restored++;
 			continue;
 		}
 		name_make(name, back->nonce, &back->owner);
-		log_event(LOG_LEVEL_WARN, "lane_not_restored", "name=%s cause=\"%s\"", name, error_text(rc));
-		close(back->fd);
-		/* A pool may be configured again, the binary put back, memory be there: then the manager still has it. */
-		if (rc == -TG_EBROKEN)
-			forget(keeper, name);
+		if (back->ring >= 0)
+			close(back->ring);
+		if (back->answers >= 0)
+			close(back->answers);
+		not_restored(keeper, name, rc);
 	}
 	log_event(LOG_LEVEL_INFO, "lanes_restored", "lanes=%u of=%d", restored, keeper->back_count);
 	keeper->back_count = 0;
+	if (restore != NULL)
+		restore_begin(restore);
 	timer_set(&keeper->shard->timers, &keeper->await, keeper->shard->now_ns + KEEPER_AWAIT_MS * NS_PER_MS);
 }
 
@@ -437,8 +504,10 @@ keeper_free(struct keeper *keeper)
 	say_pending(keeper);
 	while (!TAILQ_EMPTY(&keeper->pending))
 		saying_free(keeper, TAILQ_FIRST(&keeper->pending));
-	for (int i = 0; i < keeper->back_count; i++)
-		close(keeper->back[i].fd);
+	for (int i = 0; i < keeper->back_count; i++) {
+		close(keeper->back[i].ring);
+		close(keeper->back[i].answers);
+	}
 	free(keeper->back);
 	close(keeper->fd);
 	free(keeper);

@@ -2,8 +2,9 @@
  * The service manager's descriptor store: a copy of every lane's memory outside this process.
  *
  * A lane's memory outlives the daemon in its producer, which hands it back. When the producer has ended
- * the daemon's descriptor is the only one; when that dies too, the records are gone. So systemd is given
- * one to keep (sd_pid_notify_with_fds(3), FDSTORE=1), under a name that says whose it is:
+ * the daemon's descriptors are the only ones; when that dies too, the records are gone. So systemd is given
+ * two to keep, of the ring and of the answers (sd_pid_notify_with_fds(3), FDSTORE=1), under a name that says whose
+ * they are:
  *
  *     lane-NONCE-UID-PID     16 hexadecimal digits, decimal, decimal
  *

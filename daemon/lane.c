@@ -42,7 +42,7 @@ unmap(struct lane *lane)
 
 int
 lane_make(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
-    int memfd, const struct lane_geometry *geo, int bell)
+    const struct lane_memory *memory)
 {
 	struct lane *lane = calloc(1, sizeof(*lane));
 	struct shard *shard = pool->shard;
@@ -55,10 +55,13 @@ lane_make(struct lane **out, const struct lane_header *header, struct pool *pool
 	lane->id = header->lane_id;
 	lane->nonce = header->nonce;
 	memcpy(lane->secret, header->secret, sizeof(lane->secret));
-	lane->map.geo = *geo;
-	lane->memfd = memfd;
-	lane->handed_back = memfd >= 0;
-	lane->bell = bell;
+	lane->map.geo = memory->geo;
+	lane->ring = memory->ring;
+	lane->answers = memory->answers;
+	lane->old_answers = memory->old_answers;
+	lane->handed_back = memory->answers >= 0 || memory->old_answers >= 0;
+	lane->unready = memory->old_answers >= 0;
+	lane->bell = memory->bell;
 	lane->earliest_ns = UINT64_MAX;
 	lane->floor = UINT64_MAX;
 	lane->place = LANE_GONE;
@@ -68,7 +71,7 @@ lane_make(struct lane **out, const struct lane_header *header, struct pool *pool
 	lane->account = account_hold(&shard->accounts, lane->owner.uid);
 	account_charge(lane->account, ACCOUNT_LANES, 1);
 	account_charge(lane->account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
-	lane_charge(lane, lane_memfd_bytes(geo));
+	lane_charge(lane, lane_memfd_bytes(&memory->geo));
 	*out = lane;
 	return 0;
 }
@@ -127,27 +130,50 @@ lane_unmake(struct lane *lane)
 	lane->shard->lane_count--;
 	refund_closed(lane);
 	unmap(lane);
+	if (lane->made_answers)
+		close(lane->answers);
 	refund_freed(lane);
 	free(lane);
+}
+
+/* Maps the answers, which are new if nobody had them, and hold then what is in the old ones. */
+static int
+map_answers(struct lane *lane, const struct lane_header *header, int populate)
+{
+	int answers = lane->answers >= 0 ? lane->answers : lane_answers_create(&lane->map.geo, header);
+
+	if (answers < 0)
+		return answers;
+	int rc = lane_map_answers(&lane->map, answers, LANE_WRITE, populate);
+	if (rc == 0 && lane->old_answers >= 0)
+		rc = lane_answers_copy(&lane->map, lane->old_answers);
+	if (rc != 0 && lane->answers < 0)
+		close(answers);
+	if (rc != 0)
+		return rc;
+	lane->made_answers = lane->answers < 0;
+	lane->answers = answers;
+	return 0;
 }
 
 int
 lane_map_in(struct lane *lane, const struct lane_header *header)
 {
 	struct lane_geometry geo = lane->map.geo;
-	int memfd = lane->memfd >= 0 ? lane->memfd : lane_memfd_create(&geo, header);
+	int populate = geo.sq_bytes <= LANE_SQ_DEFAULT;
+	int rc = lane_ring_check(lane->ring, &geo);
 
-	if (memfd < 0)
-		return memfd;
-	int rc = lane_map_init(&lane->map, memfd, &geo, geo.sq_bytes <= LANE_SQ_DEFAULT);
+	if (rc == 0)
+		rc = lane_map_ring(&lane->map, lane->ring, &geo, LANE_READ, populate);
+	if (rc == 0)
+		rc = map_answers(lane, header, populate);
 	if (rc != 0) {
+		int error = errno;
+		lane_map_fini(&lane->map);
 		lane->map.geo = geo;
-		if (lane->memfd < 0)
-			close(memfd);
-		return rc;
+		errno = error;
 	}
-	lane->memfd = memfd;
-	return 0;
+	return rc;
 }
 
 /* Puts it to work, its cursors set. */
@@ -188,23 +214,52 @@ report_maybe_sent(struct lane *lane)
 	}
 }
 
+/* What was finished and not released is released, and what may not be sent again is reported. */
+static void
+serve_again(struct lane *lane)
+{
+	lane_mark_dirty(lane);
+	if (lane->pool->config->on_failure == ON_FAILURE_REPORT)
+		report_maybe_sent(lane);
+}
+
 void
 lane_resume(struct lane *lane)
 {
 	lane->pool->count.accepted += lane->count.records;
 	lane->pool->count.bytes += lane->count.bytes;
 	start(lane);
-	lane_mark_dirty(lane); /* what the old one finished and did not release is released */
-	if (lane->pool->config->on_failure == ON_FAILURE_REPORT)
-		report_maybe_sent(lane);
+	if (!lane->unready) {
+		serve_again(lane);
+		return;
+	}
+	lane->unready_ns = lane->shard->now_ns;
+	lane_set_place(lane, LANE_STALLED);
+	timer_set_earlier(&lane->shard->timers, &lane->shard->late, lane->shard->now_ns + LANE_READY_MS * NS_PER_MS);
+}
+
+void
+lane_ready(struct lane *lane)
+{
+	if (!lane->unready)
+		return;
+	lane->unready = 0;
+	lane_set_place(lane, LANE_ACTIVE);
+	serve_again(lane);
 }
 
 int
-lane_new(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client, int memfd,
-    const struct lane_geometry *geo, int bell)
+lane_is_late(const struct lane *lane)
+{
+	return lane->unready && lane->shard->now_ns - lane->unready_ns >= LANE_READY_MS * NS_PER_MS;
+}
+
+int
+lane_new(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
+    const struct lane_memory *memory)
 {
 	struct lane *lane;
-	int rc = lane_make(&lane, header, pool, client, memfd, geo, bell);
+	int rc = lane_make(&lane, header, pool, client, memory);
 
 	if (rc != 0)
 		return rc;
@@ -219,10 +274,10 @@ lane_new(struct lane **out, const struct lane_header *header, struct pool *pool,
 
 int
 lane_return(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
-    int memfd, const struct lane_geometry *geo, int bell)
+    const struct lane_memory *memory)
 {
 	struct lane *lane;
-	int rc = lane_make(&lane, header, pool, client, memfd, geo, bell);
+	int rc = lane_make(&lane, header, pool, client, memory);
 
 	if (rc != 0)
 		return rc;
@@ -391,11 +446,17 @@ lane_own(struct lane *lane, const struct lane_owner *owner)
 }
 
 int
-lane_is_memory(const struct lane *lane, int memfd)
+lane_is_memory(const struct lane *lane, int ring)
 {
 	struct stat x, y;
 
-	return fstat(lane->memfd, &x) == 0 && fstat(memfd, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+	return fstat(lane->ring, &x) == 0 && fstat(ring, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+int
+lane_share(const struct lane *lane)
+{
+	return lane_answers_share(lane->answers);
 }
 
 /* What its client left behind has come to its end, or will not here. */
@@ -415,12 +476,20 @@ tell_end(const struct lane *lane)
 	    (unsigned long long)((lane->shard->now_ns - lane->orphaned_ns) / NS_PER_MS));
 }
 
-/* Out of every list but its client's; its memory stays while a link refers to it. */
+static void
+leave_client(struct lane *lane)
+{
+	if (lane->client != NULL)
+		client_lane_gone(lane->client, lane);
+	lane->client = NULL;
+	if (lane->refs == 0)
+		TAILQ_INSERT_TAIL(&lane->shard->graveyard, lane, place_entry);
+}
+
+/* Out of every list but its client's, where it goes on counting; its memory stays while a link refers to it. */
 static void
 leave(struct lane *lane)
 {
-	if (lane->place == LANE_GONE)
-		return;
 	if (lane->left)
 		tell_end(lane);
 	if (lane_is_empty(lane)) /* else the next daemon may have it */
@@ -437,14 +506,10 @@ leave(struct lane *lane)
 	lane->shard->lane_count--;
 	lane->shard->count.lanes_closed++;
 	refund_closed(lane);
-	close(lane->memfd);
+	close(lane->ring); /* which is mapped */
 	if (lane->bell >= 0)
 		close(lane->bell);
-	if (lane->client != NULL)
-		client_lane_gone(lane->client, lane);
-	lane->client = NULL;
-	if (lane->refs == 0)
-		TAILQ_INSERT_TAIL(&lane->shard->graveyard, lane, place_entry);
+	lane->bell = -1;
 }
 
 /*
@@ -459,7 +524,7 @@ freeze(struct lane *lane)
 		lane_quarantine(lane, "sq_tail is out of range");
 		return 0;
 	}
-	if (lane->place == LANE_ASLEEP || lane->place == LANE_STALLED)
+	if (lane->place == LANE_ASLEEP || (lane->place == LANE_STALLED && !lane->unready))
 		lane_set_place(lane, LANE_ACTIVE);
 	if (lane->client != NULL)
 		client_lane_gone(lane->client, lane);
@@ -486,7 +551,19 @@ become_orphan(struct lane *lane)
 void
 lane_orphan(struct lane *lane)
 {
-	if (lane->place == LANE_GONE || !freeze(lane))
+	if (lane->place == LANE_GONE) {
+		if (lane->client != NULL)
+			leave_client(lane); /* it was quarantined */
+		return;
+	}
+	if (lane->unready && lane->client != NULL) {
+		/* It may have given up waiting for our answer, and has the old ones: it has its time to come back. */
+		lane->unready_ns = lane->shard->now_ns;
+		timer_set_earlier(&lane->shard->timers, &lane->shard->late, lane->unready_ns + LANE_READY_MS * NS_PER_MS);
+		lane_await(lane);
+		return;
+	}
+	if (!freeze(lane))
 		return;
 	lane->orphaned_ns = lane->shard->now_ns;
 	lane->before = lane->count;
@@ -510,6 +587,7 @@ lane_forsake(struct lane *lane)
 	if (!lane->awaited)
 		return;
 	lane->awaited = 0;
+	lane_ready(lane);
 	if (freeze(lane))
 		become_orphan(lane);
 }
@@ -524,11 +602,12 @@ lane_reclaim(struct lane *lane, struct client *client, int bell)
 		account_refund(lane->account, ACCOUNT_ORPHANS, 1);
 	lane->counted_orphan = 0;
 	lane->awaited = lane->left = 0;
+	lane->unready_ns = lane->shard->now_ns;
 	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->client = client;
 	lane->orphaned_ns = 0;
 	lane->sq.tail_word = &lane->map.client->sq_tail;
-	if (lane->place == LANE_STALLED)
+	if (lane->place == LANE_STALLED && !lane->unready)
 		lane_set_place(lane, LANE_ACTIVE);
 	lane_mark_dirty(lane); /* whoever slept through the change is rung */
 }
@@ -537,8 +616,10 @@ void
 lane_finish_orphan(struct lane *lane)
 {
 	/* What is not committed yet has its turn first. */
-	if (lane->place != LANE_GONE && lane->client == NULL && !lane->awaited && lane_is_empty(lane) && !lane->dirty)
-		leave(lane);
+	if (lane->place == LANE_GONE || lane->client != NULL || lane->awaited || !lane_is_empty(lane) || lane->dirty)
+		return;
+	leave(lane);
+	leave_client(lane);
 }
 
 void
@@ -559,12 +640,15 @@ lane_quarantine(struct lane *lane, const char *why)
 		lane_bell(lane);
 	keeper_forget(lane->shard->keeper, lane); /* the next daemon would think no better of it */
 	leave(lane);
+	if (lane->client == NULL)
+		leave_client(lane);
 }
 
 /* Not before the memory is: a client could have one lane after the other closed while links refer to them. */
 static void
 forget(struct lane *lane)
 {
+	close(lane->answers);
 	refund_freed(lane);
 	free(lane);
 }
@@ -572,7 +656,10 @@ forget(struct lane *lane)
 void
 lane_free(struct lane *lane)
 {
-	leave(lane);
+	if (lane->place != LANE_GONE) {
+		leave(lane);
+		leave_client(lane);
+	}
 	if (lane->refs == 0)
 		TAILQ_REMOVE(&lane->shard->graveyard, lane, place_entry);
 	unmap(lane);
@@ -586,6 +673,7 @@ run_unmap(struct world_job *job)
 	uint64_t began = world_now(lane->shard->world);
 
 	unmap(lane);
+	lane_answers_punch(lane->answers, &lane->map.geo);
 	lane->unmap_ns = world_now(lane->shard->world) - began;
 }
 
@@ -604,7 +692,10 @@ lane_bury(struct lane *lane)
 	struct shard *shard = lane->shard;
 
 	TAILQ_REMOVE(&shard->graveyard, lane, place_entry);
-	if (lane_memfd_bytes(&lane->map.geo) > LANE_INLINE_BYTES || slots_made(&lane->slots) > LANE_INLINE_SLOTS) {
+	/* To punch what others have mapped takes as long as they like. */
+	if (lane_memfd_bytes(&lane->map.geo) > LANE_INLINE_BYTES || slots_made(&lane->slots) > LANE_INLINE_SLOTS ||
+	    lane_answers_are_shared(lane->answers)) {
+		lane->job.queue = WORLD_JOB_FREE;
 		lane->job.run = run_unmap;
 		lane->job.done = on_unmapped;
 		shard->world->ops->work(shard->world, &lane->job);

@@ -21,7 +21,8 @@
  *   WAIT_LINK  has records; its link is not writable (link's list)
  *   WAIT_POOL  has records; no link takes them, or it waits for what is in flight (pool's list)
  *   STALLED    its completion ring or slot table is full; the next release puts it back (no list)
- *   GONE       quarantined or finished; freed when no link refers to it (no list)
+ *   GONE       quarantined or finished; freed when no link refers to it and, if it was quarantined, its client has
+ *              closed it or is gone: its memory counts until then (no list)
  *
  * Owner: the shard; its client points at it. One thread.
  */
@@ -68,8 +69,12 @@ struct lane {
 	uint64_t charged_bytes;  /* to the account: the memfd, and whatever else lane_charge() was told of */
 	int counted_orphan;      /* in the account */
 	struct lane_map map;
-	int memfd; /* kept for a successor; owned; -1: to be made */
-	int handed_back; /* it was not made by us */
+	int ring, answers; /* kept for a successor; owned. answers -1: to be made */
+	int old_answers; /* of a lane that comes back: what is in them is copied. The caller's; -1: none */
+	int made_answers; /* `answers` was made by us */
+	int handed_back; /* the lane was not made by us */
+	int unready; /* its client has not said that it uses the new answers: nothing is done for it (lane_ready) */
+	uint64_t unready_ns; /* since when */
 	int bell; /* wakes the client: the writing end of a pipe; owned; -1: it has none yet (lane_await) */
 
 	struct sq_consumer sq;
@@ -120,9 +125,22 @@ struct lane {
 	uint64_t unmap_ns;    /* which took so long */
 };
 
+/* What a lane is made of. Descriptors become the lane's on success, but for old_answers, and stay the caller's on
+ * failure. */
+struct lane_memory {
+	struct lane_geometry geo;
+	int ring;        /* the client's */
+	int answers;     /* open for writing, from a daemon before us; -1: to be made */
+	int old_answers; /* from a client that had it under a daemon before us: they are copied; -1: none */
+	int bell;        /* -1: none yet */
+};
+
+/* How long a client may take to say LANE_READY, and how long one that hung up without may take to come back. */
+#define LANE_READY_MS 5000u
+
 /* What the loop does by itself: a lane so small costs less than the way to another thread and back. */
 #define LANE_INLINE_BYTES (128u << 10)
-#define LANE_DESCRIPTORS 2u /* its memory's and its bell's, for a lane's life */
+#define LANE_DESCRIPTORS 3u /* its ring's, its answers' and its bell's, for a lane's life */
 #define LANE_INLINE_SLOTS 4096u
 
 /* What a waiting lane costs a tick: a client chooses how many records it has waiting, and when each expires. */
@@ -134,21 +152,17 @@ enum lane_pumped {
 	LANE_PUMP_MOVED, /* it waits elsewhere now, or is gone */
 };
 
-/*
- * Makes a lane over a memfd and a bell, which become the lane's on success.
- * The memfd is one that the daemon has just made. Returns 0 or a negative TG_E.
- */
+/* Makes a lane over a new ring. Returns 0 or a negative TG_E. */
 int lane_new(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
-    int memfd, const struct lane_geometry *geo, int bell);
+    const struct lane_memory *memory);
 
 /*
  * Takes over a lane that another daemon served: its rings say what is finished, what may have been
- * sent and what was not (ring.h, I5 and I6). Everything in them is checked. memfd
- * and bell become the lane's on success. Returns 0, -TG_EBROKEN when what is there makes no
- * sense, -TG_ENOMEM, -TG_ESYSTEM.
+ * sent and what was not (ring.h, I5 and I6). Everything in them is checked. Returns 0, -TG_EBROKEN when
+ * what is there makes no sense, -TG_ENOMEM, -TG_ESYSTEM.
  */
 int lane_return(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
-    int memfd, const struct lane_geometry *geo, int bell);
+    const struct lane_memory *memory);
 
 /* Frames up to `budget` bytes of records onto links. The lane's turn on an apart link ends with it (blame.h). */
 enum lane_pumped lane_pump(struct lane *lane, int32_t budget);
@@ -211,8 +225,11 @@ void lane_unbind(struct lane *lane, int rewind);
 /* Tells the client whether the pool takes records. */
 void lane_show_writable(struct lane *lane, int writable);
 
-/* Its client has gone or closed it: finishes what is committed, then goes. */
+/* Its client has gone or closed it: finishes what is committed, then goes. One that is unready waits for it first. */
 void lane_orphan(struct lane *lane);
+
+/* Whether its client has had LANE_READY_MS for what it did not say. */
+int lane_is_late(const struct lane *lane);
 
 /*
  * A lane that was taken over without a client, which may still be alive and come back: like an orphan,
@@ -234,8 +251,11 @@ void lane_own(struct lane *lane, const struct lane_owner *owner);
 void lane_charge(struct lane *lane, uint64_t bytes);
 void lane_refund(struct lane *lane, uint64_t bytes);
 
-/* Whether the descriptor is of its memory. */
-int lane_is_memory(const struct lane *lane, int memfd);
+/* Whether the descriptor is of its ring. */
+int lane_is_memory(const struct lane *lane, int ring);
+
+/* A descriptor of its answers for its client, the caller's; or a negative TG_E. */
+int lane_share(const struct lane *lane);
 
 /* The client of an orphan is back, on another connection: the bell becomes the lane's. */
 void lane_reclaim(struct lane *lane, struct client *client, int bell);
@@ -283,22 +303,26 @@ void lane_bell(const struct lane *lane);
  *                           └── lane_rebuild ── lane_resume
  */
 
-/* Room for a lane that counts from now on, in the shard's list of lanes being made. memfd: -1, one is to be made. */
+/* Room for a lane that counts from now on, in the shard's list of lanes being made. */
 int lane_make(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
-    int memfd, const struct lane_geometry *geo, int bell);
+    const struct lane_memory *memory);
 
-/* Undoes lane_make; memfd and bell stay the caller's. */
+/* Undoes lane_make and what followed; the caller's descriptors are the caller's again. */
 void lane_unmake(struct lane *lane);
 
-/* Makes the memfd if there is none, and maps it. On an error everything is as before. */
+/* Checks the ring, makes the answers if there are none, and maps both. On an error nothing is mapped. */
 int lane_map_in(struct lane *lane, const struct lane_header *header);
 
 /* Finds out what was done with the records (lane_return). On an error it is not mapped any more. */
 int lane_rebuild(struct lane *lane, uint64_t now_ns);
 
-/* Puts it to work: a new one, and one that was rebuilt. */
+/*
+ * Puts it to work: a new one, and one that was rebuilt. One whose answers are new to its client rests, unready,
+ * until lane_ready(): a daemon that comes after us would have the old ones from its client.
+ */
 void lane_begin(struct lane *lane);
 void lane_resume(struct lane *lane);
+void lane_ready(struct lane *lane);
 
 /* Makes a slot of the record at the cursor. Returns 0, -TG_EBROKEN or -TG_ENOMEM. */
 int lane_admit(struct lane *lane, uint64_t now_ns, struct slot **slot);

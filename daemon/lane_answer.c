@@ -125,7 +125,7 @@ drop_ref(struct lane *lane, uint64_t number)
 {
 	lane->refs--;
 	if (lane->place == LANE_GONE) {
-		if (lane->refs == 0)
+		if (lane->refs == 0 && lane->client == NULL)
 			TAILQ_INSERT_TAIL(&lane->shard->graveyard, lane, place_entry);
 		return NULL;
 	}
@@ -298,7 +298,7 @@ lane_commit(struct lane *lane)
 	INJECT(after_release);
 	if (lane->slot_tail - lane->slot_head == lane->unfinished)
 		lane->floor = UINT64_MAX; /* no finished record is unreleased */
-	if (lane->place == LANE_STALLED)
+	if (lane->place == LANE_STALLED && !lane->unready)
 		lane_set_place(lane, LANE_ACTIVE);
 }
 

@@ -76,6 +76,39 @@ own_descriptors(const struct config *config)
 	return 2 * links + OWN_DESCRIPTORS;
 }
 
+/*
+ * A client that has had its time to say that it uses its lane's new answers is hung up on. One that hung up
+ * before, and did not come back for its lane, has ended: what it left is delivered.
+ */
+static void
+end_late(struct timer *timer)
+{
+	struct shard *shard = (struct shard *)(void *)((char *)timer - offsetof(struct shard, late));
+	struct client *late = NULL;
+	struct lane *lane, *next;
+	uint64_t at_ns = TIMER_NEVER;
+
+	for (uint32_t p = 0; p < shard->pool_count; p++)
+		for (lane = TAILQ_FIRST(&shard->pools[p].lanes); lane != NULL; lane = next) {
+			next = TAILQ_NEXT(lane, pool_entry);
+			if (!lane->unready)
+				continue;
+			if (!lane_is_late(lane)) {
+				if (lane->unready_ns + LANE_READY_MS * NS_PER_MS < at_ns)
+					at_ns = lane->unready_ns + LANE_READY_MS * NS_PER_MS;
+			} else if (lane->client == NULL) {
+				lane_forsake(lane);
+			} else {
+				late = lane->client;
+				at_ns = shard->now_ns;
+			}
+		}
+	if (at_ns != TIMER_NEVER)
+		timer_set(&shard->timers, timer, at_ns);
+	if (late != NULL)
+		client_end(late, -TG_ETIMEOUT);
+}
+
 int
 shard_init(struct shard *shard, struct world *world, const struct config *config)
 {
@@ -93,6 +126,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	TAILQ_INIT(&shard->doubted);
 	shard->second_look.fire = look_again;
 	shard->round.fire = look_around;
+	shard->late.fire = end_late;
 	TAILQ_INIT(&shard->graveyard);
 	TAILQ_INIT(&shard->making);
 	TAILQ_INIT(&shard->flush);
@@ -104,7 +138,8 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	shard->copy_buffer = malloc(3 * (size_t)UINT16_MAX);
 	shard->pools = calloc(config->pool_count, sizeof(*shard->pools));
 	if (shard->read_buffer == NULL || shard->copy_buffer == NULL || shard->pools == NULL ||
-	    timers_reserve(&shard->timers) != 0 || timers_reserve(&shard->timers) != 0)
+	    timers_reserve(&shard->timers) != 0 || timers_reserve(&shard->timers) != 0 ||
+	    timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
 	int rc = control_init(&shard->control, shard);
 	if (rc != 0)
@@ -198,16 +233,16 @@ shard_lane(const struct shard *shard, uint64_t id)
 }
 
 struct lane *
-shard_lane_of(const struct shard *shard, uint64_t nonce, int memfd)
+shard_lane_of(const struct shard *shard, uint64_t nonce, int ring)
 {
 	struct lane *lane;
 
 	for (uint32_t i = 0; i < shard->pool_count; i++)
 		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
-			if (lane->nonce == nonce && lane_is_memory(lane, memfd))
+			if (lane->nonce == nonce && lane_is_memory(lane, ring))
 				return lane;
 	TAILQ_FOREACH (lane, &shard->making, place_entry)
-		if (lane->nonce == nonce && lane->handed_back && lane_is_memory(lane, memfd))
+		if (lane->nonce == nonce && lane->handed_back && lane_is_memory(lane, ring))
 			return lane;
 	return NULL;
 }

@@ -53,6 +53,7 @@ struct shard {
 	struct lane_list doubted;    /* fell asleep lately, to be looked at again, by dozed_entry */
 	struct timer second_look;
 	struct timer round;          /* of the sleepers */
+	struct timer late;           /* for lanes whose clients do not say LANE_READY */
 	struct lane_list graveyard;  /* gone lanes no link refers to, freed at the end of the turn */
 	struct lane_list making;     /* lanes that are being made or rebuilt, by place_entry */
 	struct link_list flush;      /* by flush_entry */
@@ -115,7 +116,7 @@ struct pool *shard_pool(struct shard *shard, const char *name);
 /* A lane by its number; or, since numbers start anew with the daemon and nonces can be copied, by its
  * nonce and memory. NULL: none. */
 struct lane *shard_lane(const struct shard *shard, uint64_t id);
-struct lane *shard_lane_of(const struct shard *shard, uint64_t nonce, int memfd);
+struct lane *shard_lane_of(const struct shard *shard, uint64_t nonce, int ring);
 
 /* A number for a lane that had this one under another daemon: the same if that is possible. */
 uint64_t shard_lane_id(struct shard *shard, uint64_t wish);

@@ -5,9 +5,11 @@
 #include "keeper.h"
 #include "log.h"
 #include "pool.h"
+#include "restore.h"
 
 #include <errno.h>
 #include <poll.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -129,56 +131,82 @@ handover_listener(struct handover_taken *taken, const char *path, int *owns_path
 	return -1;
 }
 
-/* geo: its pool is gone, or what lies in it makes no sense, and its client is told. Returns whether that could be done. */
-static int
-refuse_lane(const struct taken_item *item, const struct lane_geometry *geo, const char *why)
+/* Its pool is gone, or what lies in it makes no sense: its client is told. bell may be -1. */
+static void
+tell_closed(int answers, int bell, const char *why)
 {
 	static const char one = 1;
-	struct lane_map map;
+	static const uint32_t closed = 1;
 
 	log_event(LOG_LEVEL_WARN, "lane_not_taken", "cause=\"%s\"", why);
-	if (geo == NULL || lane_map_init(&map, item->fds[0], geo, 0) != 0)
-		return 0;
-	order_store_relaxed_32(&map.daemon->closed, 1);
-	if (write(item->fds[1], &one, sizeof(one)) < 0)
+	if (pwrite(answers, &closed, sizeof(closed), LANE_DAEMON_AT + offsetof(struct lane_daemon, closed)) < 0 ||
+	    (bell >= 0 && write(bell, &one, sizeof(one)) < 0))
 		log_event(LOG_LEVEL_DEBUG, "bell_failed", "errno=%d", errno);
-	lane_map_fini(&map);
-	return 1;
 }
 
-/* Returns whether its client can stay: a lane there is no memory for now is to be handed back. */
+/* It is rebuilt, or cannot be: a lane that there is no memory for now is to be handed back, with the others of its client. */
+static void
+on_restored(struct restored *restored)
+{
+	struct lane *lane = restored->lane;
+	struct client *client = lane->client;
+	int fds[] = { lane->ring, lane->answers, lane->bell };
+
+	if (restored->rc == 0) {
+		lane_resume(lane);
+		if (restored->kept)
+			keeper_keep_on(lane->shard->keeper, lane);
+		if (client != NULL) {
+			client_add_lane(client, lane);
+			return;
+		}
+		keeper_keep(lane->shard->keeper, lane);
+		lane_orphan(lane);
+		return;
+	}
+	if (restored->rc == -TG_EBROKEN)
+		tell_closed(lane->answers, lane->bell, error_text(restored->rc));
+	else
+		log_event(LOG_LEVEL_WARN, "lane_not_taken", "cause=\"%s\"", error_text(restored->rc));
+	lane_unmake(lane);
+	for (unsigned i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	if (restored->rc != -TG_EBROKEN && client != NULL)
+		client_close(client);
+}
+
+/* Returns whether its client can stay. */
 static int
-adopt_lane(struct shard *shard, struct client *client, struct taken_item *item)
+adopt_lane(struct shard *shard, struct restore *restore, struct client *client, struct taken_item *item)
 {
 	const struct handover_frame *f = &item->packet.frame;
-	struct lane_header header;
-	struct lane_geometry geo;
-	struct lane *lane;
-	int rc = lane_header_read(item->fds[0], &header, &geo);
+	struct restored restored = { .owner = { .uid = f->u.lane.uid, .pid = f->u.lane.pid },
+		.kept = (int)f->u.lane.kept,
+		.orphan = (int)f->orphan,
+		.done = on_restored };
+	struct lane_memory memory = { .ring = item->fds[0], .answers = item->fds[1], .old_answers = -1, .bell = item->fds[2] };
+	int rc = lane_header_read(memory.answers, &restored.header, &memory.geo);
 
-	if (rc != 0)
-		return refuse_lane(item, NULL, error_text(rc));
-	struct pool *pool = shard_pool(shard, header.pool);
-	if (pool == NULL)
-		return refuse_lane(item, &geo, "its pool is not configured any more");
-	header.lane_id = f->u.lane.id;
-	header.nonce = f->u.lane.nonce;
-	memcpy(header.secret, f->u.lane.secret, sizeof(header.secret));
-	rc = lane_return(&lane, &header, pool, client, item->fds[0], &geo, item->fds[1]);
-	if (rc != 0)
-		return refuse_lane(item, rc == -TG_EBROKEN ? &geo : NULL, error_text(rc));
-	item->fds[0] = item->fds[1] = -1;
-	lane_own(lane, &(struct lane_owner){ .uid = f->u.lane.uid, .pid = f->u.lane.pid });
-	if (f->u.lane.kept)
-		keeper_keep_on(shard->keeper, lane);
-	if (header.lane_id > shard->lane_ids)
-		shard->lane_ids = header.lane_id;
-	if (client != NULL)
-		client_add_lane(client, lane);
-	else {
-		keeper_keep(shard->keeper, lane);
-		lane_orphan(lane);
+	if (rc != 0) {
+		log_event(LOG_LEVEL_WARN, "lane_not_taken", "cause=\"%s\"", error_text(rc));
+		return 0;
 	}
+	struct pool *pool = shard_pool(shard, restored.header.pool);
+	if (pool == NULL) {
+		tell_closed(memory.answers, memory.bell, "its pool is not configured any more");
+		return 1;
+	}
+	restored.header.lane_id = f->u.lane.id;
+	restored.header.nonce = f->u.lane.nonce;
+	memcpy(restored.header.secret, f->u.lane.secret, sizeof(restored.header.secret));
+	if ((rc = restore_add(restore, &restored, pool, client, &memory, (int)f->u.lane.unready)) != 0) {
+		log_event(LOG_LEVEL_WARN, "lane_not_taken", "cause=\"%s\"", error_text(rc));
+		return 0;
+	}
+	item->fds[0] = item->fds[1] = item->fds[2] = -1;
+	if (restored.header.lane_id > shard->lane_ids)
+		shard->lane_ids = restored.header.lane_id;
 	return 1;
 }
 
@@ -215,9 +243,10 @@ void
 handover_adopt(struct handover_taken *taken, struct loop *loop)
 {
 	struct shard *shard = &loop->shard;
+	struct restore *restore = restore_new(shard);
 	struct client *client = NULL;
 
-	for (size_t i = 0; i < taken->count; i++) {
+	for (size_t i = 0; i < taken->count && restore != NULL; i++) {
 		struct taken_item *item = taken->items[i];
 		const struct handover_frame *f = &item->packet.frame;
 		switch (f->type) {
@@ -228,7 +257,7 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 				item->fds[0] = item->fds[1] = -1;
 			break;
 		case HANDOVER_LANE:
-			if (adopt_lane(shard, f->orphan ? NULL : client, item) || f->orphan || client == NULL)
+			if (adopt_lane(shard, restore, f->orphan ? NULL : client, item) || f->orphan || client == NULL)
 				break;
 			client_close(client); /* it comes back with all its lanes */
 			client = NULL;
@@ -240,6 +269,8 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 			break;
 		}
 	}
+	if (restore != NULL)
+		restore_begin(restore);
 	/* Their lanes were told that their fences are raised, and they are not any more: they come back and are told. */
 	while (!shard->expedited && !TAILQ_EMPTY(&shard->clients))
 		client_close(TAILQ_FIRST(&shard->clients));

@@ -1,5 +1,5 @@
 /*
- * One thread beside the loop for what would hold it up: making and freeing the memory of large lanes.
+ * A thread beside the loop for what would hold it up: one makes the memory of lanes, another frees it.
  *
  * The thread is made at the start, with all signals blocked. Where it cannot be had (pids.max, TasksMax=,
  * RLIMIT_NPROC, a seccomp filter) the daemon works without: it says so, does one job each time the loop comes

@@ -54,9 +54,14 @@ struct sock_info {
 
 /*
  * Work that would hold up the loop: run() happens on another thread and touches nothing that anybody else
- * touches meanwhile; done() follows on the loop. Embedded in what it works on. One at a time, in order.
+ * touches meanwhile; done() follows on the loop. Embedded in what it works on. One at a time of each queue, in
+ * order. Memory is given back beside the making of lanes, since a client that has mapped it thousands of times
+ * can make that slow.
  */
+enum world_queue { WORLD_JOB_MAKE, WORLD_JOB_FREE, WORLD_QUEUES };
+
 struct world_job {
+	enum world_queue queue;
 	void (*run)(struct world_job *job);
 	void (*done)(struct world_job *job);
 	STAILQ_ENTRY(world_job) entry;

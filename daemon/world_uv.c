@@ -34,7 +34,7 @@ struct world_uv {
 	uv_loop_t *uv;
 	struct shard *shard;
 	uint64_t seed[2]; /* xoroshiro128+ : jitter, not secrets */
-	struct worker *worker;
+	struct worker *workers[WORLD_QUEUES];
 };
 
 struct sock_uv {
@@ -319,7 +319,7 @@ sock_close(struct sock *sock, int reset)
 static void
 work(struct world *world, struct world_job *job)
 {
-	worker_give(((struct world_uv *)world)->worker, job);
+	worker_give(((struct world_uv *)world)->workers[job->queue], job);
 }
 
 static void
@@ -327,7 +327,7 @@ settle(struct world *world)
 {
 	struct world_uv *w = (struct world_uv *)world;
 
-	while (worker_is_busy(w->worker))
+	while (worker_is_busy(w->workers[WORLD_JOB_MAKE]) || worker_is_busy(w->workers[WORLD_JOB_FREE]))
 		uv_run(w->uv, UV_RUN_ONCE);
 }
 
@@ -358,8 +358,11 @@ world_uv_new(uv_loop_t *uv, struct shard *shard)
 	w->world.ops = &ops;
 	w->uv = uv;
 	w->shard = shard;
-	if (resolver_init() != 0 || (w->worker = worker_new(uv, shard)) == NULL) {
-		free(w);
+	int rc = resolver_init();
+	for (unsigned i = 0; rc == 0 && i < WORLD_QUEUES; i++)
+		rc = (w->workers[i] = worker_new(uv, shard)) == NULL;
+	if (rc != 0) {
+		world_uv_free(&w->world);
 		return NULL;
 	}
 	if (getrandom(w->seed, sizeof(w->seed), 0) != (ssize_t)sizeof(w->seed))
@@ -370,7 +373,8 @@ world_uv_new(uv_loop_t *uv, struct shard *shard)
 void
 world_uv_free(struct world *world)
 {
-	worker_free(((struct world_uv *)world)->worker);
+	for (unsigned i = 0; i < WORLD_QUEUES; i++)
+		worker_free(((struct world_uv *)world)->workers[i]);
 	resolver_fini();
 	free(world);
 }

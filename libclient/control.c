@@ -70,11 +70,11 @@ transport_fail(const struct tg_client *client, int rc, const struct frame *answe
 }
 
 static int
-frame_post(struct tg_client *client, const struct frame *request, int fd, uint64_t deadline)
+frame_post(struct tg_client *client, const struct frame *request, const int *fds, unsigned nfds, uint64_t deadline)
 {
 	int rc;
 
-	while ((rc = frame_send(client->fd, request, &fd, fd >= 0)) == -TG_EAGAIN)
+	while ((rc = frame_send(client->fd, request, fds, nfds)) == -TG_EAGAIN)
 		if ((rc = fd_await(client, POLLOUT, deadline)) < 0)
 			return rc;
 	return rc < 0 ? transport_fail(client, rc, NULL) : 0;
@@ -164,20 +164,28 @@ int
 control_request(struct tg_client *client, struct frame *request, struct frame *answer, enum frame_type expect,
     int fds[FRAME_FDS])
 {
-	return control_request_fd(client, request, -1, answer, expect, fds);
+	return control_request_fds(client, request, NULL, 0, answer, expect, fds);
 }
 
 int
-control_request_fd(struct tg_client *client, struct frame *request, int fd, struct frame *answer,
-    enum frame_type expect, int fds[FRAME_FDS])
+control_say(struct tg_client *client, struct frame *frame)
+{
+	frame->serial = ++client->serial;
+	return frame_post(client, frame, NULL, 0, clock_deadline((int)client->timeout_ms));
+}
+
+int
+control_request_fds(struct tg_client *client, struct frame *request, const int *send, unsigned nsend,
+    struct frame *answer, enum frame_type expect, int fds[FRAME_FDS])
 {
 	uint64_t deadline = clock_deadline((int)client->timeout_ms);
 	int rc;
 
 	for (unsigned i = 0; i < FRAME_FDS; i++)
 		fds[i] = -1;
+	memset(answer, 0, sizeof(*answer));
 	request->serial = ++client->serial;
-	rc = frame_post(client, request, fd, deadline);
+	rc = frame_post(client, request, send, nsend, deadline);
 	if (rc == 0)
 		rc = frame_take(client, answer, request->serial, fds, deadline);
 	if (rc < 0 && (rc != -TG_ECLOSED || !farewell_take(client, answer)))

@@ -124,7 +124,8 @@ struct tg_lane {
 	int bell;
 	struct wake_sleeper sleeper;
 	uint64_t want_bytes;    /* what the last -TG_EAGAIN was for; 0: nobody waits for room */
-	uint64_t marked;        /* completions in the CQ that were consumed out of turn */
+	uint64_t marked;        /* completions in the CQ that were consumed out of turn, */
+	uint64_t *marks;        /* a bit for each entry of the CQ, which we cannot write */
 	uint32_t writable_seen; /* what the owner knows of `writable` */
 	uint32_t spin_ns;
 	uint32_t spin_misses; /* spins in a row that were for nothing */
@@ -140,7 +141,7 @@ struct tg_lane {
 	uint64_t lane_id;
 	uint64_t nonce;
 	uint32_t timeout_ms; /* the pool's; set by who mends */
-	int memfd;
+	int ring, answers; /* the two memfds */
 	struct tg_client *client;
 	struct tg_lane *next, **link;
 };
@@ -157,9 +158,12 @@ struct tg_lane {
 int control_request(struct tg_client *client, struct frame *request, struct frame *answer,
     enum frame_type expect, int fds[FRAME_FDS]);
 
-/* The same with a descriptor of the caller's going along. */
-int control_request_fd(struct tg_client *client, struct frame *request, int fd, struct frame *answer,
-    enum frame_type expect, int fds[FRAME_FDS]);
+/* The same with descriptors of the caller's going along. */
+int control_request_fds(struct tg_client *client, struct frame *request, const int *send, unsigned nsend,
+    struct frame *answer, enum frame_type expect, int fds[FRAME_FDS]);
+
+/* Sends what has no answer. Returns 0 or a negative error with detail. */
+int control_say(struct tg_client *client, struct frame *frame);
 
 /* ---- client.c ---- */
 
@@ -236,6 +240,9 @@ int lane_publish_loud(struct tg_lane *lane, const struct tg_message *message, ui
 
 /* Looks for completions, even if some are known. 0, or -TG_EBROKEN. */
 int lane_cq_refresh(struct tg_lane *lane);
+
+/* Remembers that an entry, which is below the tail, was taken out of turn. */
+void lane_mark(struct tg_lane *lane, uint64_t count);
 
 /* Gives back the completions at the CQ's head that nobody is to see. 0, or -TG_EBROKEN. */
 int lane_sweep(struct tg_lane *lane);

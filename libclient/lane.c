@@ -32,7 +32,9 @@ lane_free(struct tg_lane *lane)
 	fd_close(&lane->retry_timer);
 	fd_close(&lane->bell);
 	fd_close(&lane->doorbell);
-	fd_close(&lane->memfd);
+	fd_close(&lane->ring);
+	fd_close(&lane->answers);
+	free(lane->marks);
 	free(lane);
 }
 
@@ -124,6 +126,33 @@ lane_set_clock(struct tg_lane *lane, int64_t ours, int64_t theirs)
 	ck_pr_store_64(&lane->clock_ahead, ahead + CLOCK_SAME_NS > 2 * CLOCK_SAME_NS ? ahead : 0);
 }
 
+static int
+memory_fail(int rc, const struct lane_geometry *geo)
+{
+	if (rc == -TG_ELIMIT)
+		return detail_fail(rc, "this process has no descriptors left for a lane's memory");
+	return detail_fail(rc, "a lane's memory of %" PRIu64 " bytes: %s", lane_memfd_bytes(geo),
+	    rc == -TG_ESYSTEM ? strerror(errno) : error_text(rc));
+}
+
+static int
+ring_make(struct tg_lane *lane, const struct lane_geometry *geo)
+{
+	if ((lane->ring = lane_ring_make(&lane->map, geo)) < 0)
+		return memory_fail(lane->ring, geo);
+	lane->marks = calloc((geo->cq_entries + 63) / 64, sizeof(*lane->marks));
+	return lane->marks != NULL ? 0 : memory_fail(-TG_ENOMEM, geo);
+}
+
+static void
+ring_drop(struct tg_lane *lane)
+{
+	lane_map_fini(&lane->map);
+	fd_close(&lane->ring);
+	free(lane->marks);
+	lane->marks = NULL;
+}
+
 /* Everything in the answer is checked against the memfd itself, and copied out of it once. */
 static int
 lane_attach(struct tg_lane *lane, const struct frame *answer)
@@ -133,14 +162,15 @@ lane_attach(struct tg_lane *lane, const struct frame *answer)
 	int rc;
 
 	lane->lane_id = answer->u.lane.lane_id;
-	if (lane->memfd < 0 || lane->doorbell < 0 || lane->bell < 0)
+	if (lane->answers < 0 || lane->doorbell < 0 || lane->bell < 0)
 		return detail_fail(-TG_EPROTOCOL,
 		    "lane %" PRIu64 ": a descriptor is missing in tidegated's answer", lane->lane_id);
-	if ((rc = lane_header_read(lane->memfd, &header, &geo)) != 0)
+	if ((rc = lane_header_read(lane->answers, &header, &geo)) != 0)
 		return detail_fail(
 		    rc, "lane %" PRIu64 ": its memory is not a lane of ABI %u", lane->lane_id, LANE_ABI);
 	if (header.lane_id != lane->lane_id || geo.sq_bytes != answer->u.lane.sq_bytes ||
-	    geo.cq_entries != answer->u.lane.cq_entries)
+	    geo.cq_entries != answer->u.lane.cq_entries || geo.sq_bytes != lane->map.geo.sq_bytes ||
+	    geo.cq_entries != lane->map.geo.cq_entries)
 		return detail_fail(-TG_EBROKEN,
 		    "lane %" PRIu64 ": its header says lane %" PRIu64 ", %" PRIu64
 		    " bytes and %u completions, the answer %" PRIu64 " and %u",
@@ -150,34 +180,41 @@ lane_attach(struct tg_lane *lane, const struct frame *answer)
 		return detail_fail(-TG_EBROKEN,
 		    "lane %" PRIu64 ": records of %u bytes at most do not go with a ring of %" PRIu64,
 		    lane->lane_id, header.max_record, geo.sq_bytes);
-	rc = lane_map_init(&lane->map, lane->memfd, &geo, geo.sq_bytes <= LANE_POPULATE_MAX);
-	if (rc != 0)
-		return detail_fail(rc, "lane %" PRIu64 ": mapping %" PRIu64 " bytes: %s", lane->lane_id,
-		    lane_memfd_bytes(&geo), rc == -TG_ESYSTEM ? strerror(errno) : error_text(rc));
+	if ((rc = lane_map_answers(&lane->map, lane->answers, LANE_READ, geo.sq_bytes <= LANE_POPULATE_MAX)) != 0)
+		return memory_fail(rc, &geo);
 	lane->nonce = header.nonce;
 	lane->max_record = header.max_record;
 	lane_set_fence(lane, header.flags);
 	return cursors_init(lane);
 }
 
+/* Asks for a lane with a ring of so many bytes. *most: the largest that the daemon would take, if that is why it refuses. */
 static int
-lane_request(struct tg_lane *lane, const char *pool, const struct tg_lane_options *options)
+lane_ask(struct tg_lane *lane, const char *pool, uint64_t ring_bytes, uint32_t completions, uint32_t *most)
 {
 	struct tg_client *client = lane->client;
 	struct frame request, answer;
+	struct lane_geometry geo;
 	int fds[FRAME_FDS];
 	int64_t clock;
 	int rc;
 
+	*most = 0;
+	lane_geometry_make(&geo, ring_bytes, completions); /* which was checked */
+	if ((rc = ring_make(lane, &geo)) != 0)
+		return rc;
 	frame_init(&request, FRAME_LANE_OPEN, 0);
-	request.u.open.sq_bytes = options->ring_bytes;
-	request.u.open.cq_entries = options->completions;
+	request.u.open.sq_bytes = geo.sq_bytes;
+	request.u.open.cq_entries = geo.cq_entries;
 	memcpy(request.u.open.pool, pool, strlen(pool));
 	memcpy(request.u.open.name, client->name, sizeof(client->name));
 	clock = frame_clock();
-	if ((rc = control_request(client, &request, &answer, FRAME_LANE_OPENED, fds)) != 0)
+	if ((rc = control_request_fds(client, &request, &lane->ring, 1, &answer, FRAME_LANE_OPENED, fds)) != 0) {
+		if (rc == -TG_ELIMIT && answer.type == FRAME_ERROR)
+			*most = answer.u.error.ring_bytes;
 		return rc;
-	lane->memfd = fds[FRAME_FD_MEMFD];
+	}
+	lane->answers = fds[FRAME_FD_ANSWERS];
 	lane->doorbell = fds[FRAME_FD_DOORBELL];
 	lane->bell = fds[FRAME_FD_BELL];
 	lane->timeout_ms = answer.u.lane.timeout_ms;
@@ -188,6 +225,20 @@ lane_request(struct tg_lane *lane, const char *pool, const struct tg_lane_option
 	frame_init(&request, FRAME_LANE_CLOSE, ++client->serial);
 	request.u.lane.lane_id = lane->lane_id;
 	(void)frame_send(client->fd, &request, NULL, 0);
+	return rc;
+}
+
+static int
+lane_request(struct tg_lane *lane, const char *pool, const struct tg_lane_options *options)
+{
+	uint32_t most;
+	int rc = lane_ask(lane, pool, options->ring_bytes, options->completions, &most);
+
+	/* A ring that is left to us is as large as it may be. */
+	if (rc == -TG_ELIMIT && options->ring_bytes == 0 && most >= LANE_SQ_MIN && most < lane->map.geo.sq_bytes) {
+		ring_drop(lane);
+		rc = lane_ask(lane, pool, most, options->completions, &most);
+	}
 	return rc;
 }
 
@@ -211,7 +262,7 @@ tg_lane_open(
 	if (lane == NULL)
 		return detail_fail(-TG_ENOMEM, "no memory for a lane (%zu bytes)", sizeof(*lane));
 	memset(lane, 0, sizeof(*lane));
-	lane->memfd = lane->doorbell = lane->bell = lane->epoll = lane->self = lane->retry_timer = -1;
+	lane->ring = lane->answers = lane->doorbell = lane->bell = lane->epoll = lane->self = lane->retry_timer = -1;
 	lane->client = client;
 	lane->mark = client->mark;
 	lane->spin_ns = options->spin_us == UINT32_MAX         ? 0
@@ -223,6 +274,7 @@ tg_lane_open(
 	if ((rc = lane_request(lane, pool, options)) == -TG_ECLOSED) {
 		/* It may have been restarted: one attempt more, with the lanes there are handed back. */
 		client_lose(client, client_generation(client));
+		ring_drop(lane);
 		rc = client_mend_held(client) == 0 ? lane_request(lane, pool, options) : -TG_ENODAEMON;
 	}
 	if (rc != 0) {
@@ -292,6 +344,10 @@ tg_lane_close(struct tg_lane *lane, int timeout_ms)
 	frame_init(&request, FRAME_LANE_CLOSE, 0);
 	client_lock(client);
 	request.u.lane.lane_id = lane->lane_id; /* which the next daemon may have changed */
+	/* Memory that nobody else has any more costs the daemon less to let go. */
+	lane_map_fini(&lane->map);
+	fd_close(&lane->answers);
+	fd_close(&lane->ring);
 	rc = client_is_lost(client)
 		 ? detail_fail(-TG_ECLOSED, "lane %" PRIu64 ": tidegated is away", lane->lane_id)
 		 : control_request(client, &request, &answer, FRAME_LANE_CLOSED, fds);

@@ -2,7 +2,7 @@
  * Completions out of the CQ, and the descriptor that tells an event loop to come for them.
  *
  * Two kinds of entries are never shown: successes of quiet messages, and those tg_publish_sync has
- * taken out of turn, which it marks where they lie.
+ * taken out of turn, which it marks (lane_mark).
  */
 #include "internal.h"
 
@@ -18,10 +18,33 @@
 
 #define REASON_TRIES 1000
 
+/* Whether the entry was taken out of turn. Takes the mark away. */
 static inline int
-is_swallowed(const struct completion *c)
+take_mark(struct tg_lane *lane, uint64_t count)
 {
-	return c->outcome == COMPLETION_SWALLOWED ||
+	uint64_t entry = count & lane->cq.mask, bit = UINT64_C(1) << entry % 64;
+
+	if (LIKELY(lane->marked == 0) || (lane->marks[entry / 64] & bit) == 0)
+		return 0;
+	lane->marks[entry / 64] &= ~bit;
+	lane->marked--;
+	return 1;
+}
+
+void
+lane_mark(struct tg_lane *lane, uint64_t count)
+{
+	uint64_t entry = count & lane->cq.mask;
+
+	lane->marks[entry / 64] |= UINT64_C(1) << entry % 64;
+	lane->marked++;
+}
+
+/* Whether nobody is to see the entry, which is given back then. */
+static inline int
+is_swallowed(struct tg_lane *lane, uint64_t count, const struct completion *c)
+{
+	return take_mark(lane, count) ||
 	       ((c->info & COMPLETION_QUIET) != 0 && (c->outcome == TG_DELIVERED || c->outcome == TG_SENT));
 }
 
@@ -73,10 +96,8 @@ lane_sweep(struct tg_lane *lane)
 	while ((there = cq_look(lane)) > 0) {
 		uint64_t head = cq->head;
 
-		while (head != cq->tail_seen && is_swallowed(cq_at(cq, head))) {
-			lane->marked -= cq_at(cq, head)->outcome == COMPLETION_SWALLOWED;
+		while (head != cq->tail_seen && is_swallowed(lane, head, cq_at(cq, head)))
 			head++;
-		}
 		if (head == cq->head)
 			return 0;
 		cq_release(cq, head);
@@ -98,10 +119,8 @@ cq_take(struct tg_lane *lane, struct tg_completion *to, size_t max)
 		for (; head != cq->tail_seen && taken < max; head++) {
 			struct completion c = *cq_at(cq, head);
 
-			if (!is_swallowed(&c))
+			if (!is_swallowed(lane, head, &c))
 				completion_fill(&to[taken++], &c);
-			else
-				lane->marked -= c.outcome == COMPLETION_SWALLOWED;
 		}
 		cq_release(cq, head);
 	}

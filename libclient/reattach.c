@@ -153,6 +153,28 @@ is_final(int rc)
 	       rc == -TG_EINVAL;
 }
 
+/*
+ * Maps the answers of the daemon that has the lane now. They hold what is in the old ones, and nothing is added
+ * before we say that we use them: the thread that owns the lane need not know.
+ */
+static int
+take_answers(struct tg_lane *lane, int *answers)
+{
+	struct lane_header header;
+	struct lane_geometry geo;
+	int rc;
+
+	if (*answers < 0)
+		return detail_fail(-TG_EPROTOCOL, "lane %" PRIu64 ": tidegated's answer has no descriptor", lane->lane_id);
+	if ((rc = lane_header_read(*answers, &header, &geo)) != 0 || header.nonce != lane->nonce ||
+	    geo.sq_bytes != lane->map.geo.sq_bytes || geo.cq_entries != lane->map.geo.cq_entries)
+		return detail_fail(rc != 0 ? rc : -TG_EBROKEN, "lane %" PRIu64 ": what tidegated has made of it is another lane", lane->lane_id);
+	if ((rc = lane_map_answers(&lane->map, *answers, LANE_READ, 0)) != 0)
+		return detail_fail(rc, "lane %" PRIu64 ": mapping its memory: %s", lane->lane_id, error_text(rc));
+	replace(answers, lane->answers);
+	return 0;
+}
+
 /* One lane. 0, also when the daemon will never have it (the lane is told); else try all again later. */
 static int
 hand_back(struct tg_client *fresh, struct tg_lane *lane)
@@ -166,7 +188,11 @@ hand_back(struct tg_client *fresh, struct tg_lane *lane)
 		return 0;
 	frame_init(&request, FRAME_LANE_RETURN, 0);
 	memcpy(request.u.open.name, fresh->name, sizeof(fresh->name));
-	rc = control_request_fd(fresh, &request, lane->memfd, &answer, FRAME_LANE_RETURNED, fds);
+	int memory[] = { [FRAME_FD_RING] = lane->ring, [FRAME_FD_OLD_ANSWERS] = lane->answers };
+	rc = control_request_fds(fresh, &request, memory, 2, &answer, FRAME_LANE_RETURNED, fds);
+	if (rc == 0 && (rc = take_answers(lane, &fds[FRAME_FD_ANSWERS])) != 0)
+		for (unsigned i = 0; i < FRAME_FDS; i++)
+			replace(&fds[i], -1);
 	if (rc != 0) {
 		if (!is_final(rc))
 			return rc;
@@ -178,12 +204,14 @@ hand_back(struct tg_client *fresh, struct tg_lane *lane)
 	lane_set_clock(lane, clock, answer.u.lane.clock_ns);
 	/* Not every daemon can raise our fences. Before the ring, which has this one look at what came without. */
 	lane_set_fence(lane, answer.u.lane.flags);
-	replace(&fds[FRAME_FD_RETURNED_DOORBELL], lane->doorbell);
+	replace(&fds[FRAME_FD_DOORBELL], lane->doorbell);
 	/* The daemon may have gone to sleep since it answered, and its owner have rung the old one for it. */
 	bell_ring(lane->doorbell);
 	unwatch(lane, lane->bell);
-	replace(&fds[FRAME_FD_RETURNED_BELL], lane->bell);
-	return 0;
+	replace(&fds[FRAME_FD_BELL], lane->bell);
+	frame_init(&request, FRAME_LANE_READY, 0);
+	request.u.lane.lane_id = answer.u.lane.lane_id;
+	return control_say(fresh, &request);
 }
 
 static int

@@ -254,13 +254,12 @@ looks_found(struct tg_lane *lane, void *arg)
 	if (rc < 0)
 		return rc;
 	for (; hunt->scan != lane->cq.tail_seen; hunt->scan++) {
-		struct completion *c = cq_at(&lane->cq, hunt->scan);
+		const struct completion *c = cq_at(&lane->cq, hunt->scan);
 
 		if (c->position != hunt->position)
 			continue;
 		hunt->found = *c;
-		c->outcome = COMPLETION_SWALLOWED;
-		lane->marked++;
+		lane_mark(lane, hunt->scan);
 		return 1;
 	}
 	return 0;

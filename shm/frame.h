@@ -2,19 +2,21 @@
  * What client and daemon say on the control socket (AF_UNIX, SOCK_SEQPACKET: one frame a packet).
  *
  *   client                                  daemon
- *   LANE_OPEN  pool, geometry        ->
- *                                    <-     LANE_OPENED  + memfd, doorbell, bell   or  ERROR
+ *   LANE_OPEN  pool, geometry + ring ->
+ *                                    <-     LANE_OPENED  + answers, doorbell, bell or  ERROR
  *   LANE_CLOSE lane_id               ->
  *                                    <-     LANE_CLOSED                            or  ERROR
- *   LANE_RETURN + memfd              ->     (after a daemon's death)
- *                                    <-     LANE_RETURNED + doorbell, bell         or  ERROR
+ *   LANE_RETURN + ring, answers      ->     (after a daemon's death)
+ *                                    <-     LANE_RETURNED + answers, doorbell, bell  or  ERROR
+ *   LANE_READY lane_id               ->     (it uses the answers that came back, see lane.h)
  *
- * Requests are answered in order, one answer each; a client may send several ahead. A frame of
+ * Requests are answered in order, one answer each, but for LANE_READY, which has none; a client may send
+ * several ahead. A frame of
  * another ABI is answered with ERROR TG_EVERSION, whose head keeps this shape for ever, so that
  * any two versions understand at least that. Closing the socket hands all its lanes' committed
  * records to the daemon to finish.
  *
- * Descriptors: memfd is the lane's memory. doorbell (an eventfd, one for each client) wakes the
+ * Descriptors: ring and answers are the lane's memory. doorbell (an eventfd, one for each client) wakes the
  * daemon, which reads it without ever blocking, whatever the client does to the description they
  * share (RWF_NOWAIT). bell wakes the client: the reading end of a pipe, one for each lane, because
  * there is no such write: a client could fill a shared eventfd and take O_NONBLOCK off it.
@@ -40,11 +42,11 @@ enum frame_type {
 	FRAME_LANE_CLOSED = 5,
 	FRAME_LANE_RETURN = 6,
 	FRAME_LANE_RETURNED = 7,
+	FRAME_LANE_READY = 8,
 };
 
-enum frame_fd { FRAME_FD_MEMFD, FRAME_FD_DOORBELL, FRAME_FD_BELL }; /* of LANE_OPENED */
-enum frame_fd_return { FRAME_FD_RETURN_MEMFD };                       /* of LANE_RETURN */
-enum frame_fd_returned { FRAME_FD_RETURNED_DOORBELL, FRAME_FD_RETURNED_BELL };
+enum frame_fd { FRAME_FD_ANSWERS, FRAME_FD_DOORBELL, FRAME_FD_BELL }; /* of LANE_OPENED and LANE_RETURNED */
+enum frame_fd_request { FRAME_FD_RING, FRAME_FD_OLD_ANSWERS };          /* of LANE_OPEN, and of LANE_RETURN both */
 
 struct frame {
 	uint32_t magic;
@@ -54,11 +56,11 @@ struct frame {
 	union {
 		struct {
 			int32_t code; /* TG_E…, positive */
-			uint32_t pad;
+			uint32_t ring_bytes; /* not 0: the largest ring the daemon would take, the one asked for was larger */
 			char text[FRAME_TEXT]; /* object, value and limit, in words */
 		} error;
 		struct {
-			uint64_t sq_bytes;   /* 0: default */
+			uint64_t sq_bytes;   /* of the ring that comes along */
 			uint32_t cq_entries; /* 0: default */
 			uint32_t flags;      /* none yet */
 			char pool[LANE_POOL_NAME];
@@ -72,7 +74,7 @@ struct frame {
 			uint32_t timeout_ms; /* LANE_OPENED, LANE_RETURNED: the pool's message_timeout_ms */
 			uint32_t pad;
 			int64_t clock_ns; /* LANE_OPENED, LANE_RETURNED: the daemon's frame_clock() */
-		} lane; /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURNED */
+		} lane; /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURNED, LANE_READY */
 	} u;
 };
 

@@ -39,7 +39,8 @@
  *  T3  a peer's word is loaded once, checked, and then only the local is used
  *  T4  the daemon copies a record's header out once and uses only the copy; topic, key and
  *      headers are copied before they are looked at; a body is only ever passed on
- *  T5  zero is never a valid record: a punched hole reads as zeros
+ *  T5  zero is never a valid record: memory that was never written reads as zeros
+ *  T6  the kernel keeps I3: neither side can write the memfd of the other (lane.h)
  *
  *  Ordering pairs
  *  A   client store-release sq_tail  -> daemon load-acquire sq_tail   sees the tail: sees the bytes
@@ -101,13 +102,12 @@ struct completion {
 	uint64_t reference;  /* the broker's own number for it (stream sequence, offset); 0: none */
 	uint32_t elapsed_us; /* from published_ns to the answer, at the coarse clock's resolution */
 	uint16_t code;       /* the broker's reason code; 0: none */
-	uint8_t outcome;     /* enum tg_outcome, or COMPLETION_SWALLOWED */
+	uint8_t outcome;     /* enum tg_outcome */
 	uint8_t info;        /* low 7 bits: attempts, 127 means 127 or more; top bit: was RECORD_F_QUIET */
 };
 
 _Static_assert(sizeof(struct completion) == 32, "lane ABI");
 
-#define COMPLETION_SWALLOWED 0u /* the library has consumed it out of turn; written by the client alone */
 #define COMPLETION_QUIET 0x80u
 #define COMPLETION_ATTEMPTS 0x7fu
 
@@ -388,7 +388,7 @@ cq_publish(struct cq_producer *cq)
 /* ---- CQ, the client's end ---- */
 
 struct cq_consumer {
-	struct completion *entries;
+	const struct completion *entries;
 	uint64_t mask;
 	uint64_t head;
 	uint64_t tail_seen;
@@ -418,8 +418,8 @@ cq_consumer_refresh(struct cq_consumer *cq)
 	return (int64_t)(tail - cq->head);
 }
 
-static inline struct completion *
-cq_at(struct cq_consumer *cq, uint64_t count)
+static inline const struct completion *
+cq_at(const struct cq_consumer *cq, uint64_t count)
 {
 	return &cq->entries[count & cq->mask];
 }

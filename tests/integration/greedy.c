@@ -29,7 +29,7 @@
 
 struct attached {
 	uint64_t id, tail;
-	int memfd, doorbell, bell;
+	int ring, answers, doorbell, bell;
 	struct lane_map map;
 	struct wake_ringer ringer;
 };
@@ -40,9 +40,11 @@ open_without_end(uint64_t bytes)
 	struct frame frame = open_request(bytes), answer;
 	int control = connect_daemon();
 	int fds[FRAME_FDS];
+	struct lane_map map;
+	int ring = make_ring(bytes, &map); /* the same each time: what it costs is ours */
 
 	for (;;) {
-		request(control, &frame, NULL, &answer, fds);
+		request(control, &frame, &ring, 1, &answer, fds);
 		if (answer.type == FRAME_LANE_OPENED) {
 			close_fds(fds, FRAME_FDS);
 			close_lane(control, answer.u.lane.lane_id);
@@ -54,19 +56,17 @@ open_without_end(uint64_t bytes)
 }
 
 /* Finished records in the ring, as many as recovery looks for, named in an order that has to be sorted. */
-static int
-finished_lane(uint64_t bytes, struct lane_map *map)
+static void
+finished_lane(uint64_t bytes, struct lane_map *map, int fds[2])
 {
 	struct lane_header header = { .nonce = 1 };
-	struct lane_geometry geo;
 
 	snprintf(header.pool, sizeof(header.pool), "%s", pool);
-	if (lane_geometry_make(&geo, bytes, 0) != 0)
-		die("geometry");
-	int memfd = lane_memfd_create(&geo, &header);
-	if (memfd < 0 || lane_map_init(map, memfd, &geo, 0) != 0)
-		die("memfd");
-	uint64_t size = record_bytes(0, 0, 0, RECORD_BODY), count = geo.cq_entries / 2;
+	fds[FRAME_FD_RING] = make_ring(bytes, map);
+	fds[FRAME_FD_OLD_ANSWERS] = lane_answers_create(&map->geo, &header);
+	if (fds[FRAME_FD_OLD_ANSWERS] < 0 || lane_map_answers(map, fds[FRAME_FD_OLD_ANSWERS], LANE_WRITE, 0) != 0)
+		die("answers");
+	uint64_t size = record_bytes(0, 0, 0, RECORD_BODY), count = map->geo.cq_entries / 2;
 	for (uint64_t n = 0; n < count; n++) {
 		struct record *record = (struct record *)(void *)(map->sq + n * size);
 		*record = (struct record){ .size = (uint32_t)size, .check = record_check(n * size), .body_len = RECORD_BODY };
@@ -75,7 +75,6 @@ finished_lane(uint64_t bytes, struct lane_map *map)
 	}
 	map->client->sq_tail = map->daemon->sq_sent = count * size;
 	map->daemon->cq_tail = count;
-	return memfd;
 }
 
 static void
@@ -85,18 +84,25 @@ return_without_end(uint64_t bytes)
 	struct frame frame, answer;
 	int control = connect_daemon();
 	int fds[FRAME_FDS];
-	int memfd = finished_lane(bytes, &map);
+	int memory[2];
 
+	finished_lane(bytes, &map, memory);
 	frame_init(&frame, FRAME_LANE_RETURN, 1);
 	for (;;) {
 		map.header->nonce++;
-		map.daemon->sq_head = 0;
-		request(control, &frame, &memfd, &answer, fds);
+		request(control, &frame, memory, 2, &answer, fds);
 		close_fds(fds, FRAME_FDS);
-		if (answer.type == FRAME_LANE_RETURNED)
-			close_lane(control, answer.u.lane.lane_id);
-		else if (answer.u.error.code != TG_ELIMIT)
+		if (answer.type == FRAME_LANE_RETURNED) {
+			uint64_t id = answer.u.lane.lane_id;
+			frame_init(&answer, FRAME_LANE_READY, 3);
+			answer.u.lane.lane_id = id;
+			if (frame_send(control, &answer, NULL, 0) != 0)
+				die("control socket");
+			close_lane(control, id);
+		}
+		else if (answer.u.error.code != TG_ELIMIT) {
 			refused(&answer);
+		}
 		ready();
 	}
 }
@@ -134,19 +140,19 @@ ask_without_end(void)
 static void
 attach(int control, struct attached *a)
 {
-	struct frame frame = open_request(0), answer;
-	struct lane_geometry geo;
+	struct frame frame = open_request(LANE_SQ_DEFAULT), answer;
 	int fds[FRAME_FDS];
 
-	request(control, &frame, NULL, &answer, fds);
+	a->tail = 0;
+	a->ring = make_ring(LANE_SQ_DEFAULT, &a->map);
+	request(control, &frame, &a->ring, 1, &answer, fds);
 	if (answer.type != FRAME_LANE_OPENED)
 		refused(&answer);
-	geo = (struct lane_geometry){ .sq_bytes = answer.u.lane.sq_bytes, .cq_entries = answer.u.lane.cq_entries };
-	*a = (struct attached){ .id = answer.u.lane.lane_id,
-		.memfd = fds[FRAME_FD_MEMFD],
-		.doorbell = fds[FRAME_FD_DOORBELL],
-		.bell = fds[FRAME_FD_BELL] };
-	if (lane_map_init(&a->map, a->memfd, &geo, 0) != 0)
+	a->id = answer.u.lane.lane_id;
+	a->answers = fds[FRAME_FD_ANSWERS];
+	a->doorbell = fds[FRAME_FD_DOORBELL];
+	a->bell = fds[FRAME_FD_BELL];
+	if (lane_map_answers(&a->map, a->answers, LANE_READ, 0) != 0)
 		die("mapping");
 	wake_ringer_init(&a->ringer, &a->map.daemon->asleep);
 }
@@ -156,7 +162,8 @@ detach(int control, struct attached *a)
 {
 	close_lane(control, a->id);
 	lane_map_fini(&a->map);
-	close(a->memfd);
+	close(a->ring);
+	close(a->answers);
 	close(a->doorbell);
 	close(a->bell);
 }

@@ -1,13 +1,13 @@
 /*
  * hostile: a client that breaks the rules. It attaches without the library and then attacks:
  * random bytes anywhere in the shared mapping, random cursors, records whose
- * fields contradict each other and that change while they are read, punched holes, a doorbell that
+ * fields contradict each other and that change while they are read, tries at punching holes, a doorbell that
  * never stops, completions that are never taken.
  *
  *   hostile SOCKET POOL SEED MUTATIONS MODE     MODE: bytes words records holes flood mix return
  *
  * Prints `mutations=N lanes=N quarantined=N returned=N` at the end. Exit status: 0; 1 when the daemon hangs up or
- * refuses a lane; 2 wrong use. A lane that the daemon has closed is replaced by a new one.
+ * refuses a lane; 2 wrong use; 3 memory could be punched. A lane that the daemon has closed is replaced by a new one.
  */
 #include "shm/frame.h"
 #include "shm/ring.h"
@@ -24,7 +24,8 @@
 #define PUBLISH_EVERY 64u /* random writes between two looks at the lane */
 
 struct hostile {
-	int control, memfd, doorbell, bell;
+	int control, ring, answers, doorbell, bell;
+	struct lane_header header;
 	uint64_t lane_id;
 	struct lane_map map;
 	struct lane_geometry geo;
@@ -56,24 +57,25 @@ attach(struct hostile *h)
 
 	frame_init(&frame, FRAME_LANE_OPEN, (uint32_t)next_random(h));
 	frame.u.open.sq_bytes = LANE_SQ_MIN << next_random(h) % 3;
+	if (lane_geometry_make(&h->geo, frame.u.open.sq_bytes, 0) != 0 || (h->ring = lane_ring_make(&h->map, &h->geo)) < 0)
+		die("ring");
 	snprintf(frame.u.open.pool, sizeof(frame.u.open.pool), "%s", h->pool);
 	for (size_t i = 0; i < sizeof(frame.u.open.name); i++)
 		frame.u.open.name[i] = (char)next_random(h);
-	if (frame_send(h->control, &frame, NULL, 0) != 0 || frame_recv(h->control, &frame, fds) != 0)
+	if (frame_send(h->control, &frame, &h->ring, 1) != 0 || frame_recv(h->control, &frame, fds) != 0)
 		die("control socket");
 	if (frame.type != FRAME_LANE_OPENED) {
 		fprintf(stderr, "hostile: refused: %s\n", frame.u.error.text);
 		exit(1);
 	}
 	h->lane_id = frame.u.lane.lane_id;
-	h->geo.sq_bytes = frame.u.lane.sq_bytes;
-	h->geo.cq_entries = frame.u.lane.cq_entries;
-	h->memfd = fds[FRAME_FD_MEMFD];
+	h->answers = fds[FRAME_FD_ANSWERS];
 	h->doorbell = fds[FRAME_FD_DOORBELL];
 	h->bell = fds[FRAME_FD_BELL];
 	h->tail = 0;
-	if (lane_map_init(&h->map, h->memfd, &h->geo, 0) != 0)
+	if (lane_map_answers(&h->map, h->answers, LANE_READ, 0) != 0)
 		die("mapping");
+	h->header = *h->map.header;
 	h->lanes++;
 }
 
@@ -91,7 +93,8 @@ detach(struct hostile *h)
 	if (frame_send(h->control, &frame, NULL, 0) != 0 || frame_recv(h->control, &frame, fds) != 0)
 		die("control socket");
 	lane_map_fini(&h->map);
-	close(h->memfd);
+	close(h->ring);
+	close(h->answers);
 	close(h->doorbell);
 	close(h->bell);
 }
@@ -105,18 +108,59 @@ ring(struct hostile *h)
 		die("doorbell");
 }
 
+/* Answers as a daemon before might have left them, with lies in them: anywhere, and in its words most of all. */
+static int
+forge_answers(struct hostile *h)
+{
+	uint64_t bytes = lane_answers_bytes(&h->geo);
+	struct lane_header header = h->header;
+
+	if (next_random(h) % 8 != 0)
+		header.nonce = next_random(h);
+	int fd = lane_answers_create(&h->geo, &header);
+	uint8_t *at = fd < 0 ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (at == MAP_FAILED)
+		die("answers");
+	memcpy(at + LANE_DAEMON_AT, h->map.daemon, bytes - LANE_DAEMON_AT);
+	struct lane_daemon *words = (struct lane_daemon *)(void *)(at + LANE_DAEMON_AT);
+	for (uint64_t lies = next_random(h) % 8; lies > 0; lies--) {
+		uint64_t r = next_random(h);
+		uint64_t near = h->tail + (r >> 8) % 65536 - 32768;
+		uint64_t value = (r & 1) ? near : (r & 2) ? near & ~UINT64_C(7) : next_random(h);
+		switch ((r >> 4) % 5) {
+		case 0:
+			words->sq_head = value;
+			break;
+		case 1:
+			words->sq_sent = value;
+			break;
+		case 2:
+			words->cq_tail = value;
+			break;
+		case 3:
+			at[LANE_PAGE + (r >> 8) % (bytes - LANE_PAGE)] = (uint8_t)r;
+			break;
+		default:
+			at[(r >> 8) % bytes] = (uint8_t)r;
+			break;
+		}
+	}
+	munmap(at, bytes);
+	return fd;
+}
+
 /* Hands the lane back as if another daemon had served it, its memory in whatever state it is. */
 static void
 hand_back(struct hostile *h)
 {
 	struct frame frame;
 	int fds[FRAME_FDS];
+	int memory[] = { [FRAME_FD_RING] = h->ring, [FRAME_FD_OLD_ANSWERS] = forge_answers(h) };
 
-	if (next_random(h) % 8 != 0)
-		h->map.header->nonce = next_random(h);
 	frame_init(&frame, FRAME_LANE_RETURN, 1);
-	if (frame_send(h->control, &frame, &h->memfd, 1) != 0 || frame_recv(h->control, &frame, fds) != 0)
+	if (frame_send(h->control, &frame, memory, 2) != 0 || frame_recv(h->control, &frame, fds) != 0)
 		die("control socket");
+	close(memory[FRAME_FD_OLD_ANSWERS]);
 	for (unsigned i = 0; i < FRAME_FDS; i++)
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -124,23 +168,25 @@ hand_back(struct hostile *h)
 		return;
 	h->returned++;
 	uint64_t lane_id = frame.u.lane.lane_id;
+	frame_init(&frame, FRAME_LANE_READY, 1);
+	frame.u.lane.lane_id = lane_id;
+	if (next_random(h) % 4 != 0 && frame_send(h->control, &frame, NULL, 0) != 0)
+		die("control socket");
 	frame_init(&frame, FRAME_LANE_CLOSE, 1);
 	frame.u.lane.lane_id = lane_id;
 	if (frame_send(h->control, &frame, NULL, 0) != 0 || frame_recv(h->control, &frame, fds) != 0)
 		die("control socket");
 }
 
-/* A random byte, word or run of them anywhere: header, both sides' words, rings. */
+/* A random byte anywhere in the ring: words and records. */
 static void
 mutate_bytes(struct hostile *h)
 {
-	uint64_t bytes = lane_memfd_bytes(&h->geo);
-	uint8_t *base = h->map.base; /* page and SQ; the CQ follows the second SQ */
+	uint64_t bytes = lane_ring_bytes(&h->geo);
+	uint8_t *base = h->map.base;
 	uint64_t at = next_random(h) % bytes;
 	uint64_t r = next_random(h);
 
-	if (at >= LANE_PAGE + h->geo.sq_bytes)
-		at += h->geo.sq_bytes;
 	if (r % 4 == 0)
 		at %= LANE_PAGE; /* the words are few: aim at them */
 	base[at] = (uint8_t)(r >> 8);
@@ -153,24 +199,15 @@ mutate_words(struct hostile *h)
 	uint64_t near = h->map.daemon->sq_head + (r >> 8) % 65536 - 32768;
 	uint64_t value = (r & 1) ? near : (r & 2) ? near & ~UINT64_C(7) : r;
 
-	switch ((r >> 3) % 6) {
+	switch ((r >> 3) % 3) {
 	case 0:
 		order_store_release_64(ORDER_A, &h->map.client->sq_tail, value);
 		break;
 	case 1:
 		order_store_release_64(ORDER_E, &h->map.client->cq_head, value);
 		break;
-	case 2:
-		order_store_relaxed_32(&h->map.client->waiting, (uint32_t)r);
-		break;
-	case 3:
-		order_store_relaxed_64(&h->map.daemon->sq_head, value);
-		break;
-	case 4:
-		order_store_relaxed_64(&h->map.daemon->cq_tail, value);
-		break;
 	default:
-		order_store_relaxed_32(&h->map.daemon->asleep, (uint32_t)r);
+		order_store_relaxed_32(&h->map.client->waiting, (uint32_t)r);
 		break;
 	}
 }
@@ -215,14 +252,19 @@ mutate_record(struct hostile *h)
 		order_store_release_64(ORDER_E, &h->map.client->cq_head, order_load_relaxed_64(&h->map.daemon->cq_tail));
 }
 
+/* Neither memfd can be punched: the ring is sealed, the answers are open for reading alone. */
 static void
 mutate_hole(struct hostile *h)
 {
-	uint64_t pages = lane_memfd_bytes(&h->geo) / LANE_PAGE;
 	uint64_t r = next_random(h);
+	int is_ring = (int)(r & 1);
+	uint64_t pages = (is_ring ? lane_ring_bytes(&h->geo) : lane_answers_bytes(&h->geo)) / LANE_PAGE;
 
-	fallocate(h->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(r % pages * LANE_PAGE),
-	    (off_t)(LANE_PAGE * (1 + (r >> 32) % 4)));
+	if (fallocate(is_ring ? h->ring : h->answers, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		(off_t)((r >> 1) % pages * LANE_PAGE), (off_t)(LANE_PAGE * (1 + (r >> 32) % 4))) == 0) {
+		fprintf(stderr, "hostile: a hole could be punched\n");
+		exit(3);
+	}
 }
 
 static void

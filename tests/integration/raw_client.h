@@ -57,9 +57,9 @@ connect_daemon(void)
 }
 
 static inline void
-request(int control, const struct frame *frame, const int *fd, struct frame *answer, int fds[FRAME_FDS])
+request(int control, const struct frame *frame, const int *send, unsigned nsend, struct frame *answer, int fds[FRAME_FDS])
 {
-	if (frame_send(control, frame, fd, fd != NULL) != 0 || frame_recv(control, answer, fds) != 0)
+	if (frame_send(control, frame, send, nsend) != 0 || frame_recv(control, answer, fds) != 0)
 		die("control socket");
 }
 
@@ -91,7 +91,19 @@ close_lane(int control, uint64_t id)
 
 	frame_init(&frame, FRAME_LANE_CLOSE, 2);
 	frame.u.lane.lane_id = id;
-	request(control, &frame, NULL, &answer, fds);
+	request(control, &frame, NULL, 0, &answer, fds);
+}
+
+/* A client's part of a lane, as the daemon takes it. */
+static inline int
+make_ring(uint64_t bytes, struct lane_map *map)
+{
+	struct lane_geometry geo;
+	int ring;
+
+	if (lane_geometry_make(&geo, bytes, 0) != 0 || (ring = lane_ring_make(map, &geo)) < 0)
+		die("ring");
+	return ring;
 }
 
 static inline void

@@ -7,7 +7,7 @@
  *   silent NUMBER     keeps so many connections that say nothing
  *   strays            sends descriptors that no frame asks for, 253 a packet, and TCP sockets whose close waits
  *   leave NUMBER      opens so many lanes, leaves a record of 49 days in each and ends; and again
- *   closed BYTES      opens a lane with a ring of so many bytes, writes to all of it, closes it and keeps it mapped
+ *   closed BYTES      opens a lane with a ring of so many bytes, closes it and keeps its answers mapped
  *   punch NUMBER      maps its lane so many times, punches holes into it and rings
  *   punched NUMBER    hands back a lane that is mapped so many times while it is punched
  *   deadlines NUMBER  so many lanes of records whose deadlines pass one by one, the later ones first
@@ -53,9 +53,10 @@ come_back(void)
 
 /* Returns whether the answer has come and is of this type; if not, *control may be another connection. */
 static int
-ask(int *control, const struct frame *frame, const int *fd, enum frame_type want, struct frame *answer, int fds[FRAME_FDS])
+ask(int *control, const struct frame *frame, const int *send, unsigned nsend, enum frame_type want, struct frame *answer,
+    int fds[FRAME_FDS])
 {
-	if (frame_send(*control, frame, fd, fd != NULL) != 0 || frame_recv(*control, answer, fds) != 0) {
+	if (frame_send(*control, frame, send, nsend) != 0 || frame_recv(*control, answer, fds) != 0) {
 		close(*control);
 		*control = come_back();
 		return 0;
@@ -186,19 +187,20 @@ filled_lane(int *control, uint64_t bytes, unsigned count, uint32_t (*timeout_ms)
 {
 	static const uint64_t one = 1;
 	struct frame frame = open_request(bytes), answer;
-	struct lane_geometry geo;
 	struct lane_map map;
-	int fds[FRAME_FDS];
+	int fds[FRAME_FDS], ring = make_ring(bytes, &map);
+	int opened = ask(control, &frame, &ring, 1, FRAME_LANE_OPENED, &answer, fds);
 
-	if (!ask(control, &frame, NULL, FRAME_LANE_OPENED, &answer, fds))
-		return 0;
-	geo = (struct lane_geometry){ .sq_bytes = answer.u.lane.sq_bytes, .cq_entries = answer.u.lane.cq_entries };
-	if (lane_map_init(&map, fds[FRAME_FD_MEMFD], &geo, 0) != 0)
-		die("mapping");
-	unsigned room = geo.cq_entries - 1 < geo.sq_bytes / RECORD ? geo.cq_entries - 1 : (unsigned)(geo.sq_bytes / RECORD);
-	write_records(&map, count < room ? count : room, timeout_ms);
+	close(ring);
+	if (opened) {
+		uint32_t entries = map.geo.cq_entries - 1;
+		unsigned room = entries < map.geo.sq_bytes / RECORD ? entries : (unsigned)(map.geo.sq_bytes / RECORD);
+		write_records(&map, count < room ? count : room, timeout_ms);
+	}
 	lane_map_fini(&map);
-	close(fds[FRAME_FD_MEMFD]);
+	if (!opened)
+		return 0;
+	close(fds[FRAME_FD_ANSWERS]);
 	close(fds[FRAME_FD_BELL]);
 	if (*doorbell >= 0)
 		close(*doorbell);
@@ -245,26 +247,27 @@ closed(uint64_t bytes)
 	int control = come_back(), fds[FRAME_FDS];
 	size_t keep = KEPT_BYTES / bytes, at = 0, size = 0;
 	void **kept = calloc(keep, sizeof(*kept));
+	struct lane_map map;
+	int ring = make_ring(bytes, &map);
 
 	if (kept == NULL)
 		die("memory");
 	for (;;) {
 		ready();
-		if (!ask(&control, &frame, NULL, FRAME_LANE_OPENED, &answer, fds))
+		if (!ask(&control, &frame, &ring, 1, FRAME_LANE_OPENED, &answer, fds))
 			continue;
 		if (kept[at] != NULL)
 			munmap(kept[at], size);
-		size = (size_t)lseek(fds[FRAME_FD_MEMFD], 0, SEEK_END);
-		kept[at] = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fds[FRAME_FD_MEMFD], 0);
+		size = (size_t)lseek(fds[FRAME_FD_ANSWERS], 0, SEEK_END);
+		kept[at] = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fds[FRAME_FD_ANSWERS], 0);
 		if (kept[at] == MAP_FAILED)
 			die("mapping");
-		memset((char *)kept[at] + 4096, 1, size - 4096);
 		at = (at + 1) % keep;
 		close_fds(fds, FRAME_FDS);
 		struct frame close_it;
 		frame_init(&close_it, FRAME_LANE_CLOSE, 2);
 		close_it.u.lane.lane_id = answer.u.lane.lane_id;
-		ask(&control, &close_it, NULL, FRAME_LANE_CLOSED, &answer, fds);
+		ask(&control, &close_it, NULL, 0, FRAME_LANE_CLOSED, &answer, fds);
 	}
 }
 
@@ -283,7 +286,7 @@ map_often(int memfd, uint64_t count)
 			continue;
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		for (uint64_t n = 0; n < count / MAPPERS; n++)
-			if (mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0) == MAP_FAILED)
+			if (mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, memfd, 0) == MAP_FAILED)
 				break;
 		if (write(ready_pipe[1], "x", 1) < 0)
 			_exit(1);
@@ -315,13 +318,15 @@ punch(uint64_t count)
 {
 	static const uint64_t one = 1;
 	struct frame frame = open_request(16384), answer;
-	int control = come_back(), fds[FRAME_FDS];
-	pthread_t thread;
+	struct lane_map map;
+	int control = come_back(), fds[FRAME_FDS], ring = make_ring(16384, &map);
+	pthread_t threads[2];
 
-	while (!ask(&control, &frame, NULL, FRAME_LANE_OPENED, &answer, fds))
+	while (!ask(&control, &frame, &ring, 1, FRAME_LANE_OPENED, &answer, fds))
 		;
-	map_often(fds[FRAME_FD_MEMFD], count);
-	if (pthread_create(&thread, NULL, punch_on, &fds[FRAME_FD_MEMFD]) != 0)
+	map_often(ring, count);
+	if (pthread_create(&threads[0], NULL, punch_on, &ring) != 0 ||
+	    pthread_create(&threads[1], NULL, punch_on, &fds[FRAME_FD_ANSWERS]) != 0)
 		die("thread");
 	for (;;) {
 		if (write(fds[FRAME_FD_DOORBELL], &one, sizeof(one)) < 0)
@@ -332,21 +337,19 @@ punch(uint64_t count)
 }
 
 /* A lane to hand back: as many finished records as recovery looks at, or only a few that are not. */
-static int
-lane_to_return(uint64_t bytes, uint64_t nonce, int full)
+static void
+lane_to_return(uint64_t bytes, uint64_t nonce, int full, int memory[2])
 {
 	struct lane_header header = { .nonce = nonce };
-	struct lane_geometry geo;
 	struct lane_map map;
 	uint64_t size = record_bytes(0, 0, 0, 80);
 
 	snprintf(header.pool, sizeof(header.pool), "%s", pool);
-	if (lane_geometry_make(&geo, bytes, 0) != 0)
-		die("geometry");
-	int memfd = lane_memfd_create(&geo, &header);
-	if (memfd < 0 || lane_map_init(&map, memfd, &geo, 0) != 0)
-		die("memfd");
-	uint64_t count = full ? geo.cq_entries / 2 : 64;
+	memory[FRAME_FD_RING] = make_ring(bytes, &map);
+	memory[FRAME_FD_OLD_ANSWERS] = lane_answers_create(&map.geo, &header);
+	if (memory[FRAME_FD_OLD_ANSWERS] < 0 || lane_map_answers(&map, memory[FRAME_FD_OLD_ANSWERS], LANE_WRITE, 0) != 0)
+		die("answers");
+	uint64_t count = full ? map.geo.cq_entries / 2 : 64;
 	for (uint64_t n = 0; n < count; n++) {
 		struct record *record = (struct record *)(void *)(map.sq + n * size);
 		*record = (struct record){ .size = (uint32_t)size, .check = record_check(n * size), .body_len = 80, .timeout_ms = UINT32_MAX };
@@ -360,22 +363,33 @@ lane_to_return(uint64_t bytes, uint64_t nonce, int full)
 		map.daemon->cq_tail = count;
 	}
 	lane_map_fini(&map);
-	return memfd;
+}
+
+static void
+say_ready(int control, uint64_t lane_id)
+{
+	struct frame frame;
+
+	frame_init(&frame, FRAME_LANE_READY, 2);
+	frame.u.lane.lane_id = lane_id;
+	if (frame_send(control, &frame, NULL, 0) != 0)
+		usleep(PAUSE_US);
 }
 
 static void
 punched(uint64_t count)
 {
 	struct frame frame, answer;
-	int control = come_back(), fds[FRAME_FDS], memfd = lane_to_return(1 << 20, 7, 0);
+	int control = come_back(), fds[FRAME_FDS], memory[2];
 	pthread_t thread;
 
-	map_often(memfd, count);
-	if (pthread_create(&thread, NULL, punch_on, &memfd) != 0)
+	lane_to_return(1 << 20, 7, 0, memory);
+	map_often(memory[FRAME_FD_OLD_ANSWERS], count);
+	if (pthread_create(&thread, NULL, punch_on, &memory[FRAME_FD_OLD_ANSWERS]) != 0)
 		die("thread");
 	frame_init(&frame, FRAME_LANE_RETURN, 1);
 	for (;;) {
-		if (ask(&control, &frame, &memfd, FRAME_LANE_RETURNED, &answer, fds))
+		if (ask(&control, &frame, memory, 2, FRAME_LANE_RETURNED, &answer, fds))
 			close_fds(fds, FRAME_FDS);
 		ready();
 	}
@@ -389,10 +403,13 @@ hold(uint64_t count)
 
 	frame_init(&frame, FRAME_LANE_RETURN, 1);
 	for (uint64_t i = 0; i < count; i++) {
-		int memfd = lane_to_return(FULL_BYTES, 1000 + i, 1);
-		if (ask(&control, &frame, &memfd, FRAME_LANE_RETURNED, &answer, fds))
+		int memory[2];
+		lane_to_return(FULL_BYTES, 1000 + i, 1, memory);
+		if (ask(&control, &frame, memory, 2, FRAME_LANE_RETURNED, &answer, fds)) {
 			close_fds(fds, FRAME_FDS);
-		close(memfd);
+			say_ready(control, answer.u.lane.lane_id);
+		}
+		close_fds(memory, 2);
 	}
 	ready();
 	for (;;)

@@ -2,6 +2,7 @@
 must not notice, and every accepted message must get its completion."""
 
 import contextlib
+import fcntl
 import os
 import resource
 import select
@@ -193,7 +194,7 @@ def test_unread_log_delays_no_client(box, daemon, sink):
     os.close(reader)
 
 
-LANE_OPEN, LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURN, LANE_RETURNED = range(2, 8)
+LANE_OPEN, LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURN, LANE_RETURNED, LANE_READY = range(2, 9)
 LARGE = 16 << 20  # not made on the daemon's loop
 
 
@@ -205,12 +206,23 @@ def open_request(serial, ring_bytes, pool="events"):
     return request(LANE_OPEN, serial, struct.pack("=Q2I64s32s", ring_bytes, 0, 0, pool.encode(), b"raw"))
 
 
+F_ADD_SEALS, SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x10  # SEAL, SHRINK, GROW, FUTURE_WRITE
+
+
+def ring(ring_bytes):
+    """The client's memory of a lane, as the daemon wants it: without holes, sealed."""
+    fd = os.memfd_create("tidegate-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, bytes(4096 + ring_bytes))
+    fcntl.fcntl(fd, F_ADD_SEALS, SEALS)
+    return fd
+
+
 def lane_memories():
     """This process's own descriptors of lanes."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            if "tidegate-lane" in os.readlink(f"/proc/self/fd/{fd}"):
+            if "tidegate-" in os.readlink(f"/proc/self/fd/{fd}"):
                 found.add(int(fd))
     return found
 
@@ -227,6 +239,12 @@ class RawClient:
         _, _, type, serial, number = struct.unpack_from("=4IQ", data)
         return type, serial, number, fds
 
+    def open(self, serial, ring_bytes):
+        """Asks for a lane; the answer is to come."""
+        fd = ring(ring_bytes)
+        socket.send_fds(self.socket, [open_request(serial, ring_bytes)], [fd])
+        os.close(fd)
+
     def ask(self, frame, fds=()):
         socket.send_fds(self.socket, [frame], list(fds))
         return self.answer()
@@ -238,9 +256,9 @@ def test_requests_sent_ahead_are_answered_in_order(box, daemon, sink):
     d = daemon(pool([sink]))
     raw = RawClient(d)
     d.process.freeze()
-    sizes = (LARGE, 16384, LARGE, 0, 16384)
+    sizes = (LARGE, 16384, LARGE, 262144, 16384)
     for serial, size in enumerate(sizes):
-        raw.socket.send(open_request(serial, size))
+        raw.open(serial, size)
     raw.socket.send(request(LANE_CLOSE, 5, struct.pack("=Q", 999)))
     d.process.thaw()
     answers = [raw.answer() for _ in range(6)]
@@ -260,8 +278,8 @@ def test_client_that_hangs_up_before_its_lane_is_made_leaves_nothing(box, daemon
     before = d.process.descriptors()
     for _ in range(10):
         raw = RawClient(d)
-        raw.socket.send(open_request(1, LARGE))
-        raw.socket.send(open_request(2, LARGE))
+        raw.open(1, LARGE)
+        raw.open(2, LARGE)
         raw.socket.close()
     wait_for(lambda: d.ctl("stats")["stats"]["lanes_opened"] >= 10, "the lanes to be made")
     d.wait_no_lanes()
@@ -278,14 +296,14 @@ def test_lane_handed_back_by_a_client_that_hangs_up_is_delivered(box, daemon):
     client = Client(d.socket)
     before = lane_memories()
     lane = client.lane(ring_bytes=LARGE)
-    memfd, = lane_memories() - before
+    ring, answers = sorted(lane_memories() - before, key=lambda fd: "ring" not in os.readlink(f"/proc/self/fd/{fd}"))
     d.process.kill()
     for n in range(500):
         lane.publish(b"%d" % n, tag=n)
     d.start()
     raw = RawClient(d)
     d.process.freeze()
-    socket.send_fds(raw.socket, [request(LANE_RETURN, 1)], [memfd])
+    socket.send_fds(raw.socket, [request(LANE_RETURN, 1)], [ring, answers])
     raw.socket.close()
     d.process.thaw()
     wait_for(lambda: len(sink.arrivals()) == 500, lambda: f"500 arrivals, {len(sink.arrivals())}")

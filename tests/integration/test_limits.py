@@ -95,7 +95,7 @@ def test_memory_of_all_lanes_is_limited(daemon, sink, opened):
     client, other = opened(d), opened(d)
     first = other.lane()
     lanes = [client.lane() for _ in range(2)]
-    with refused(tide.ELIMIT, "limits.memory_bytes is 1048576", str(4096 + 262144 + 2048 * 32)):
+    with refused(tide.ELIMIT, "limits.memory_bytes is 1048576", str(2 * 4096 + 262144 + 2048 * 32)):
         client.lane()
     for lane in (first, *lanes):
         assert lane.publish_sync(b"x").name == "delivered"
@@ -152,7 +152,7 @@ def test_memory_that_the_daemon_cannot_have_is_said(daemon, sink, opened):
     with open(f"/proc/{d.process.pid}/statm", encoding="ascii") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.prlimit(d.process.pid, resource.RLIMIT_AS, (now + (64 << 20), resource.RLIM_INFINITY))
-    with refused(tide.ENOMEM, "events", str(4096 + (1 << 26) + (1 << 19) * 32)):
+    with refused(tide.ENOMEM, "events", str(2 * 4096 + (1 << 26) + (1 << 19) * 32)):
         client.lane(ring_bytes=1 << 26)
     assert first.publish_sync(b"x").name == "delivered"
     assert client.lane().publish_sync(b"x").name == "delivered"
@@ -188,7 +188,7 @@ def test_descriptors_that_a_producer_has_no_more_of_are_said(daemon, sink, opene
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
     lanes = []
-    # Every number below the limit is taken, so that what is left is known: five, and a lane needs three.
+    # Every number below the limit is taken, so that what is left is known: five, and a lane needs four.
     fill_up = []
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 6, hard))

@@ -409,7 +409,7 @@ def test_thousand_lanes_are_handed_over_at_once(box, daemon, sink, many_descript
     for _ in range(3):
         result = serving.upgrade()
         assert result.returncode == 0, result.stderr
-        assert len(d.rows("lanes")) == len(lanes)
+        wait_for(lambda: len(d.rows("lanes")) == len(lanes), lambda: f"a thousand lanes: {len(d.rows('lanes'))}")
     for lane in lanes:
         lane.publish(b"x")
     for lane in lanes:

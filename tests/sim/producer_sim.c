@@ -347,16 +347,18 @@ sim_producer(struct sim *sim, uint64_t sq_bytes)
 	p->topic = TOPIC_GOOD;
 	p->body_low = 16;
 	p->body_high = 256;
-	int memfd = lane_memfd_create(&geo, &header);
 	int bell[2];
 	if (pipe2(bell, O_CLOEXEC | O_NONBLOCK) != 0)
 		abort();
 	p->bell = bell[0];
-	if (memfd < 0 ||
-	    lane_new(&p->lane, &header, sim->pool, &sim->client, memfd, &geo, bell[1]) != 0 ||
-	    lane_map_init(&p->map, memfd, &geo, 0) != 0)
+	struct lane_memory memory = { .geo = geo,
+		.ring = lane_ring_make(&p->map, &geo),
+		.answers = -1,
+		.old_answers = -1,
+		.bell = bell[1] };
+	if (memory.ring < 0 || lane_new(&p->lane, &header, sim->pool, &sim->client, &memory) != 0 ||
+	    lane_map_answers(&p->map, p->lane->answers, LANE_READ, 0) != 0)
 		sim_fail(sim, "no lane: out of memory or descriptors");
-	close(memfd);
 	TAILQ_INSERT_TAIL(&sim->client.lanes, p->lane, client_entry);
 	sim->client.lane_count++;
 	sq_producer_init(&p->sq, &p->map, 0);

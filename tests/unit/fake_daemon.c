@@ -115,7 +115,7 @@ not_a_lane(enum fake_lie lie)
 			.cq_entries = LANE_CQ_MIN,
 			.max_record = LANE_SQ_MIN / 2 };
 		struct lane_geometry geo = { LANE_SQ_MIN, LANE_CQ_MIN };
-		MUST(ftruncate(fd, (off_t)lane_memfd_bytes(&geo)) == 0);
+		MUST(ftruncate(fd, (off_t)lane_answers_bytes(&geo)) == 0);
 		MUST(pwrite(fd, &header, sizeof(header), 0) == sizeof(header));
 		if (lie == LIE_MEMFD_ABI)
 			MUST(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0);
@@ -125,7 +125,7 @@ not_a_lane(enum fake_lie lie)
 }
 
 static struct fake_lane *
-lane_make(struct fake *fake, const struct frame *request)
+lane_make(struct fake *fake, const struct frame *request, int ring)
 {
 	struct lane_header header = { .flags = fake->flags };
 	struct lane_geometry geo;
@@ -135,8 +135,11 @@ lane_make(struct fake *fake, const struct frame *request)
 	MUST(lane_geometry_make(&geo, request->u.open.sq_bytes, request->u.open.cq_entries) == 0);
 	lane->lane_id = header.lane_id = ++fake->lane_count;
 	snprintf(header.pool, sizeof(header.pool), "%s", request->u.open.pool);
-	MUST((lane->memfd = lane_memfd_create(&geo, &header)) >= 0);
-	MUST(lane_map_init(&lane->map, lane->memfd, &geo, 0) == 0);
+	MUST(lane_ring_check(ring, &geo) == 0);
+	MUST((lane->ring = fcntl(ring, F_DUPFD_CLOEXEC, 0)) >= 0);
+	MUST((lane->answers = lane_answers_create(&geo, &header)) >= 0);
+	MUST(lane_map_ring(&lane->map, lane->ring, &geo, LANE_READ, 0) == 0);
+	MUST(lane_map_answers(&lane->map, lane->answers, LANE_WRITE, 0) == 0);
 	MUST((lane->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0);
 	sq_consumer_init(&lane->sq, &lane->map, 0);
 	cq_producer_init(&lane->cq, &lane->map, 0, 0);
@@ -169,11 +172,12 @@ reply(struct fake *fake, int conn, const struct frame *answer, const int *fds, u
 }
 
 static void
-answer_open(struct fake *fake, int conn, const struct frame *request)
+answer_open(struct fake *fake, int conn, const struct frame *request, int ring)
 {
-	struct fake_lane *lane = lane_make(fake, request);
+	struct fake_lane *lane = lane_make(fake, request, ring);
 	struct frame answer;
-	int fds[FRAME_FDS] = { lane->memfd, fake->doorbell, lane->bell };
+	int answers = lane_answers_share(lane->answers);
+	int fds[FRAME_FDS] = { answers, fake->doorbell, lane->bell };
 	unsigned nfds = FRAME_FDS;
 	int fake_fd = -1;
 
@@ -225,6 +229,7 @@ answer_open(struct fake *fake, int conn, const struct frame *request)
 		break;
 	case LIE_HANG_UP:
 		shutdown(conn, SHUT_RDWR);
+		close(answers);
 		return;
 	default:
 		break;
@@ -232,6 +237,7 @@ answer_open(struct fake *fake, int conn, const struct frame *request)
 	reply(fake, conn, &answer, fds, nfds);
 	if (fake_fd >= 0)
 		close(fake_fd);
+	close(answers);
 }
 
 /* The lane opened last, whichever comes. */
@@ -239,7 +245,8 @@ static void
 answer_return(struct fake *fake, int conn, const struct frame *request)
 {
 	struct fake_lane *lane = &fake->lanes[fake->lane_count - 1];
-	int fds[] = { fake->doorbell, lane->bell };
+	int answers = lane_answers_share(lane->answers);
+	int fds[] = { answers, fake->doorbell, lane->bell };
 	struct frame answer;
 
 	frame_init(&answer, FRAME_LANE_RETURNED, request->serial);
@@ -250,7 +257,8 @@ answer_return(struct fake *fake, int conn, const struct frame *request)
 		frame_init(&answer, FRAME_ERROR, request->serial);
 		answer.u.error.code = fake->error;
 	}
-	reply(fake, conn, &answer, fds, fake->error != 0 ? 0 : 2);
+	reply(fake, conn, &answer, fds, fake->error != 0 ? 0 : 3);
+	close(answers);
 }
 
 static void
@@ -277,7 +285,7 @@ conn_serve(struct fake *fake, int conn)
 		return rc;
 	held_send(fake, conn);
 	if (request.type == FRAME_LANE_OPEN) {
-		answer_open(fake, conn, &request);
+		answer_open(fake, conn, &request, fds[FRAME_FD_RING]);
 	} else if (request.type == FRAME_LANE_CLOSE) {
 		fake->closes++;
 		fake->last_close = request.u.lane.lane_id;
@@ -438,7 +446,8 @@ fake_stop(struct fake *fake)
 	conns_close(fake);
 	for (unsigned i = 0; i < fake->lane_count; i++) {
 		lane_map_fini(&fake->lanes[i].map);
-		close(fake->lanes[i].memfd);
+		close(fake->lanes[i].ring);
+		close(fake->lanes[i].answers);
 		close(fake->lanes[i].bell);
 	}
 	close(fake->listener);

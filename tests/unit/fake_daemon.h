@@ -52,7 +52,7 @@ struct fake_lane {
 	struct wake_sleeper asleep;
 	struct wake_ringer client;
 	int bell;
-	int memfd;
+	int ring, answers;
 	uint64_t lane_id;
 	uint64_t seen; /* bytes of bodies answered, a sum over their content */
 	uint64_t sum;

@@ -76,9 +76,19 @@ count_fds(void)
 
 /* A fresh lane, mapped once. Zero asks for the smallest. */
 struct test_lane {
-	int memfd;
+	int ring, answers;
 	struct lane_map map;
 };
+
+/* Both parts, for reading and writing: as long as the ring is not sealed for good. */
+static inline int
+test_lane_map(const struct test_lane *lane, struct lane_map *map)
+{
+	struct lane_geometry geo = lane->map.geo;
+	int rc = lane_map_ring(map, lane->ring, &geo, LANE_WRITE, 1);
+
+	return rc != 0 ? rc : lane_map_answers(map, lane->answers, LANE_WRITE, 1);
+}
 
 static inline void
 test_lane_init(struct test_lane *lane, uint64_t sq_bytes, uint32_t cq_entries)
@@ -87,16 +97,19 @@ test_lane_init(struct test_lane *lane, uint64_t sq_bytes, uint32_t cq_entries)
 	struct lane_geometry geo;
 
 	assert_int_equal(lane_geometry_make(&geo, sq_bytes != 0 ? sq_bytes : LANE_SQ_MIN, cq_entries), 0);
-	lane->memfd = lane_memfd_create(&geo, &header);
-	assert_true(lane->memfd >= 0);
-	assert_int_equal(lane_map_init(&lane->map, lane->memfd, &geo, 1), 0);
+	lane->ring = lane_ring_create(&geo);
+	lane->answers = lane_answers_create(&geo, &header);
+	assert_true(lane->ring >= 0 && lane->answers >= 0);
+	lane->map.geo = geo;
+	assert_int_equal(test_lane_map(lane, &lane->map), 0);
 }
 
 static inline void
 test_lane_fini(struct test_lane *lane)
 {
 	lane_map_fini(&lane->map);
-	close(lane->memfd);
+	close(lane->ring);
+	close(lane->answers);
 }
 
 #endif

@@ -25,7 +25,7 @@ stress_fork(struct stress s, uint64_t sq_bytes)
 	if (pid == 0) {
 		stress_pin(1);
 		/* As a client does: its own mapping, and registered before its first publish. */
-		int rc = lane_map_init(&other, lane.memfd, &lane.map.geo, 1);
+		int rc = test_lane_map(&lane, &other);
 
 		s.client_map = &other;
 		if (rc == 0 && s.expedited)

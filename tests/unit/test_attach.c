@@ -67,8 +67,8 @@ teardown(void **state)
 }
 
 /* A lane's memory as a client has it after a daemon's death, one record in it. */
-static int
-memory_with_a_record(void)
+static void
+memory_with_a_record(int fds[FRAME_FDS])
 {
 	struct lane_header header = { .lane_id = 1, .nonce = NONCE, .secret = { SECRET }, .pool = "events" };
 	struct lane_geometry geo;
@@ -77,9 +77,11 @@ memory_with_a_record(void)
 	int error;
 
 	assert_int_equal(lane_geometry_make(&geo, LARGE, 0), 0);
-	int memfd = lane_memfd_create(&geo, &header);
-	assert_true(memfd >= 0);
-	assert_int_equal(lane_map_init(&map, memfd, &geo, 0), 0);
+	fds[FRAME_FD_RING] = lane_ring_make(&map, &geo);
+	fds[FRAME_FD_OLD_ANSWERS] = lane_answers_create(&geo, &header);
+	fds[2] = -1;
+	assert_true(fds[FRAME_FD_RING] >= 0 && fds[FRAME_FD_OLD_ANSWERS] >= 0);
+	assert_int_equal(lane_map_answers(&map, fds[FRAME_FD_OLD_ANSWERS], LANE_READ, 0), 0);
 	sq_producer_init(&sq, &map, 0);
 	struct record *record = sq_reserve(&sq, record_bytes(1, 0, 0, 0), &error);
 	assert_non_null(record);
@@ -88,7 +90,6 @@ memory_with_a_record(void)
 	sq_commit(&sq, record->size);
 	sq_publish(&sq);
 	lane_map_fini(&map);
-	return memfd;
 }
 
 static struct lane *
@@ -108,15 +109,17 @@ lane_of_a_client_that_has_gone_keeps_its_identity(void **state)
 	struct shard *shard = &s->loop.shard;
 	struct lane owned = { .secret = { SECRET } };
 	struct frame request;
-	int pair[2], memfd = memory_with_a_record();
+	int pair[2], fds[FRAME_FDS];
 
+	memory_with_a_record(fds);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
 	int doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	struct client *client = client_adopt(shard, &s->loop.uv, pair[0], doorbell, 77, 1001, 1001, "t");
 	assert_non_null(client);
 	frame_init(&request, FRAME_LANE_RETURN, 1);
-	assert_int_equal(attach_return(client, &request, &memfd), 0);
-	assert_int_equal(memfd, -1);
+	assert_int_equal(attach_return(client, &request, fds), 0);
+	assert_int_equal(fds[FRAME_FD_RING], -1);
+	assert_int_equal(fds[FRAME_FD_OLD_ANSWERS], -1);
 	assert_non_null(client->attach); /* under way */
 	client_close(client);
 	shard->world->ops->settle(shard->world);

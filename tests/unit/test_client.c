@@ -254,8 +254,8 @@ lane_opens_and_closes(void **state)
 	tg_client_close(client); /* with `other` still open */
 	tg_client_close(NULL);
 	assert_int_equal(tg_lane_close(NULL, 0), 0);
-	/* The fake keeps a memfd and a bell of each lane; its end of the connection may still be open. */
-	assert_in_range(open_descriptors(), before + 4, before + 5);
+	/* The fake keeps the two memfds and a bell of each lane; its end of the connection may still be open. */
+	assert_in_range(open_descriptors(), before + 6, before + 7);
 	fake_stop(&fake);
 }
 
@@ -586,7 +586,7 @@ descriptors_are_close_on_exec(void **state)
 		assert_true((flags & FD_CLOEXEC) != 0);
 		fresh++;
 	}
-	assert_true(fresh >= 5); /* socket, memfd, doorbell, bell, epoll; and the fake's */
+	assert_true(fresh >= 5); /* socket, ring, answers, doorbell, bell, epoll; and the fake's */
 	tg_client_close(client);
 	fake_stop(&fake);
 }
