@@ -52,7 +52,7 @@ compile() {
 }
 # build TARGET: sets program.
 build() {
-	local daemon=("$root"/daemon/{config_node,config_address,config_source}.c)
+	local daemon=("$root"/daemon/{config_node,config_address,config_source,config_secret}.c)
 	objects=()
 	case $1 in
 	frame)
