@@ -8,17 +8,17 @@
 #include <sys/resource.h>
 
 static const struct {
-	const char *words, *all, *one;
+	const char *words, *all, *one, *counter;
 } kinds[] = {
-#define X(name, words, all, one) [ACCOUNT_##name] = { words, all, one },
+#define X(name, words, all, one, counter) [ACCOUNT_##name] = { words, all, one, counter },
 #include "account_limits.def"
 #undef X
 };
 
 const char *
-account_words(enum account_what what)
+account_counter(enum account_what what)
 {
-	return kinds[what].words;
+	return kinds[what].counter;
 }
 
 void
@@ -29,6 +29,7 @@ accounts_init(struct accounts *accounts, const struct config_limits *limits, uin
 	accounts->reserved = reserved_descriptors;
 	accounts->others.accounts = accounts;
 	accounts->others.uid = (uid_t)-1;
+	TAILQ_INIT(&accounts->others.laneless);
 	for (uint32_t i = 0; i < ACCOUNT_BUCKETS; i++)
 		TAILQ_INIT(&accounts->buckets[i]);
 }
@@ -54,11 +55,19 @@ account_hold(struct accounts *accounts, uid_t uid)
 	if (account == NULL && (account = calloc(1, sizeof(*account))) != NULL) {
 		account->accounts = accounts;
 		account->uid = uid;
+		TAILQ_INIT(&account->laneless);
 		TAILQ_INSERT_TAIL(list, account, entry);
 		accounts->count++;
 	}
 	if (account == NULL)
 		account = &accounts->others;
+	account->holders++;
+	return account;
+}
+
+struct account *
+account_share(struct account *account)
+{
 	account->holders++;
 	return account;
 }

@@ -30,7 +30,7 @@
 #include <sys/types.h>
 
 enum account_what {
-#define X(name, words, all, one) ACCOUNT_##name,
+#define X(name, words, all, one, counter) ACCOUNT_##name,
 #include "account_limits.def"
 #undef X
 	ACCOUNT_KINDS
@@ -39,7 +39,10 @@ enum account_what {
 #define ACCOUNT_BUCKETS 256u
 
 struct accounts;
+struct client;
 struct config_limits;
+
+TAILQ_HEAD(laneless_list, client); /* laneless.h */
 
 struct account {
 	struct accounts *accounts;
@@ -48,6 +51,7 @@ struct account {
 	uint64_t used[ACCOUNT_KINDS];
 	uint64_t refused[ACCOUNT_KINDS]; /* requests that a limit refused */
 	struct log_limit limit;          /* of the lines about them */
+	struct laneless_list laneless;   /* its connections without a lane, by account_entry, the longest first */
 	TAILQ_ENTRY(account) entry;
 };
 
@@ -82,6 +86,9 @@ void accounts_init(struct accounts *accounts, const struct config_limits *limits
 struct account *account_hold(struct accounts *accounts, uid_t uid);
 void account_drop(struct account *account);
 
+/* One more holder of the same account. */
+struct account *account_share(struct account *account);
+
 /* The user has so much more, or less, of it; whether that is allowed was asked before. */
 void account_charge(struct account *account, enum account_what what, uint64_t n);
 void account_refund(struct account *account, enum account_what what, uint64_t n);
@@ -101,6 +108,7 @@ void account_no_log(struct account *account, const struct account_no *no, pid_t 
 /* What all users together may have of it now. */
 uint64_t account_total(const struct accounts *accounts, enum account_what what);
 
-const char *account_words(enum account_what what);
+/* The name under which its refusals are counted for an admin. */
+const char *account_counter(enum account_what what);
 
 #endif

@@ -379,3 +379,14 @@ admin_fini(struct admin *admin)
 	uv_close((uv_handle_t *)&admin->came, NULL);
 	admin->started = 0;
 }
+
+void
+admin_turn_away(struct admin *admin, int fd)
+{
+	static const char line[] =
+	    "{\"ok\":false,\"error\":\"tidegated has no file descriptors left (LimitNOFILE=) for another connection\"}\n";
+
+	admin->shard->count.turned_away++;
+	if (send(fd, line, sizeof(line) - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		return; /* it has gone */
+}

@@ -58,6 +58,9 @@ void admin_fini(struct admin *admin);
 /* Takes over an accepted socket. */
 void admin_accept(struct admin *admin, int fd);
 
+/* Tells a connection that there is no descriptor for it; the caller closes it. */
+void admin_turn_away(struct admin *admin, int fd);
+
 /*
  * One command to its answer, a new reference; NULL without memory. A report with more rows than
  * fit the request's max, or ADMIN_PAGE, has `next`: the `from` of the next page. admin_report.c
@@ -85,5 +88,8 @@ int admin_event(struct answer *event, struct events *events, uint64_t seq);
 
 /* admin_why.c */
 void admin_why(struct admin_query *query);
+
+/* admin_users.c */
+void admin_users(struct admin_query *query);
 
 #endif

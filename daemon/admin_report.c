@@ -459,6 +459,12 @@ stats(struct admin_query *query)
 	answer_count(&all, "turns", shard->count.turns);
 	answer_count(&all, "clients_attached", shard->count.clients);
 	answer_count(&all, "refused", shard->count.refused);
+	answer_count(&all, "refused_for_descriptors", shard->count.turned_away);
+	answer_count(&all, "refused_strays", shard->count.strays);
+	for (int what = 0; what < ACCOUNT_KINDS; what++)
+		answer_count(&all, account_counter((enum account_what)what), shard->accounts.refused[what]);
+	answer_count(&all, "laneless", shard->laneless.count);
+	answer_count(&all, "laneless_ended", shard->count.laneless_ended);
 	answer_count(&all, "lanes_opened", shard->count.lanes_opened);
 	answer_count(&all, "lanes_closed", shard->count.lanes_closed);
 	answer_count(&all, "lanes_orphaned", shard->count.lanes_orphaned);

@@ -236,7 +236,7 @@ fail(struct attach *attach)
 
 	close(attach->bell);
 	close(lane->bell);
-	stray_close(lane->ring);
+	stray_close(lane->ring, lane->account);
 	lane_unmake(lane);
 	errno = attach->error;
 	if (client != NULL && attach->rc == -TG_EBROKEN && !attach->returned)
@@ -253,7 +253,7 @@ finish(struct attach *attach)
 	struct lane *lane = attach->lane;
 
 	if (attach->old_answers >= 0)
-		stray_close(attach->old_answers);
+		stray_close(attach->old_answers, lane->account);
 	if (attach->rc != 0)
 		return fail(attach);
 	lane->client = client;
@@ -283,7 +283,7 @@ on_done(struct world_job *job)
 
 	control_charge(&attach->lane->shard->control, attach->took_ns);
 	if (client != NULL) {
-		client->attach = NULL;
+		client_set_attach(client, NULL);
 		began = control_begin(&client->shard->control);
 	}
 	int rc = finish(attach);
@@ -342,7 +342,7 @@ begin(struct client *client, uint32_t serial, const struct lane_header *header, 
 		.old_answers = memory.old_answers,
 		.bell = bell[0] };
 	if (attach->returned || lane_memfd_bytes(geo) > LANE_INLINE_BYTES) {
-		client->attach = attach;
+		client_set_attach(client, attach);
 		client_watch(client);
 		shard->world->ops->work(shard->world, &attach->job);
 		return 0;
@@ -388,10 +388,6 @@ attach_open(struct client *client, const struct frame *request, int *fds)
 	world_secret(shard->world, header.secret, sizeof(header.secret));
 	snprintf(header.pool, sizeof(header.pool), "%s", pool->config->name);
 	shard->lane_ids++;
-	if (fds[FRAME_FD_OLD_ANSWERS] >= 0) {
-		stray_close(fds[FRAME_FD_OLD_ANSWERS]); /* which a new lane has none of */
-		fds[FRAME_FD_OLD_ANSWERS] = -1;
-	}
 	return begin(client, request->serial, &header, pool, &geo, fds);
 }
 

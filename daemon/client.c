@@ -2,6 +2,7 @@
 
 #include "attach.h"
 #include "keeper.h"
+#include "inlet.h"
 #include "log.h"
 #include "loop.h"
 #include "shard.h"
@@ -14,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -39,6 +40,14 @@ client_pid(const struct client *client)
 }
 
 /* ---- life ---- */
+
+static void
+refund(struct client *client)
+{
+	account_refund(client->account, ACCOUNT_CLIENTS, 1);
+	account_refund(client->account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS);
+	account_drop(client->account);
+}
 
 /* The loop watches both descriptors, which are the client's from here on. */
 static int
@@ -66,23 +75,57 @@ client_start(struct client *client, uv_loop_t *loop)
 	client->open_handles = 2;
 	uv_poll_start(&client->control_poll, UV_READABLE, on_control);
 	uv_poll_start(&client->doorbell_poll, UV_READABLE, on_doorbell);
+	laneless_look(client);
 	shard->count.clients++;
 	return 0;
+}
+
+/* Tells a connection that cannot be had why, before it is closed. */
+static void
+say_no(int fd, int code, const char *text)
+{
+	struct frame frame;
+
+	frame_init(&frame, FRAME_ERROR, 0);
+	frame.u.error.code = code;
+	snprintf(frame.u.error.text, sizeof(frame.u.error.text), "%s", text);
+	frame_send(fd, &frame, NULL, 0);
+}
+
+void
+client_turn_away(struct shard *shard, int fd)
+{
+	struct rlimit limit = { .rlim_cur = 0 };
+	char text[FRAME_TEXT];
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	snprintf(text, sizeof(text), "tidegated has no file descriptors left for another connection: LimitNOFILE= is %llu",
+	    (unsigned long long)limit.rlim_cur);
+	say_no(fd, TG_ELIMIT, text);
+	shard->count.turned_away++;
 }
 
 static int
 refuse_client(struct shard *shard, int fd, struct account *account, const struct account_no *no, pid_t pid)
 {
-	struct frame frame;
+	char text[FRAME_TEXT];
 
-	frame_init(&frame, FRAME_ERROR, 0);
-	frame.u.error.code = TG_ELIMIT;
-	account_no_text(account, no, frame.u.error.text, sizeof(frame.u.error.text));
-	frame_send(fd, &frame, NULL, 0);
+	say_no(fd, TG_ELIMIT, account_no_text(account, no, text, sizeof(text)));
 	account_no_log(account, no, pid);
 	shard->count.refused++;
-	close(fd);
+	inlet_close(fd, account);
 	return -TG_ELIMIT;
+}
+
+/* Whether the user may have one more connection, if need be in the place of one that has no lane. */
+static int
+have_room(struct shard *shard, struct account *account, enum account_what what, uint64_t more, struct account_no *no)
+{
+	if (account_may(account, what, more, 0, no))
+		return 1;
+	struct account_no why = *no;
+	return laneless_make_room(&shard->laneless, no->of_all ? NULL : account, &why) &&
+	       account_may(account, what, more, 0, no);
 }
 
 int
@@ -94,32 +137,25 @@ client_new(struct shard *shard, uv_loop_t *loop, int fd)
 
 	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
 	struct account *account = account_hold(&shard->accounts, cred.uid);
-	int rc = 0;
-	if (!account_may(account, ACCOUNT_CLIENTS, 1, 0, &no) ||
-	    !account_may(account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS, 0, &no))
+	int doorbell = -1, rc = 0;
+	stray_reap();
+	if (!have_room(shard, account, ACCOUNT_CLIENTS, 1, &no) ||
+	    !have_room(shard, account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS, &no)) {
 		rc = refuse_client(shard, fd, account, &no, cred.pid);
-	account_drop(account);
-	if (rc != 0)
-		return rc;
-	int doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (doorbell < 0) {
-		close(fd);
-		return -TG_ELIMIT;
-	}
-	if (client_adopt(shard, loop, fd, doorbell, cred.pid, cred.uid, cred.gid, "") == NULL) {
-		close(fd);
+	} else if ((doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) {
+		rc = -TG_ELIMIT;
+		log_limited(&shard->turned_away_limit, LOG_LEVEL_ERROR, "no_descriptors", "for=client pid=%d uid=%u", (int)cred.pid,
+		    cred.uid);
+		client_turn_away(shard, fd);
+		inlet_close(fd, account);
+	} else if (client_adopt(shard, loop, fd, doorbell, cred.pid, cred.uid, cred.gid, "") == NULL) {
+		rc = -TG_ENOMEM;
+		say_no(fd, TG_ENOMEM, "tidegated has no memory for another connection");
+		inlet_close(fd, account);
 		close(doorbell);
-		return -TG_ENOMEM;
 	}
-	return 0;
-}
-
-static void
-refund(struct client *client)
-{
-	account_refund(client->account, ACCOUNT_CLIENTS, 1);
-	account_refund(client->account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS);
-	account_drop(client->account);
+	account_drop(account);
+	return rc;
 }
 
 struct client *
@@ -153,20 +189,9 @@ static void
 on_closed(uv_handle_t *handle)
 {
 	struct client *client = handle->data;
-	int unread = 0;
 
-	if (--client->open_handles > 0)
-		return;
-	uint64_t began = control_begin(&client->shard->control);
-	/* What it has sent and nobody has read goes with its socket, and may take long: stray.h. */
-	if (ioctl(client->fd, FIONREAD, &unread) == 0 && unread > 0)
-		stray_close(client->fd);
-	else
-		close(client->fd);
-	close(client->doorbell);
-	refund(client);
-	control_end(&client->shard->control, began);
-	free(client);
+	if (--client->open_handles == 0)
+		free(client);
 }
 
 static int
@@ -208,11 +233,17 @@ client_close(struct client *client)
 	client->attach = NULL;
 	if (client->restoring > 0)
 		abandon_restored(client);
+	laneless_gone(client);
 	TAILQ_REMOVE(&client->shard->clients, client, entry);
 	client->shard->client_count--;
 	uv_close((uv_handle_t *)&client->control_poll, on_closed);
 	if (handles > 1)
 		uv_close((uv_handle_t *)&client->doorbell_poll, on_closed);
+	/* The loop does not look at them any more: somebody may be waiting for them. */
+	inlet_close(client->fd, client->account);
+	if (handles > 1)
+		close(client->doorbell);
+	refund(client);
 }
 
 void
@@ -220,6 +251,7 @@ client_lane_gone(struct client *client, struct lane *lane)
 {
 	TAILQ_REMOVE(&client->lanes, lane, client_entry);
 	client->lane_count--;
+	laneless_look(client);
 	if (client->rings_owed > client->lane_count + 1)
 		client->rings_owed = client->lane_count + 1;
 }
@@ -256,6 +288,26 @@ client_refuse_limit(struct client *client, uint32_t serial, const struct account
 	return client_refuse(client, serial, TG_ELIMIT, "%s", account_no_text(client->account, no, text, sizeof(text)));
 }
 
+void
+client_dismiss(struct client *client, int code, const char *format, ...)
+{
+	char text[FRAME_TEXT];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	say_no(client->fd, code, text);
+	client_close(client);
+}
+
+void
+client_set_attach(struct client *client, struct attach *attach)
+{
+	client->attach = attach;
+	laneless_look(client);
+}
+
 /* ---- lanes ---- */
 
 void
@@ -263,6 +315,7 @@ client_add_lane(struct client *client, struct lane *lane)
 {
 	TAILQ_INSERT_TAIL(&client->lanes, lane, client_entry);
 	client->lane_count++;
+	laneless_look(client);
 	client_owe_ring(client); /* who had the lane under another daemon rings once without asking */
 	if (lane->kept)
 		return; /* under the name it has */
@@ -309,7 +362,7 @@ close_lane(struct client *client, const struct frame *request)
 }
 
 static int
-serve(struct client *client, const struct frame *frame, int fds[FRAME_FDS])
+serve(struct client *client, const struct frame *frame, int fds[INLET_FDS])
 {
 	switch (frame->type) {
 	case FRAME_LANE_RETURN:
@@ -333,14 +386,26 @@ static int
 serve_next(struct client *client)
 {
 	struct frame frame;
-	int fds[FRAME_FDS];
-	int rc = frame_recv_from(client->fd, &frame, fds, stray_close);
+	int fds[INLET_FDS];
+	int rc = inlet_recv(client->fd, &frame, fds, client->account);
 
 	if (rc == 0) {
 		rc = serve(client, &frame, fds);
-		for (unsigned f = 0; f < FRAME_FDS; f++)
-			if (fds[f] >= 0)
-				stray_close(fds[f]);
+		for (unsigned i = 0; i < INLET_FDS; i++)
+			if (fds[i] >= 0)
+				stray_close(fds[i], client->account);
+	} else if (rc == INLET_UNWANTED) {
+		rc = -TG_EPROTOCOL;
+		client->shard->count.strays++;
+		client_refuse(client, frame.serial, TG_EPROTOCOL,
+		    "user %u, process %d: descriptors came with a request of type %u that are not the memory of a lane",
+		    client->uid, client_pid(client), frame.type);
+	} else if (rc == -TG_ELIMIT) {
+		struct rlimit limit = { .rlim_cur = 0 };
+		getrlimit(RLIMIT_NOFILE, &limit);
+		client_refuse(client, 0, TG_ELIMIT,
+		    "tidegated has no file descriptors left for a lane's memory: LimitNOFILE= is %llu",
+		    (unsigned long long)limit.rlim_cur);
 	} else if (rc == -TG_EVERSION) {
 		client_refuse(client, frame.serial, TG_EVERSION,
 		    "the library speaks ABI %u, this daemon %u: install matching versions", frame.abi, LANE_ABI);
@@ -409,11 +474,16 @@ on_control(uv_poll_t *poll, int status, int events)
 {
 	struct client *client = poll->data;
 
+	struct control *control = &client->shard->control;
+
 	loop_refresh_clock(client->shard);
-	if (status < 0)
-		client_end(client, -TG_ECLOSED);
-	else
+	if (status >= 0) {
 		serve_some(client, FRAMES_A_TURN);
+		return;
+	}
+	uint64_t began = control_begin(control);
+	client_end(client, -TG_ECLOSED);
+	control_end(control, began);
 }
 
 static void

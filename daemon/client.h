@@ -40,6 +40,9 @@ struct client {
 	uid_t uid;
 	gid_t gid;
 	struct account *account;
+	int laneless; /* it is on the two lists of those without a lane */
+	uint64_t laneless_ns;
+	TAILQ_ENTRY(client) laneless_entry, account_entry;
 	char name[32];
 	uv_poll_t control_poll;
 	uv_poll_t doorbell_poll;
@@ -63,6 +66,9 @@ struct client {
 
 /* Takes over an accepted socket, closing it when the client cannot be had: then -TG_ELIMIT, -TG_ENOMEM. */
 int client_new(struct shard *shard, uv_loop_t *loop, int fd);
+
+/* Tells a connection that there is no descriptor for it; the caller closes it. */
+void client_turn_away(struct shard *shard, int fd);
 
 /* A client whose socket and doorbell exist already: they become the client's. NULL without memory. */
 struct client *client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int doorbell, pid_t pid, uid_t uid,
@@ -93,6 +99,12 @@ int client_refuse_limit(struct client *client, uint32_t serial, const struct acc
 
 /* Says why, and closes. */
 void client_end(struct client *client, int why);
+
+/* The same, and tells the client, in a frame that answers no request. */
+void client_dismiss(struct client *client, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* Its request's lane is on its way, or is not any more. */
+void client_set_attach(struct client *client, struct attach *attach);
 
 /* Hangs up; its lanes become orphans. The memory goes when the loop has let go of it. */
 void client_close(struct client *client);

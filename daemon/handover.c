@@ -40,7 +40,7 @@ int
 handover_recv(int fd, struct handover_packet *packet, int fds[HANDOVER_FDS])
 {
 	const struct handover_frame *frame = &packet->frame;
-	ssize_t n = packet_recv(fd, packet, sizeof(*packet), fds, NULL);
+	ssize_t n = packet_recv(fd, packet, sizeof(*packet), fds);
 
 	if (n < 0)
 		return (int)n;
@@ -49,7 +49,7 @@ handover_recv(int fd, struct handover_packet *packet, int fds[HANDOVER_FDS])
 	if (known && frame->version == HANDOVER_VERSION && (size_t)n >= sizeof(*frame) &&
 	    (size_t)n == handover_size(frame))
 		return 0;
-	packet_close_fds(fds, NULL);
+	packet_close_fds(fds);
 	return known && frame->version != HANDOVER_VERSION ? -TG_EVERSION : -TG_EPROTOCOL;
 }
 

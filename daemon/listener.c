@@ -37,8 +37,8 @@ keep_spare(struct listener *listener)
 }
 
 /*
- * No descriptor is left for who knocks. He is let in and out again: he learns it at once, and the
- * socket does not stay readable, which would keep the loop from ever sleeping. Returns whether he was.
+ * No descriptor is left for a connection. It takes the spare one's place, is told why and closed at once: the
+ * socket would stay readable otherwise, and keep the loop from ever sleeping. Returns whether it was taken.
  */
 static int
 turn_away(struct listener *listener)
@@ -52,6 +52,8 @@ turn_away(struct listener *listener)
 	close(listener->spare);
 	listener->spare = -1;
 	int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	if (fd >= 0 && listener->turned_away != NULL)
+		listener->turned_away(listener->owner, fd);
 	if (fd >= 0)
 		close(fd);
 	keep_spare(listener);

@@ -25,6 +25,7 @@ struct listener {
 	ino_t ino;
 	int lost;        /* it does not, and that was said */
 	void (*accepted)(void *owner, int fd); /* takes the descriptor over */
+	void (*turned_away)(void *owner, int fd); /* tells one that finds no descriptor left; NULL: it reads an end */
 	int (*may_accept)(void *owner); /* asked before each; on 0 it is silent until listener_resume. NULL: always */
 	struct log_limit accept_limit, bind_limit;
 	void *owner;

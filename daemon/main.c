@@ -185,6 +185,20 @@ may_accept(void *owner)
 }
 
 static void
+on_client_turned_away(void *owner, int fd)
+{
+	struct loop *loop = owner;
+
+	client_turn_away(&loop->shard, fd);
+}
+
+static void
+on_admin_turned_away(void *owner, int fd)
+{
+	admin_turn_away(owner, fd);
+}
+
+static void
 on_admin(void *owner, int fd)
 {
 	admin_accept(owner, fd);
@@ -249,6 +263,8 @@ run(const struct config *config, const struct options *options)
 	if (rc != 0)
 		goto out;
 	control.may_accept = may_accept;
+	control.turned_away = on_client_turned_away;
+	admins.turned_away = on_admin_turned_away;
 	loop.shard.control.listener = &control;
 	rc = handover_init(&handover, &loop, &control, &admins, &start);
 	if (rc != 0)

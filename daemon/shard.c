@@ -2,6 +2,7 @@
 
 #include "client.h"
 #include "log.h"
+#include "stray.h"
 
 #include <stddef.h>
 #include <stdlib.h>
@@ -142,6 +143,8 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	    timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
 	int rc = control_init(&shard->control, shard);
+	if (rc == 0)
+		rc = laneless_init(&shard->laneless, shard);
 	if (rc != 0)
 		return rc;
 	for (; shard->pool_count < config->pool_count; shard->pool_count++) {
@@ -173,6 +176,8 @@ shard_fini(struct shard *shard)
 	while (!TAILQ_EMPTY(&shard->graveyard))
 		lane_free(TAILQ_FIRST(&shard->graveyard));
 	control_fini(&shard->control);
+	timer_stop(&shard->timers, &shard->laneless.timer);
+	stray_leave(&shard->accounts);
 	free(shard->pools);
 	free(shard->read_buffer);
 	free(shard->copy_buffer);

@@ -16,6 +16,7 @@
 #include "account.h"
 #include "control.h"
 #include "lane.h"
+#include "laneless.h"
 #include "link.h"
 #include "pool.h"
 #include "timer.h"
@@ -62,6 +63,7 @@ struct shard {
 	struct client_list clients;
 	struct client_list looking;  /* clients that have rung, by looking_entry */
 	uint32_t client_count;
+	struct laneless laneless;    /* those of them that have no lane */
 	uint32_t unheard; /* clients whose doorbells are not listened to now: client.h */
 	uint32_t lane_count;
 	struct accounts accounts; /* of users: what they hold and may hold */
@@ -71,6 +73,7 @@ struct shard {
 	struct log_limit orphan_limit; /* a host's processes may all die at once */
 	struct log_limit overslept_limit;
 	struct log_limit unheard_limit;
+	struct log_limit turned_away_limit;
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
 	int paused; /* nothing new is framed: a successor is about to take over */
@@ -84,7 +87,7 @@ struct shard {
 
 	struct {
 		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, overslept, doorbells, unheard,
-		    bells, clients, refused;
+		    bells, clients, refused, laneless_ended, turned_away, strays;
 	} count;
 };
 

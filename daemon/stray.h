@@ -1,17 +1,29 @@
 /*
- * Descriptors that a stranger has sent and nobody wants.
+ * Descriptors whose close may take as long as a client likes.
  *
- * close() may take as long as who sent them likes: a TCP socket that lingers, a file of his own FUSE
- * server, a memfd of many gigabytes. So it is done by threads that nothing else needs. When all of them
- * are held up, what comes meanwhile stays open until one is not; the process's limit on descriptors
- * bounds that.
+ * close() of the last descriptor of a TCP socket that lingers waits for its peer, that of a memfd of many gigabytes
+ * frees them first, and that of a unix socket does all this for the descriptors in packets nobody has read. So it is
+ * done by a few threads that nothing else needs. A signal interrupts the wait of sockets that linger every 50 ms
+ * (measured: one signal ends that of all sockets in a packet); what no signal interrupts holds up other descriptors
+ * of this kind alone.
  *
- * Owner: the process. Threads: any.
+ * Each stays charged to its user until it is closed, so that limits.descriptors_per_user bounds how many there are.
+ *
+ * Owner: the process. stray_close and the others are called by the loop's thread.
  */
 #ifndef TG_DAEMON_STRAY_H
 #define TG_DAEMON_STRAY_H
 
-/* Closes fd, some time. */
-void stray_close(int fd);
+struct account;
+struct accounts;
+
+/* Closes fd on a thread, and charges it to the account until then. */
+void stray_close(int fd, struct account *account);
+
+/* Refunds what has been closed meanwhile. */
+void stray_reap(void);
+
+/* These accounts are about to go: what is not closed yet is charged to none of them any more. */
+void stray_leave(const struct accounts *accounts);
 
 #endif

@@ -33,7 +33,7 @@ handover_free(struct handover_taken *taken)
 	if (taken == NULL)
 		return;
 	for (size_t i = 0; i < taken->count; i++) {
-		packet_close_fds(taken->items[i]->fds, NULL);
+		packet_close_fds(taken->items[i]->fds);
 		free(taken->items[i]);
 	}
 	free(taken->items);
@@ -91,7 +91,7 @@ handover_receive(int fd, struct handover_taken **out)
 		if ((rc = await(fd, &item)) != 0)
 			goto fail;
 		if ((rc = keep(taken, &item)) != 0) {
-			packet_close_fds(item.fds, NULL);
+			packet_close_fds(item.fds);
 			goto fail;
 		}
 	} while (item.packet.frame.type != HANDOVER_DONE);
@@ -110,7 +110,7 @@ handover_take(int fd)
 
 	if (rc != 0 || (rc = await(fd, &item)) != 0)
 		return rc;
-	packet_close_fds(item.fds, NULL);
+	packet_close_fds(item.fds);
 	return item.packet.frame.type == HANDOVER_GO ? 0 : -TG_EPROTOCOL;
 }
 

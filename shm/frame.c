@@ -47,37 +47,16 @@ frame_send(int fd, const struct frame *frame, const int *fds, unsigned nfds)
 	return packet_send(fd, frame, sizeof(*frame), fds, nfds);
 }
 
-/* What a packet's head makes of it: 0, -TG_EPROTOCOL or -TG_EVERSION. */
-static int
-check(const struct frame *frame, size_t len)
+int
+frame_check(struct frame *frame, size_t len)
 {
 	if (len < offsetof(struct frame, u) || frame->magic != FRAME_MAGIC)
 		return -TG_EPROTOCOL;
+	/* Whatever is wrong with the rest of it, a head of another ABI is what its sender needs to hear. */
 	if (frame->abi != LANE_ABI)
 		return -TG_EVERSION;
-	return len == sizeof(*frame) ? 0 : -TG_EPROTOCOL;
-}
-
-int
-frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS])
-{
-	return frame_recv_from(fd, frame, fds, NULL);
-}
-
-int
-frame_recv_from(int fd, struct frame *frame, int fds[FRAME_FDS], packet_let_go *let_go)
-{
-	memset(frame, 0, sizeof(*frame));
-	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds, let_go);
-	/* Whatever was wrong with the rest of it, a head of another ABI is what its sender needs to hear. */
-	int rc = n >= 0 ? check(frame, (size_t)n)
-	    : n == -TG_EPROTOCOL && check(frame, sizeof(*frame)) == -TG_EVERSION ? -TG_EVERSION
-	                                                                      : (int)n;
-
-	if (rc != 0) {
-		packet_close_fds(fds, let_go);
-		return rc;
-	}
+	if (len != sizeof(*frame))
+		return -TG_EPROTOCOL;
 	if (frame->type == FRAME_ERROR)
 		frame->u.error.text[FRAME_TEXT - 1] = '\0';
 	if (frame->type == FRAME_LANE_OPEN || frame->type == FRAME_LANE_RETURN) {
@@ -85,4 +64,18 @@ frame_recv_from(int fd, struct frame *frame, int fds[FRAME_FDS], packet_let_go *
 		frame->u.open.name[sizeof(frame->u.open.name) - 1] = '\0';
 	}
 	return 0;
+}
+
+int
+frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS])
+{
+	memset(frame, 0, sizeof(*frame));
+	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds);
+	int rc = n >= 0 ? frame_check(frame, (size_t)n)
+	    : n == -TG_EPROTOCOL && frame_check(frame, sizeof(*frame)) == -TG_EVERSION ? -TG_EVERSION
+	                                                                            : (int)n;
+
+	if (rc != 0)
+		packet_close_fds(fds);
+	return rc;
 }

@@ -108,9 +108,9 @@ int frame_send(int fd, const struct frame *frame, const int *fds, unsigned nfds)
 int frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS]);
 
 /*
- * The same for whoever must not be held up: what is not returned in fds is given to let_go. close()
- * may take as long as the peer likes.
+ * Whether a received packet of len bytes (more than a frame has: it was longer), the first of which are in *frame, is a
+ * frame of this ABI: 0, -TG_EPROTOCOL or -TG_EVERSION. Terminates the strings in it.
  */
-int frame_recv_from(int fd, struct frame *frame, int fds[FRAME_FDS], packet_let_go *let_go);
+int frame_check(struct frame *frame, size_t len);
 
 #endif

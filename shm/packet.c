@@ -15,7 +15,7 @@ union fd_control {
 	char bytes[CMSG_SPACE(PACKET_FDS * sizeof(int))];
 };
 
-/* Room for all that can come: what finds none is closed by the kernel, in our time. */
+/* Room for all that can come: what finds none has been sent to a process that can open no more. */
 union fd_control_any {
 	struct cmsghdr head;
 	char bytes[CMSG_SPACE(FDS_MAX * sizeof(int))];
@@ -57,21 +57,12 @@ packet_send(int fd, const void *bytes, size_t len, const int *fds, unsigned nfds
 	return n < 0 ? error_from_errno() : 0;
 }
 
-static void
-drop(int fd, packet_let_go *let_go)
-{
-	if (let_go != NULL)
-		let_go(fd);
-	else
-		close(fd);
-}
-
 void
-packet_close_fds(int fds[PACKET_FDS], packet_let_go *let_go)
+packet_close_fds(int fds[PACKET_FDS])
 {
 	for (unsigned i = 0; i < PACKET_FDS; i++) {
 		if (fds[i] >= 0)
-			drop(fds[i], let_go);
+			close(fds[i]);
 		fds[i] = -1;
 	}
 }
@@ -81,7 +72,7 @@ packet_close_fds(int fds[PACKET_FDS], packet_let_go *let_go)
  * Returns how many came, those included that found no place in fds and were closed.
  */
 static unsigned
-take_fds(struct msghdr *msg, int fds[PACKET_FDS], packet_let_go *let_go)
+take_fds(struct msghdr *msg, int fds[PACKET_FDS])
 {
 	unsigned taken = 0;
 
@@ -95,7 +86,7 @@ take_fds(struct msghdr *msg, int fds[PACKET_FDS], packet_let_go *let_go)
 			if (taken < PACKET_FDS)
 				fds[taken] = fd;
 			else
-				drop(fd, let_go);
+				close(fd);
 			taken++;
 		}
 	}
@@ -103,7 +94,7 @@ take_fds(struct msghdr *msg, int fds[PACKET_FDS], packet_let_go *let_go)
 }
 
 ssize_t
-packet_recv(int fd, void *bytes, size_t size, int fds[PACKET_FDS], packet_let_go *let_go)
+packet_recv(int fd, void *bytes, size_t size, int fds[PACKET_FDS])
 {
 	struct iovec iov = { .iov_base = bytes, .iov_len = size };
 	union fd_control_any control;
@@ -120,7 +111,7 @@ packet_recv(int fd, void *bytes, size_t size, int fds[PACKET_FDS], packet_let_go
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return error_from_errno();
-	unsigned count = take_fds(&msg, fds, let_go);
+	unsigned count = take_fds(&msg, fds);
 	if (n == 0)
 		n = -TG_ECLOSED;
 	else if ((msg.msg_flags & MSG_TRUNC) != 0 || count > PACKET_FDS)
@@ -128,6 +119,6 @@ packet_recv(int fd, void *bytes, size_t size, int fds[PACKET_FDS], packet_let_go
 	else if ((msg.msg_flags & MSG_CTRUNC) != 0)
 		n = -TG_ELIMIT; /* there was room in control: it is this process that has no more */
 	if (n < 0)
-		packet_close_fds(fds, let_go);
+		packet_close_fds(fds);
 	return n;
 }

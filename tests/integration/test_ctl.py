@@ -9,7 +9,7 @@ import pytest
 from harness import Process, Sink, pool, program, wait_for
 from load import Producer
 
-COMMANDS = ("status", "pools", "brokers", "links", "lanes", "stats")
+COMMANDS = ("status", "pools", "brokers", "links", "lanes", "users", "stats")
 
 
 def text(d, *words):

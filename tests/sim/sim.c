@@ -115,6 +115,7 @@ sim_start(struct sim *sim)
 	for (unsigned i = 0; i < sim->pool->broker_count; i++)
 		sim->brokers[i].broker = &sim->pool->brokers[i];
 	sim->client.shard = &sim->shard;
+	sim->client.attach = (struct attach *)(void *)sim; /* one is always on its way: it is never laneless */
 	TAILQ_INIT(&sim->client.asleep);
 	TAILQ_INIT(&sim->client.lanes);
 	shard_start(&sim->shard);

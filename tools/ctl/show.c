@@ -479,6 +479,31 @@ show_lanes(const struct sample *sample, FILE *out)
 	finish(&table, out, "There are no lanes.");
 }
 
+/* ---- users ---- */
+
+void
+show_users(const struct sample *sample, FILE *out)
+{
+	static const struct table_column columns[] = { { "USER", 1 }, { "CONNECTIONS", 1 }, { "LANES", 1 }, { "ORPHANS", 1 },
+		{ "MEMORY", 1 }, { "DESCRIPTORS", 1 }, { "REFUSED", 1 } };
+	struct table table;
+	size_t i;
+	json_t *row;
+
+	table_init(&table, COLUMNS(columns));
+	json_array_foreach (json_object_get(sample->answer, "users"), i, row) {
+		char text[UNITS_TEXT];
+		table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "uid"));
+		cell_count(&table, PAINT_NONE, number(row, "connections"));
+		cell_count(&table, PAINT_NONE, number(row, "lanes"));
+		cell_count(&table, PAINT_WARN, number(row, "orphans"));
+		table_cell(&table, PAINT_NONE, units_bytes(text, sizeof(text), number(row, "memory_bytes")));
+		cell_count(&table, PAINT_NONE, number(row, "descriptors"));
+		cell_count(&table, PAINT_BAD, number(row, "refused"));
+	}
+	finish(&table, out, "No user has anything here.");
+}
+
 /* ---- stats ---- */
 
 static void

@@ -18,7 +18,7 @@ struct sample {
 
 typedef void show_answer(const struct sample *sample, FILE *out);
 
-show_answer show_status, show_pools, show_brokers, show_links, show_lanes, show_stats, show_why;
+show_answer show_status, show_pools, show_brokers, show_links, show_lanes, show_users, show_stats, show_why;
 
 /* One event: a line. */
 void show_event(const json_t *event, FILE *out);
