@@ -30,6 +30,7 @@ accounts_init(struct accounts *accounts, const struct config_limits *limits, uin
 	accounts->others.accounts = accounts;
 	accounts->others.uid = (uid_t)-1;
 	TAILQ_INIT(&accounts->others.laneless);
+	TAILQ_INIT(&accounts->others.waiting);
 	for (uint32_t i = 0; i < ACCOUNT_BUCKETS; i++)
 		TAILQ_INIT(&accounts->buckets[i]);
 }
@@ -56,6 +57,7 @@ account_hold(struct accounts *accounts, uid_t uid)
 		account->accounts = accounts;
 		account->uid = uid;
 		TAILQ_INIT(&account->laneless);
+		TAILQ_INIT(&account->waiting);
 		TAILQ_INSERT_TAIL(list, account, entry);
 		accounts->count++;
 	}

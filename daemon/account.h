@@ -41,6 +41,9 @@ enum account_what {
 struct accounts;
 struct client;
 struct config_limits;
+struct lane;
+
+TAILQ_HEAD(account_lanes, lane);
 
 TAILQ_HEAD(laneless_list, client); /* laneless.h */
 
@@ -53,6 +56,11 @@ struct account {
 	struct log_limit limit;          /* of the lines about them */
 	struct laneless_list laneless;   /* its connections without a lane, by account_entry, the longest first */
 	TAILQ_ENTRY(account) entry;
+
+	struct account_lanes waiting; /* the user's lanes that wait, whose deadlines are looked at: expiry.h */
+	uint32_t waiting_count;
+	uint32_t looks; /* left in this tick */
+	TAILQ_ENTRY(account) waiting_entry;
 };
 
 TAILQ_HEAD(account_list, account);

@@ -58,7 +58,7 @@ largest_ring(const struct config_limits *limits)
 
 	for (; geo.sq_bytes > LANE_SQ_MIN; geo.sq_bytes /= 2) {
 		lane_geometry_make(&geo, geo.sq_bytes, 0);
-		if (geo.sq_bytes <= limits->ring_bytes && lane_memfd_bytes(&geo) <= limits->memory_bytes)
+		if (geo.sq_bytes <= limits->ring_bytes && lane_cost_bytes(&geo) <= limits->memory_bytes)
 			break;
 	}
 	return (uint32_t)geo.sq_bytes;
@@ -80,7 +80,7 @@ refuse_ring(struct client *client, uint32_t serial, const struct lane_geometry *
 		    (unsigned long long)limits->ring_bytes);
 	else
 		snprintf(frame.u.error.text, sizeof(frame.u.error.text), "a lane of %llu bytes is too large: limits.memory_bytes is %llu",
-		    (unsigned long long)lane_memfd_bytes(geo), (unsigned long long)limits->memory_bytes);
+		    (unsigned long long)lane_cost_bytes(geo), (unsigned long long)limits->memory_bytes);
 	client->shard->count.refused++;
 	return client_answer(client, &frame, NULL, 0);
 }
@@ -98,7 +98,7 @@ within_limits(
 	uint32_t serial = request->serial;
 	struct account_no no;
 
-	if (!returned && (geo->sq_bytes > limits->ring_bytes || lane_memfd_bytes(geo) > limits->memory_bytes))
+	if (!returned && (geo->sq_bytes > limits->ring_bytes || lane_cost_bytes(geo) > limits->memory_bytes))
 		*rc = refuse_ring(client, serial, geo);
 	else if (!returned && client->lane_count >= limits->lanes_per_client)
 		*rc = client_refuse(client, serial, TG_ELIMIT,
@@ -106,7 +106,7 @@ within_limits(
 		    client->lane_count, limits->lanes_per_client);
 	else if (!account_may(account, ACCOUNT_LANES, 1, returned, &no) ||
 	         (!returned && !account_may(account, ACCOUNT_ORPHANS, 1, 0, &no)) ||
-	         !account_may(account, ACCOUNT_MEMORY, lane_memfd_bytes(geo), returned, &no) ||
+	         !account_may(account, ACCOUNT_MEMORY, lane_cost_bytes(geo), returned, &no) ||
 	         !account_may(account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS, returned, &no))
 		*rc = client_refuse_limit(client, serial, &no);
 	else
@@ -162,23 +162,31 @@ lane_frame(struct frame *frame, enum frame_type type, uint32_t serial, const str
 	frame->u.lane.clock_ns = frame_clock();
 }
 
-/* Answers with the lane's answers, doorbell and bell. Takes the bell. */
+/*
+ * Answers with the lane's answers, doorbell and bell. Takes the bell. Without a descriptor for the client it has no
+ * lane: one that came back is handed back again.
+ */
 static int
-answer_lane(struct client *client, const struct frame *frame, const struct lane *lane, int bell)
+answer_lane(struct client *client, const struct frame *frame, struct lane *lane, int bell)
 {
 	int answers = lane_share(lane);
 	int fds[] = { [FRAME_FD_ANSWERS] = answers, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell };
-	/* Without a descriptor for the client there is no lane for it: it tries again. */
-	int rc = answers >= 0 ? client_answer(client, frame, fds, 3) : answers;
+	int rc, error = errno;
 
-	if (answers >= 0)
+	if (answers >= 0) {
+		rc = client_answer(client, frame, fds, 3);
 		close(answers);
+		close(bell);
+		return rc;
+	}
 	close(bell);
-	return rc;
+	lane_orphan(lane);
+	errno = error;
+	return refuse_lane(client, frame->serial, lane->pool->config->name, lane_memfd_bytes(&lane->map.geo), answers);
 }
 
 static int
-answer_returned(struct client *client, uint32_t serial, const struct lane *lane, int bell)
+answer_returned(struct client *client, uint32_t serial, struct lane *lane, int bell)
 {
 	struct frame frame;
 
@@ -193,7 +201,7 @@ answer_returned(struct client *client, uint32_t serial, const struct lane *lane,
 }
 
 static int
-answer_opened(struct client *client, uint32_t serial, const struct lane *lane, int bell, uint32_t flags)
+answer_opened(struct client *client, uint32_t serial, struct lane *lane, int bell, uint32_t flags)
 {
 	struct frame frame;
 

@@ -71,9 +71,15 @@ lane_make(struct lane **out, const struct lane_header *header, struct pool *pool
 	lane->account = account_hold(&shard->accounts, lane->owner.uid);
 	account_charge(lane->account, ACCOUNT_LANES, 1);
 	account_charge(lane->account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
-	lane_charge(lane, lane_memfd_bytes(&memory->geo));
+	lane_charge(lane, lane_cost_bytes(&memory->geo));
 	*out = lane;
 	return 0;
+}
+
+uint64_t
+lane_cost_bytes(const struct lane_geometry *geo)
+{
+	return lane_memfd_bytes(geo) + (uint64_t)geo->cq_entries * sizeof(struct slot);
 }
 
 void
@@ -308,10 +314,12 @@ lane_set_place(struct lane *lane, enum lane_place place)
 		break;
 	case LANE_WAIT_LINK:
 		TAILQ_REMOVE(&lane->link->waiters, lane, place_entry);
+		expiry_remove(&shard->expiry, lane);
 		lane->pool->waiting--;
 		break;
 	case LANE_WAIT_POOL:
 		TAILQ_REMOVE(&lane->pool->waiters, lane, place_entry);
+		expiry_remove(&shard->expiry, lane);
 		lane->pool->waiting--;
 		break;
 	case LANE_STALLED:
@@ -332,11 +340,13 @@ lane_set_place(struct lane *lane, enum lane_place place)
 		break;
 	case LANE_WAIT_LINK:
 		TAILQ_INSERT_TAIL(&lane->link->waiters, lane, place_entry);
+		expiry_add(&shard->expiry, lane);
 		lane->pool->waiting++;
 		pool_lane_waits(lane->pool);
 		break;
 	case LANE_WAIT_POOL:
 		TAILQ_INSERT_TAIL(&lane->pool->waiters, lane, place_entry);
+		expiry_add(&shard->expiry, lane);
 		lane->pool->waiting++;
 		pool_lane_waits(lane->pool);
 		break;
@@ -417,6 +427,9 @@ charge_to(struct lane *lane, uid_t uid)
 	if (from == NULL || from->uid == uid)
 		return;
 	struct account *to = account_hold(from->accounts, uid);
+	int waits = lane->place == LANE_WAIT_LINK || lane->place == LANE_WAIT_POOL;
+	if (waits)
+		expiry_remove(&lane->shard->expiry, lane);
 	account_refund(from, ACCOUNT_LANES, 1);
 	account_charge(to, ACCOUNT_LANES, 1);
 	account_refund(from, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
@@ -426,6 +439,8 @@ charge_to(struct lane *lane, uid_t uid)
 	account_refund(from, ACCOUNT_MEMORY, lane->charged_bytes);
 	account_charge(to, ACCOUNT_MEMORY, lane->charged_bytes);
 	lane->account = to;
+	if (waits)
+		expiry_add(&lane->shard->expiry, lane);
 	account_drop(from);
 }
 

@@ -103,6 +103,7 @@ struct lane {
 	TAILQ_ENTRY(lane) client_entry;
 	TAILQ_ENTRY(lane) dirty_entry;
 	TAILQ_ENTRY(lane) dozed_entry;
+	TAILQ_ENTRY(lane) waiting_entry; /* WAIT_LINK and WAIT_POOL: in its account's list */
 	struct lane_list *dozing; /* the shard's list it is on by dozed_entry, or NULL */
 	uint64_t dozed_ns;        /* on shard->doubted: when it fell asleep */
 	uint32_t seen_asleep;     /* doze.count when it was last seen asleep with work */
@@ -143,7 +144,7 @@ struct lane_memory {
 #define LANE_DESCRIPTORS 3u /* its ring's, its answers' and its bell's, for a lane's life */
 #define LANE_INLINE_SLOTS 4096u
 
-/* What a waiting lane costs a tick: a client chooses how many records it has waiting, and when each expires. */
+/* What a look at a waiting lane costs at most: a client chooses how many records it has waiting, and when each expires. */
 #define LANE_SWEEP_SLOTS 4096u
 
 enum lane_pumped {
@@ -246,6 +247,9 @@ void lane_forsake(struct lane *lane);
  * the key, that gives it no other user's ids. Among the processes of one user there is nothing to protect.
  */
 void lane_own(struct lane *lane, const struct lane_owner *owner);
+
+/* The most memory that a lane of this geometry can have: its ring, its answers and its table of slots (ring.h, I4). */
+uint64_t lane_cost_bytes(const struct lane_geometry *geo);
 
 /* The daemon has so many bytes more, or less, because of this lane: they count against its owner's memory. */
 void lane_charge(struct lane *lane, uint64_t bytes);

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TICK_MS 20u         /* while lanes wait: how late a deadline may be noticed */
+#define TICK_MS 20u         /* while lanes wait */
 #define SHOW_MS 10u         /* unwritable for this long: more than a full window's pause */
 #define SPREAD_EVERY_MS 250u
 #define SPREAD_LANES 64u    /* that are moved at a time, at most */
@@ -482,18 +482,6 @@ pool_lane_waits(struct pool *pool)
 	timer_set_earlier(&pool->shard->timers, &pool->tick, pool->shard->now_ns + TICK_MS * NS_PER_MS);
 }
 
-/* Deadlines of lanes that wait. One that breaks the rules leaves the list while it is looked at. */
-static void
-expire_list(struct lane_list *list)
-{
-	struct lane *lane, *next;
-
-	for (lane = TAILQ_FIRST(list); lane != NULL; lane = next) {
-		next = TAILQ_NEXT(lane, place_entry);
-		lane_expire(lane);
-	}
-}
-
 static void
 on_tick(struct timer *timer)
 {
@@ -502,13 +490,10 @@ on_tick(struct timer *timer)
 	struct link *link;
 
 	if (pool->waiting > 0) {
-		expire_list(&pool->waiters);
 		for (uint32_t b = 0; b < pool->broker_count; b++)
-			for (uint32_t l = 0; (link = broker_link(&pool->brokers[b], l)) != NULL; l++) {
-				expire_list(&link->waiters);
+			for (uint32_t l = 0; (link = broker_link(&pool->brokers[b], l)) != NULL; l++)
 				if (link->apart && !TAILQ_EMPTY(&link->waiters))
 					link_want_serve(link); /* a lane's pause may be over */
-			}
 		if (!pool->shard->paused)
 			pool_serve(pool);
 	}

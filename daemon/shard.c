@@ -145,6 +145,8 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	int rc = control_init(&shard->control, shard);
 	if (rc == 0)
 		rc = laneless_init(&shard->laneless, shard);
+	if (rc == 0)
+		rc = expiry_init(&shard->expiry, shard);
 	if (rc != 0)
 		return rc;
 	for (; shard->pool_count < config->pool_count; shard->pool_count++) {

@@ -15,6 +15,7 @@
 
 #include "account.h"
 #include "control.h"
+#include "expiry.h"
 #include "lane.h"
 #include "laneless.h"
 #include "link.h"
@@ -60,6 +61,7 @@ struct shard {
 	struct link_list flush;      /* by flush_entry */
 	struct link_list serve;      /* writable links with waiters, by serve_entry */
 	struct control control;
+	struct expiry expiry;
 	struct client_list clients;
 	struct client_list looking;  /* clients that have rung, by looking_entry */
 	uint32_t client_count;

@@ -91,11 +91,11 @@ def test_full_ring_without_a_daemon_says_again_and_its_owner_sleeps(daemon, sink
 
 
 def test_memory_of_all_lanes_is_limited(daemon, sink, opened):
-    d = daemon(pool([sink]), limits={"memory_bytes": 1 << 20, "memory_per_user": 1 << 20})
+    d = daemon(pool([sink]), limits={"memory_bytes": 3 << 19, "memory_per_user": 3 << 19})
     client, other = opened(d), opened(d)
     first = other.lane()
     lanes = [client.lane() for _ in range(2)]
-    with refused(tide.ELIMIT, "limits.memory_bytes is 1048576", str(2 * 4096 + 262144 + 2048 * 32)):
+    with refused(tide.ELIMIT, "limits.memory_bytes is 1572864", str(2 * 4096 + 262144 + 2048 * (32 + 64))):
         client.lane()
     for lane in (first, *lanes):
         assert lane.publish_sync(b"x").name == "delivered"

@@ -22,9 +22,9 @@ RECORDS = RING // 1072  # of this body, with head and topic
 
 
 def memory_of(process):
-    """The lanes' memory of a producer, by its own descriptors."""
+    """The rings of a producer, by its own descriptors."""
     folder = f"/proc/{process.pid}/fd"
-    return [f"{folder}/{fd}" for fd in os.listdir(folder) if "tidegate-lane" in os.readlink(f"{folder}/{fd}")]
+    return [f"{folder}/{fd}" for fd in os.listdir(folder) if "tidegate-ring" in os.readlink(f"{folder}/{fd}")]
 
 
 def read_all(paths):

@@ -307,9 +307,9 @@ bad_input_is_told_exactly(void **state)
 					      "ride one link\n" },
 		{ "limits = { lanes = 5; lanes_per_client = 6; };\n" POOL(""),
 		    "t.conf:1: limits.lanes_per_client: 6 is not allowed: at most lanes, which is 5\n" },
-		{ "limits = { ring_bytes = 32768; memory_bytes = 24576; };\n" POOL(""),
-		    "t.conf:1: limits.ring_bytes: 32768 is not allowed: at most memory_bytes, which is "
-		    "24576\n" },
+		{ "limits = { ring_bytes = 65536; memory_bytes = 36864; };\n" POOL(""),
+		    "t.conf:1: limits.ring_bytes: 65536 is not allowed: at most memory_bytes, which is "
+		    "36864\n" },
 		{ POOL("tls = { cert_file = \"t.conf\"; };"),
 		    "t.conf:1: pools[0].tls: cert_file and key_file are given together or not at all\n" },
 		{ POOL("tls = { ca_file = \"none.pem\"; };"),
