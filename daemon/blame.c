@@ -233,6 +233,74 @@ accuse(struct link *link)
 	return 1;
 }
 
+/* From now on its messages go one at a time. */
+static void
+convict(struct lane *lane, const char *cause)
+{
+	struct lane_blame *blame = &lane->blame;
+
+	if (blame->verdicts < UINT8_MAX)
+		blame->verdicts++;
+	blame->state = BLAME_SINGLE;
+	blame->answers = 0;
+	blame->needed = answers_needed(blame->verdicts);
+	blame->pause_ns = blame->pause_ns == 0 ? BLAME_PAUSE_MS * NS_PER_MS : blame->pause_ns * 2;
+	if (blame->pause_ns > BLAME_PAUSE_MAX_MS * NS_PER_MS)
+		blame->pause_ns = BLAME_PAUSE_MAX_MS * NS_PER_MS;
+	blame->resume_ns = lane->shard->now_ns + blame->pause_ns;
+	tell(lane, LOG_LEVEL_WARN, "lane_blamed", cause);
+}
+
+static void
+enter_in_book(struct link *link, uid_t uid, pid_t pid)
+{
+	struct blame_book *book = &link->broker->pool->blame;
+	uint64_t now = link->shard->now_ns;
+
+	note(book->processes, uid, pid, now);
+	note(book->users, uid, 0, now);
+	link->broker->unexplained = 0;
+}
+
+void
+blame_refused(struct link *link, const struct lane *lane)
+{
+	link->refused = (struct blame_refused){
+		.lane = lane->id, .uid = lane->owner.uid, .pid = lane->owner.pid, .ns = link->shard->now_ns };
+}
+
+/* Whether the close is explained by a rejection just before; its lane, which may be gone, is convicted. */
+static int
+is_afterword(struct link *link)
+{
+	struct blame_refused refused = link->refused;
+
+	int said = link->failed_kind == FATAL_ANSWERED;
+
+	link->refused.ns = 0;
+	if (refused.ns == 0)
+		return said;
+	if (!said && link->shard->now_ns - refused.ns > BLAME_AFTERWORD_MS * NS_PER_MS)
+		return 0;
+	struct lane *lane = shard_lane(link->shard, refused.lane);
+	enter_in_book(link, refused.uid, refused.pid);
+	if (lane != NULL && lane->pool == link->broker->pool)
+		convict(lane, link->why); /* its message has its answer */
+	return 1;
+}
+
+int
+blame_closed(struct link *link)
+{
+	if (link->ready_ns == 0)
+		return 0;
+	if (is_afterword(link))
+		return 1;
+	if (link->failed_kind != FATAL_MESSAGE && link->failed_kind != FATAL_DROPPED)
+		return 0;
+	return link->apart ? accuse(link) : mark(link);
+}
+
 /* ---- the verdict ---- */
 
 /* Another link of the broker that was READY when this one closed, and still is: the broker has lived all the time. */
@@ -264,64 +332,6 @@ reject(struct lane *lane, struct slot *slot, const struct link *link)
 	lane_reject(lane, slot, 0, code, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1);
 }
 
-static void
-convict(struct lane *lane, struct link *link)
-{
-	struct lane_blame *blame = &lane->blame;
-	struct pool *pool = lane->pool;
-	uint64_t now = lane->shard->now_ns;
-
-	if (blame->verdicts < UINT8_MAX)
-		blame->verdicts++;
-	blame->state = BLAME_SINGLE;
-	blame->answers = 0;
-	blame->needed = answers_needed(blame->verdicts);
-	blame->pause_ns = blame->pause_ns == 0 ? BLAME_PAUSE_MS * NS_PER_MS : blame->pause_ns * 2;
-	if (blame->pause_ns > BLAME_PAUSE_MAX_MS * NS_PER_MS)
-		blame->pause_ns = BLAME_PAUSE_MAX_MS * NS_PER_MS;
-	blame->resume_ns = now + blame->pause_ns;
-	note(pool->blame.processes, lane->owner.uid, lane->owner.pid, now);
-	note(pool->blame.users, lane->owner.uid, 0, now);
-	link->broker->unexplained = 0;
-	tell(lane, LOG_LEVEL_WARN, "lane_blamed", link->closed_why);
-	if (blame->alone == SLOT_NONE || blame->alone < lane->slot_head)
-		return;
-	struct slot *slot = lane_slot(lane, blame->alone);
-	if (slot->state == SLOT_PENDING && ++slot->alone >= BLAME_REJECT)
-		reject(lane, slot, link);
-}
-
-/* The broker has rejected a message and closed over it: there is no doubt whose it was. */
-static int
-convict_rejected(struct link *link)
-{
-	struct lane *lane;
-
-	TAILQ_FOREACH (lane, &link->bound, bound_entry)
-		if (lane->id == link->rejected)
-			break;
-	snprintf(link->closed_why, sizeof(link->closed_why), "%s",
-	    link->failed_kind == FATAL_ANSWERED ? link->fatal_why : "it rejected a message and closed");
-	if (lane != NULL) {
-		lane->blame.alone = SLOT_NONE; /* it has its answer */
-		convict(lane, link);
-	}
-	return 1;
-}
-
-int
-blame_closed(struct link *link)
-{
-	if (link->ready_ns == 0)
-		return 0;
-	/* STOMP brokers close behind an ERROR that names its message. */
-	if (link->failed_kind == FATAL_ANSWERED || (link->failed_kind == FATAL_DROPPED && link->rejected != 0))
-		return convict_rejected(link);
-	if (link->failed_kind != FATAL_MESSAGE && link->failed_kind != FATAL_DROPPED)
-		return 0;
-	return link->apart ? accuse(link) : mark(link);
-}
-
 void
 blame_ready(struct link *link)
 {
@@ -338,7 +348,13 @@ blame_ready(struct link *link)
 		return;
 	}
 	guilty = lane;
-	convict(guilty, link);
+	enter_in_book(link, guilty->owner.uid, guilty->owner.pid);
+	convict(guilty, link->closed_why);
+	if (guilty->blame.alone != SLOT_NONE && guilty->blame.alone >= guilty->slot_head) {
+		struct slot *slot = lane_slot(guilty, guilty->blame.alone);
+		if (slot->state == SLOT_PENDING && ++slot->alone >= BLAME_REJECT)
+			reject(guilty, slot, link);
+	}
 	for (lane = TAILQ_FIRST(&link->bound); lane != NULL; lane = next) {
 		next = TAILQ_NEXT(lane, bound_entry);
 		if (lane != guilty && lane->blame.state == BLAME_SUSPECT)

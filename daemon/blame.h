@@ -9,13 +9,13 @@
  *
  *   first close    of a link that was READY: every message that was sent and not answered gets a mark. The
  *                  link connects again at once; breaker and back-off do not count the close
+ *                  A close within BLAME_AFTERWORD_MS of a rejection, or one of which the driver says so
+ *                  (FATAL_ANSWERED), is explained by that: the broker has answered the message. Its lane is guilty at once
  *   second close   the lanes of messages with two marks are set apart, as suspects. A lane that is known
  *                  (its process or its user was found guilty before) is set apart at the first close
  *   apart          each broker has one more link for lanes that are set apart. One lane at a time may use it
  *                  (its holder). A suspect whose marked messages are all answered is cleared and returns to
  *                  the ordinary links
- *   no doubt       the broker has rejected a message in its own words and closes over it (FATAL_ANSWERED): its
- *                  lane is guilty at once
  *   verdict        the apart link closes while a lane holds it, and another link of the same broker, which
  *                  was READY then, still is when the apart link is READY again: the broker lives, so the
  *                  holder is guilty. The other suspects are cleared
@@ -53,6 +53,7 @@ struct pool;
 #define BLAME_REJECT 3u           /* closes over a message that was alone */
 #define BLAME_PAUSE_MS 100u       /* after the first verdict */
 #define BLAME_PAUSE_MAX_MS 10000u
+#define BLAME_AFTERWORD_MS 100u
 #define BLAME_NEAR_MS 10000u
 #define BLAME_TRIAL 4u
 #define BLAME_ANSWERS 16u         /* in a row, after the first verdict */
@@ -93,6 +94,17 @@ struct blame_book {
 	struct blame_entry processes[BLAME_BOOK];
 	struct blame_entry users[BLAME_BOOK];
 };
+
+/* The last message that a broker rejected on a link: whose it was. */
+struct blame_refused {
+	uint64_t lane;
+	uid_t uid;
+	pid_t pid;
+	uint64_t ns; /* 0: none */
+};
+
+/* The broker rejects a message of the lane on this link. */
+void blame_refused(struct link *link, const struct lane *lane);
 
 /* A lane begins: it may have to begin apart. */
 void blame_begin(struct lane *lane);

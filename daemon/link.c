@@ -355,6 +355,7 @@ disconnect(struct link *link)
 	link->probe_misses = 0;
 	link->ready_ns = 0;
 	link->unblocked_ns = 0;
+	link->refused.ns = 0;
 }
 
 static void

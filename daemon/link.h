@@ -30,6 +30,7 @@
 #ifndef TG_DAEMON_LINK_H
 #define TG_DAEMON_LINK_H
 
+#include "blame.h"
 #include "config.h"
 #include "out.h"
 #include "protocol/driver.h"
@@ -105,6 +106,7 @@ struct link {
 	uint64_t closed_ns;   /* the last time that it closed over a message of its holder, */
 	uint32_t closed_code; /* and the broker's words then */
 	char closed_why[200];
+	struct blame_refused refused;
 	int closed_over;      /* this failure may be over a message: broker_link_failed reads it */
 
 	/* the connection */
@@ -184,7 +186,6 @@ struct link {
 	enum driver_fatal fatal_kind;
 	uint32_t fatal_code;
 	char fatal_why[200];
-	uint64_t rejected; /* the lane of the last message that was answered, if it was rejected; else 0 */
 
 	/* for admins */
 	char why[200]; /* cause of the last failure or suspicion */

@@ -84,7 +84,6 @@ progress(struct link *link)
 {
 	link->last_progress_ns = link->shard->now_ns;
 	link->full = 0;
-	link->rejected = 0;
 	advance_base(link);
 	if (link->careful > 0 && --link->careful == 0)
 		link_set_window(link, link->window_wide);
@@ -211,10 +210,9 @@ on_nack(struct link *link, const struct driver_event *event)
 		fatal_text(link, "out of memory for the rest of a message that the broker refused early");
 		return;
 	}
-	uint64_t lane = entry->lane->id;
+	blame_refused(link, entry->lane);
 	answer(link, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
 	progress(link);
-	link->rejected = lane;
 }
 
 /* As far as the broker goes it is done with; what becomes of it nobody knows. */
