@@ -177,54 +177,73 @@ is_suspicious(struct lane *lane, const struct slot *slot)
 	return slot->closes >= 2 || is_known(lane);
 }
 
+/* What a walk over a link's unanswered entries finds. */
+struct walk {
+	struct link *link;
+	uint32_t apart; /* lanes set apart */
+	uint32_t sent;  /* messages that may be the one */
+};
+
+/* The slot of an entry that was sent, or NULL. */
+static struct slot *
+sent_slot(const struct walk *walk, uint64_t seq, const struct inflight *entry)
+{
+	if (entry->start >= out_written(&walk->link->out))
+		return NULL;
+	return lane_carried(entry->lane, entry->slot, walk->link, seq);
+}
+
+static void
+mark_entry(void *arg, uint64_t seq, struct inflight *entry)
+{
+	struct walk *walk = arg;
+	struct slot *slot = sent_slot(walk, seq, entry);
+	struct lane *lane = entry->lane;
+
+	if (slot == NULL)
+		return;
+	walk->sent++;
+	if (slot->closes < 3)
+		slot->closes++;
+	if (!is_suspicious(lane, slot))
+		return;
+	walk->apart += lane->blame.state == BLAME_NONE;
+	if (lane->blame.state != BLAME_NONE || walk->apart <= BLAME_AT_ONCE)
+		set_apart(lane, entry->slot + 1, walk->link);
+}
+
 /* Marks what was sent and not answered, and sets lanes apart that are known or marked twice. */
 static int
 mark(struct link *link)
 {
-	uint64_t written = out_written(&link->out);
-	uint32_t apart = 0;
-	int any = 0;
+	struct walk walk = { .link = link };
 
-	for (uint64_t seq = link->base; seq != link->next; seq++) {
-		struct inflight *entry = link_entry(link, seq);
-		if (entry->lane == NULL || entry->start >= written)
-			continue;
-		struct slot *slot = lane_carried(entry->lane, entry->slot, link, seq);
-		if (slot == NULL)
-			continue;
-		any = 1;
-		if (slot->closes < 3)
-			slot->closes++;
-		if (!is_suspicious(entry->lane, slot))
-			continue;
-		apart += entry->lane->blame.state == BLAME_NONE;
-		if (entry->lane->blame.state != BLAME_NONE || apart <= BLAME_AT_ONCE)
-			set_apart(entry->lane, entry->slot + 1, link);
-	}
-	return any;
+	link_each(link, mark_entry, &walk);
+	return walk.sent > 0;
+}
+
+static void
+accuse_entry(void *arg, uint64_t seq, struct inflight *entry)
+{
+	struct walk *walk = arg;
+	struct lane *lane = entry->lane;
+
+	if (lane != walk->link->holder || sent_slot(walk, seq, entry) == NULL)
+		return;
+	lane->blame.accused = 1;
+	lane->blame.alone = walk->sent++ == 0 ? entry->slot : SLOT_NONE;
+	if (entry->slot + 1 > lane->blame.until)
+		lane->blame.until = entry->slot + 1;
 }
 
 /* The apart link has closed: its holder is accused of what was sent. */
 static int
 accuse(struct link *link)
 {
-	uint64_t written = out_written(&link->out);
-	struct lane *lane = link->holder;
-	uint32_t sent = 0;
+	struct walk walk = { .link = link };
 
-	for (uint64_t seq = link->base; seq != link->next; seq++) {
-		struct inflight *entry = link_entry(link, seq);
-		if (entry->lane == NULL || entry->start >= written)
-			continue;
-		struct slot *slot = lane_carried(entry->lane, entry->slot, link, seq);
-		if (slot == NULL || entry->lane != lane)
-			continue;
-		lane->blame.accused = 1;
-		lane->blame.alone = sent++ == 0 ? entry->slot : SLOT_NONE;
-		if (entry->slot + 1 > lane->blame.until)
-			lane->blame.until = entry->slot + 1;
-	}
-	if (sent == 0)
+	link_each(link, accuse_entry, &walk);
+	if (walk.sent == 0)
 		return 0;
 	link->closed_ns = link->shard->now_ns;
 	link->closed_code = link->failed_kind == FATAL_MESSAGE ? link->fatal_code : 0;
@@ -385,7 +404,7 @@ blame_may_send(struct link *link, struct lane *lane)
 {
 	if (link->holder == NULL && lane->blame.resume_ns <= link->shard->now_ns)
 		link->holder = lane;
-	return link->holder == lane && (lane->blame.state == BLAME_SUSPECT || link->outstanding == 0);
+	return link->holder == lane && (lane->blame.state == BLAME_SUSPECT || link_waited_for(link) == 0);
 }
 
 void
@@ -426,7 +445,7 @@ blame_turn(struct link *link, int answered)
 {
 	struct lane *lane = link->holder;
 
-	if (lane == NULL || link->outstanding > 0)
+	if (lane == NULL || link_waited_for(link) > 0)
 		return;
 	struct lane_blame *blame = &lane->blame;
 	if (answered && blame->answers < UINT32_MAX) {

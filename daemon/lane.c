@@ -316,6 +316,7 @@ lane_set_place(struct lane *lane, enum lane_place place)
 		TAILQ_REMOVE(&lane->link->waiters, lane, place_entry);
 		expiry_remove(&shard->expiry, lane);
 		lane->pool->waiting--;
+		lane->over_share = 0;
 		break;
 	case LANE_WAIT_POOL:
 		TAILQ_REMOVE(&lane->pool->waiters, lane, place_entry);

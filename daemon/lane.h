@@ -87,11 +87,14 @@ struct lane {
 	uint32_t unfinished; /* admitted slots that are not DONE */
 	uint64_t floor;      /* no CQ entry below this count names an unreleased record (ring.h, I4) */
 	uint32_t inflight;   /* slots INFLIGHT */
+	uint32_t late;       /* of them, those that have left their link's window */
 	uint32_t refs;       /* entries of links' rings that name it */
 
 	struct link *link; /* order "lane": where its records ride */
 	TAILQ_ENTRY(lane) bound_entry;
 	uint64_t epoch;    /* order "key": the pool's when its routes were chosen */
+	int over_share;      /* waits for its link until inflight has come down to resume_at (link_has_share) */
+	uint32_t resume_at;
 	int moving;        /* to be bound anew once nothing is in flight */
 	struct lane_blame blame;
 	int again;         /* with an order: the broker had no room for slot `again_slot`: until it has, one goes at a time, */
@@ -138,6 +141,10 @@ struct lane_memory {
 
 /* How long a client may take to say LANE_READY, and how long one that hung up without may take to come back. */
 #define LANE_READY_MS 5000u
+
+/* Most messages of a lane that have left a window unanswered; more are not sent before some are answered or past
+ * their deadlines. */
+#define LANE_LATE_MAX 64u
 
 /* What the loop does by itself: a lane so small costs less than the way to another thread and back. */
 #define LANE_INLINE_BYTES (128u << 10)
@@ -195,6 +202,9 @@ enum lane_taken_back {
 	LANE_BACK_UNSENT, /* certainly not one byte of it was given to a socket */
 	LANE_BACK_FAILED, /* may have been sent; what to do is the pool's on_failure */
 };
+
+/* Its link has taken a slot out of the window. */
+void lane_late(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
 
 /* A link gives a slot back unanswered. Drops the entry's reference. */
 void lane_take_back(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, enum lane_taken_back how);

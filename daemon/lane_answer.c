@@ -137,9 +137,13 @@ drop_ref(struct lane *lane, uint64_t number)
 
 /* One less in flight: a lane that waited for that can go on. */
 static void
-landed(struct lane *lane)
+landed(struct lane *lane, struct slot *slot)
 {
 	lane->inflight--;
+	lane->late -= slot->late;
+	slot->late = 0;
+	if (lane->over_share && lane->inflight <= lane->resume_at)
+		lane_set_place(lane, LANE_ACTIVE);
 	if (lane->inflight == 0 && lane->place == LANE_WAIT_POOL)
 		lane_set_place(lane, LANE_ACTIVE);
 }
@@ -161,13 +165,24 @@ lane_carried(const struct lane *lane, uint64_t number, const struct link *link, 
 }
 
 void
+lane_late(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
+{
+	struct slot *slot = lane_carried(lane, number, link, seq);
+
+	if (slot == NULL || slot->late)
+		return;
+	slot->late = 1;
+	lane->late++;
+}
+
+void
 lane_overdue(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq)
 {
 	struct slot *slot = lane_carried(lane, number, link, seq);
 
 	if (slot == NULL || lane->shard->now_ns < slot->deadline_ns)
 		return;
-	landed(lane);
+	landed(lane, slot);
 	lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
 }
 
@@ -182,7 +197,7 @@ lane_answer(struct lane *lane, uint64_t number, struct link *link, uint64_t seq,
 	if (slot->state == SLOT_INFLIGHT) {
 		if (!is_carried_by(slot, link, seq))
 			return; /* L5: it is on its way once more, and that entry answers for it */
-		landed(lane);
+		landed(lane, slot);
 	} else if (outcome != TG_DELIVERED) {
 		return; /* taken from this link already, and about to be sent again */
 	}
@@ -199,7 +214,7 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 
 	if (slot == NULL || !is_carried_by(slot, link, seq))
 		return;
-	landed(lane);
+	landed(lane, slot);
 	slot->link = NULL;
 	slot->state = SLOT_PENDING;
 	if (how == LANE_BACK_FAILED && link->max_body != 0 && slot->body_len > link->max_body)
@@ -231,7 +246,7 @@ lane_reroute(struct lane *lane, uint64_t number, const struct link *link, uint64
 
 	if (slot == NULL)
 		return;
-	landed(lane);
+	landed(lane, slot);
 	slot->link = NULL;
 	slot->state = SLOT_PENDING;
 	if (number < lane->slot_next)
@@ -269,6 +284,8 @@ lane_unbind(struct lane *lane, int rewind)
 			slot->state = SLOT_PENDING;
 			slot->link = NULL;
 			lane->inflight--;
+			lane->late -= slot->late;
+			slot->late = 0;
 			if (n < lane->slot_next)
 				lane->slot_next = n;
 			if (slot->deadline_ns < lane->earliest_ns)

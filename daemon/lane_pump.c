@@ -220,6 +220,12 @@ route_by_lane(struct lane *lane, int *rewound)
 		lane_set_place(lane, LANE_WAIT_LINK);
 		return NULL;
 	}
+	if (!link_has_share(link, lane)) {
+		lane_set_place(lane, LANE_WAIT_LINK);
+		lane->over_share = 1;
+		lane->resume_at = lane->inflight / 2;
+		return NULL;
+	}
 	return link;
 }
 

@@ -346,6 +346,8 @@ disconnect(struct link *link)
 	free(link->hello);
 	link->hello = NULL;
 	link->hello_len = 0;
+	link->answered_ms = link->ack_ms8 = 0;
+	link->mute_lane = link->alive_ns = 0;
 	link_set_window(link, 0);
 	link->max_body = 0;
 	link->idle_ns = config_of(link)->health.idle_ms * NS_PER_MS;
@@ -667,6 +669,7 @@ link_fini(struct link *link)
 	timers_unreserve(&link->shard->timers);
 	out_fini(&link->out);
 	config_address_fini(&link->endpoint);
+	aside_fini(&link->aside);
 	free(link->ring);
 	link->ring = NULL;
 }

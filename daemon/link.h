@@ -20,7 +20,7 @@
  * Invariants
  *  L1  only a READY and writable link is given a record
  *  L2  unsent bytes (ours and the socket's) <= high watermark + one record + LINK_REPLIES_MAX
- *  L3  outstanding <= window messages; outstanding bytes <= window bytes + one record
+ *  L3  outstanding - late <= window messages; their bytes <= window bytes + one record
  *  L4  every entry holds one reference to its lane until it is answered or the link fails
  *  L5  bytes referenced in a ring are not released while they are unwritten: a record is only
  *      completed by the link it is in flight on, and a link that stops carrying owns its bytes first
@@ -30,6 +30,7 @@
 #ifndef TG_DAEMON_LINK_H
 #define TG_DAEMON_LINK_H
 
+#include "aside.h"
 #include "blame.h"
 #include "config.h"
 #include "out.h"
@@ -79,8 +80,12 @@ struct inflight {
 	uint64_t start;    /* of its bytes in the connection's stream */
 	uint64_t end;
 	uint32_t bytes; /* of the record, for the window */
-	uint32_t no_ack;
+	uint32_t sent_ms : 30; /* when it was framed, low bits */
+	uint32_t no_ack : 1;
+	uint32_t late : 1; /* it has left the window (link_late.c) */
 };
+
+#define INFLIGHT_MS_MASK ((1u << 30) - 1)
 
 /* What a driver answers by itself, a PONG for a PING, no watermark stops: a broker that has us answer
  * without end and reads nothing of it is left. */
@@ -142,6 +147,13 @@ struct link {
 	uint64_t base, next;
 	uint32_t outstanding;
 	uint64_t outstanding_bytes;
+	struct aside aside;      /* entries before base that are unanswered: struct inflight, malloced, by seq */
+	uint32_t late;           /* outstanding ones that have left the window (link_late.c), and */
+	uint64_t late_bytes;
+	uint32_t answered_ms;    /* sent_ms of the newest answered entry */
+	uint32_t ack_ms8;        /* smoothed time to an answer, in eighths of a millisecond */
+	uint64_t late_looked_ns;
+	uint64_t mute_lane;      /* whose messages alone were unanswered when the link had no progress; 0: none */
 
 	/* flow */
 	uint32_t window;     /* messages, the pool's or the broker's if that is less */
@@ -167,6 +179,7 @@ struct link {
 	uint64_t last_progress_ns; /* last answer, or since when something is outstanding */
 	uint64_t probe_ns;         /* when the pending probe was sent; 0: none pending */
 	uint32_t probe_misses;
+	uint64_t alive_ns;         /* when a probe was answered last */
 	uint64_t probe_rtt_ns;     /* of the last answered one */
 	uint64_t suspect_ns;       /* since when it is suspect */
 	uint64_t unblocked_ns;     /* when the broker has last said that it is no longer blocked; 0: never */
@@ -301,6 +314,16 @@ link_entry(struct link *link, uint64_t seq)
 	return &link->ring[seq & link->ring_mask];
 }
 
+/* Unanswered messages that count against the window. */
+static inline uint32_t
+link_waited_for(const struct link *link)
+{
+	return link->outstanding - link->late;
+}
+
+/* Calls for every unanswered entry, oldest of the ring first, those set aside behind them. */
+void link_each(struct link *link, void (*call)(void *arg, uint64_t seq, struct inflight *entry), void *arg);
+
 /* The driver speaks. */
 void link_on_driver_event(void *owner, const struct driver_event *event);
 
@@ -321,6 +344,27 @@ void link_let_go(struct link *link);
 
 /* Resolves everything in flight because the connection is over. */
 void link_abandon(struct link *link);
+
+/* link_late.c ----------------------------------------------------------------------------- */
+
+/* An entry was answered: what that says of older ones. */
+void link_note_answer(struct link *link, const struct inflight *entry);
+
+/* The ring's oldest entries make way, so that at least half of its places are free for new ones. */
+void link_make_room(struct link *link);
+
+/* Entries that younger ones have long overtaken leave the window. Looks at most every few milliseconds. */
+void link_pass_over(struct link *link);
+
+/*
+ * Nothing was answered for ack_timeout_ms, but probes are. If all that is unanswered is one lane's, those messages
+ * leave the window, and the lane sends them to another broker where there is one. Returns whether they were, and
+ * not for a second lane in a row: then it is the link that is mute.
+ */
+int link_pass_over_lane(struct link *link);
+
+/* Whether the lane may have one more message in this link's window. */
+int link_has_share(const struct link *link, const struct lane *lane);
 
 /* link_health.c --------------------------------------------------------------------------- */
 

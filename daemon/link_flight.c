@@ -10,36 +10,49 @@
 #include "shard.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* The number of an entry between base and next. */
-static uint64_t
-seq_of(const struct link *link, const struct inflight *entry)
+/* The unanswered entry of this number, in the ring or set aside, or NULL. */
+static struct inflight *
+find(struct link *link, uint64_t seq)
 {
-	return link->base + (((uint64_t)(entry - link->ring) - link->base) & link->ring_mask);
+	if (seq - link->base >= link->next - link->base)
+		return (struct inflight *)aside_get(&link->aside, seq);
+	struct inflight *entry = link_entry(link, seq);
+	return entry->lane != NULL ? entry : NULL;
 }
 
-/* An entry is resolved: it leaves the window. Returns its lane. */
-static struct lane *
-take(struct link *link, struct inflight *entry)
+/* An entry is resolved: it leaves the link. Returns what it was. */
+static struct inflight
+take(struct link *link, uint64_t seq, struct inflight *entry)
 {
-	struct lane *lane = entry->lane;
+	struct inflight was = *entry;
 
 	entry->lane = NULL;
 	link->outstanding--;
-	link->outstanding_bytes -= entry->bytes;
-	link->shard->outstanding--;
+	link->outstanding_bytes -= was.bytes;
+	if (was.late) {
+		link->late--;
+		link->late_bytes -= was.bytes;
+	} else {
+		link->shard->outstanding--;
+	}
 	link->shard->work++;
-	return lane;
+	if (seq - link->base >= link->next - link->base) {
+		aside_take(&link->aside, seq);
+		free(entry);
+	}
+	return was;
 }
 
 /* One entry is answered: its lane is told, the window moves. */
 static void
-answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t reference, uint32_t code,
+answer(struct link *link, uint64_t seq, struct inflight *entry, uint8_t outcome, uint64_t reference, uint32_t code,
     const char *text, size_t text_len)
 {
-	struct lane *lane = take(link, entry);
-	uint64_t seq = seq_of(link, entry);
+	link_note_answer(link, entry);
+	struct inflight was = take(link, seq, entry);
 
 	switch (outcome) {
 	case TG_DELIVERED:
@@ -57,7 +70,31 @@ answer(struct link *link, struct inflight *entry, uint8_t outcome, uint64_t refe
 		link->broker->count.rejected++;
 		break;
 	}
-	lane_answer(lane, entry->slot, link, seq, outcome, reference, code, text, text_len);
+	lane_answer(was.lane, was.slot, link, seq, outcome, reference, code, text, text_len);
+}
+
+struct call {
+	void (*call)(void *arg, uint64_t seq, struct inflight *entry);
+	void *arg;
+};
+
+static void
+call_entry(void *arg, uint64_t seq, uintptr_t value)
+{
+	const struct call *call = arg;
+
+	call->call(call->arg, seq, (struct inflight *)value);
+}
+
+void
+link_each(struct link *link, void (*call)(void *arg, uint64_t seq, struct inflight *entry), void *arg)
+{
+	for (uint64_t seq = link->base; seq != link->next; seq++) {
+		struct inflight *entry = link_entry(link, seq);
+		if (entry->lane != NULL)
+			call(arg, seq, entry);
+	}
+	aside_each(&link->aside, call_entry, &(struct call){ .call = call, .arg = arg });
 }
 
 static void
@@ -84,12 +121,13 @@ progress(struct link *link)
 {
 	link->last_progress_ns = link->shard->now_ns;
 	link->full = 0;
+	link->mute_lane = 0;
 	advance_base(link);
 	if (link->careful > 0 && --link->careful == 0)
 		link_set_window(link, link->window_wide);
 	if (link->apart)
 		blame_turn(link, 1);
-	if (link->state == LINK_DRAINING && link->outstanding == 0)
+	if (link->state == LINK_DRAINING && link_waited_for(link) == 0)
 		link_want_flush(link); /* the flush sees that it has drained */
 }
 
@@ -103,7 +141,7 @@ link_answer_written(struct link *link)
 		if (entry->lane != NULL) {
 			if (!entry->no_ack || entry->end > out_written(&link->out))
 				break;
-			answer(link, entry, TG_SENT, 0, 0, NULL, 0);
+			answer(link, link->base, entry, TG_SENT, 0, 0, NULL, 0);
 		}
 		link->base++;
 	}
@@ -147,14 +185,10 @@ static struct inflight *
 find_outstanding(struct link *link, uint64_t seq, int begun)
 {
 	uint64_t written = out_written(&link->out);
+	struct inflight *entry = find(link, seq);
 
-	if (seq - link->base >= link->next - link->base) {
-		fatal_text(link, "an answer to a message that is not outstanding");
-		return NULL;
-	}
-	struct inflight *entry = link_entry(link, seq);
-	if (entry->lane == NULL) {
-		fatal_text(link, "a second answer to one message");
+	if (entry == NULL) {
+		fatal_text(link, "an answer to a message that is not outstanding, or a second one");
 		return NULL;
 	}
 	if (entry->end > written && (!begun || entry->start >= written)) {
@@ -177,8 +211,35 @@ on_ack(struct link *link, const struct driver_event *event)
 
 	if (entry == NULL)
 		return;
-	answer(link, entry, event->outcome, event->reference, 0, NULL, 0);
+	answer(link, event->seq, entry, event->outcome, event->reference, 0, NULL, 0);
 	progress(link);
+}
+
+struct upto {
+	struct link *link;
+	const struct driver_event *event;
+	uint64_t seqs[ASIDE_MAX];
+	uint32_t count;
+};
+
+static void
+collect_upto(void *arg, uint64_t seq, uintptr_t value)
+{
+	struct upto *upto = arg;
+
+	if (seq <= upto->event->seq)
+		upto->seqs[upto->count++] = seq;
+}
+
+/* What was set aside is before all others, so it may be meant, too. */
+static void
+answer_aside_upto(struct link *link, const struct driver_event *event)
+{
+	struct upto upto = { .link = link, .event = event };
+
+	aside_each(&link->aside, collect_upto, &upto);
+	for (uint32_t i = 0; i < upto.count; i++)
+		answer(link, upto.seqs[i], find(link, upto.seqs[i]), event->outcome, event->reference, 0, NULL, 0);
 }
 
 static void
@@ -193,8 +254,10 @@ on_ack_upto(struct link *link, const struct driver_event *event)
 	for (uint64_t seq = link->base; seq != event->seq + 1; seq++) {
 		struct inflight *entry = link_entry(link, seq);
 		if (entry->lane != NULL)
-			answer(link, entry, event->outcome, event->reference, 0, NULL, 0);
+			answer(link, seq, entry, event->outcome, event->reference, 0, NULL, 0);
 	}
+	if (link->aside.count > 0)
+		answer_aside_upto(link, event);
 	progress(link);
 }
 
@@ -211,7 +274,7 @@ on_nack(struct link *link, const struct driver_event *event)
 		return;
 	}
 	blame_refused(link, entry->lane);
-	answer(link, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
+	answer(link, event->seq, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
 	progress(link);
 }
 
@@ -223,7 +286,7 @@ on_unsure(struct link *link, const struct driver_event *event)
 
 	if (entry == NULL)
 		return;
-	answer(link, entry, TG_UNKNOWN, event->reference, event->code, NULL, 0);
+	answer(link, event->seq, entry, TG_UNKNOWN, event->reference, event->code, NULL, 0);
 	progress(link);
 }
 
@@ -234,8 +297,8 @@ on_again(struct link *link, const struct driver_event *event, enum lane_taken_ba
 
 	if (entry == NULL)
 		return;
-	struct lane *lane = take(link, entry);
-	lane_take_back(lane, entry->slot, link, event->seq, how);
+	struct inflight was = take(link, event->seq, entry);
+	lane_take_back(was.lane, was.slot, link, event->seq, how);
 	progress(link);
 }
 
@@ -246,6 +309,7 @@ on_alive(struct link *link)
 		link->probe_rtt_ns = link->shard->now_ns - link->probe_ns;
 	link->probe_ns = 0;
 	link->probe_misses = 0;
+	link->alive_ns = link->shard->now_ns;
 	link_event(link, LINK_EV_PROVEN);
 }
 
@@ -334,17 +398,20 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 	}
 }
 
+static void
+expire_entry(void *arg, uint64_t seq, struct inflight *entry)
+{
+	struct link *link = arg;
+
+	/* L5: a suspect owns what it has not written. */
+	if (entry->end <= out_written(&link->out) || link->state == LINK_SUSPECT)
+		lane_overdue(entry->lane, entry->slot, link, seq);
+}
+
 void
 link_expire(struct link *link)
 {
-	uint64_t written = out_written(&link->out);
-
-	for (uint64_t seq = link->base; seq != link->next; seq++) {
-		struct inflight *entry = link_entry(link, seq);
-		/* L5: a suspect owns what it has not written. */
-		if (entry->lane != NULL && (entry->end <= written || link->state == LINK_SUSPECT))
-			lane_overdue(entry->lane, entry->slot, link, seq);
-	}
+	link_each(link, expire_entry, link);
 }
 
 void
@@ -354,14 +421,16 @@ link_unbind_all(struct link *link)
 		lane_unbind(TAILQ_FIRST(&link->bound), 0);
 }
 
+static void
+let_go_entry(void *arg, uint64_t seq, struct inflight *entry)
+{
+	lane_reroute(entry->lane, entry->slot, arg, seq);
+}
+
 void
 link_let_go(struct link *link)
 {
-	for (uint64_t seq = link->base; seq != link->next; seq++) {
-		struct inflight *entry = link_entry(link, seq);
-		if (entry->lane != NULL)
-			lane_reroute(entry->lane, entry->slot, link, seq);
-	}
+	link_each(link, let_go_entry, link);
 	link_unbind_all(link);
 }
 
@@ -378,13 +447,19 @@ link_abandon(struct link *link)
 	    link->careful < lanes)
 		link->careful = lanes;
 
+	while (link->aside.count > 0) {
+		uint64_t seq;
+		struct inflight *entry = (struct inflight *)aside_any(&link->aside, &seq);
+		struct inflight was = take(link, seq, entry);
+		lane_take_back(was.lane, was.slot, link, seq, LANE_BACK_FAILED);
+	}
 	for (; link->base != link->next; link->base++) {
 		struct inflight *entry = link_entry(link, link->base);
 		if (entry->lane == NULL)
 			continue;
-		struct lane *lane = take(link, entry);
-		lane_take_back(lane, entry->slot, link, link->base,
-		    entry->start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
+		struct inflight was = take(link, link->base, entry);
+		lane_take_back(was.lane, was.slot, link, link->base,
+		    was.start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
 	}
 	link->base = link->next = 0;
 	link->holder = NULL;

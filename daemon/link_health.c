@@ -88,7 +88,7 @@ silence_ns(const struct link *link, const struct config_health *health)
 static int
 has_passed_mark(const struct link *link)
 {
-	return link->outstanding == 0 || link->base >= link->slow_mark;
+	return link_waited_for(link) == 0 || link->base >= link->slow_mark;
 }
 
 /*
@@ -165,10 +165,12 @@ look(struct link *link, const struct config_health *health)
 	uint64_t now = link->shard->now_ns;
 	uint64_t next = now + health->ack_timeout_ms * NS_PER_MS;
 
-	if (link->outstanding > 0) {
+	if (link_waited_for(link) > 0) {
 		uint64_t due = link->last_progress_ns + health->ack_timeout_ms * NS_PER_MS;
 		if (due < link->grace_ns)
 			due = link->grace_ns;
+		if (now >= due && link->state == LINK_READY && link_pass_over_lane(link))
+			return next;
 		if (now >= due && link->state == LINK_READY) {
 			snprintf(link->why, sizeof(link->why), "no answer to %u messages in %u ms", link->outstanding,
 			    health->ack_timeout_ms);
@@ -300,6 +302,12 @@ link_health_check(struct link *link)
 	    now - link->ready_ns >= link->broker->pool->config->breaker.slow_start_ms * NS_PER_MS)
 		broker_link_proven(link->broker, link);
 	link_expire(link);
+	link_pass_over(link);
+	if (link->aside.count > ASIDE_MAX / 2 && link->state == LINK_READY) {
+		snprintf(link->why, sizeof(link->why), "%u messages were never answered", link->aside.count);
+		link_drain(link); /* a new connection begins without them */
+		return;
+	}
 	uint64_t next = look(link, health);
 	if (link->state == LINK_SUSPECT && now > link->suspect_ns) {
 		if (has_recovered(link)) {

@@ -53,11 +53,13 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 		.start = start,
 		.end = out_end(&link->out),
 		.bytes = bytes,
+		.sent_ms = (uint32_t)(link->shard->now_ns / NS_PER_MS) & INFLIGHT_MS_MASK,
 		.no_ack = rc == DRIVER_PUBLISHED_NO_ACK,
 	};
 	lane->refs++;
 	link->next++;
-	if (link->outstanding++ == 0) {
+	link->outstanding++;
+	if (link_waited_for(link) == 1) {
 		link->last_progress_ns = link->shard->now_ns;
 		link_health_mark(link);
 	}
@@ -75,7 +77,13 @@ link_update_writable(struct link *link)
 {
 	const struct config_pool *config = link->broker->pool->config;
 	uint64_t unsent = out_unwritten(&link->out);
+	if (link->next - link->base > link->ring_mask / 2)
+		link_make_room(link);
+	if (link->crowded)
+		link_pass_over(link);
 	uint64_t span = link->next - link->base;
+	uint32_t waited_for = link_waited_for(link);
+	uint64_t waited_bytes = link->outstanding_bytes - link->late_bytes;
 	/* The socket holds up to low / 2 unsent (TCP_NOTSENT_LOWAT): it counts as if it were full. */
 	uint64_t in_socket = unsent > 0 ? config->low_bytes / 2 : 0;
 
@@ -84,11 +92,11 @@ link_update_writable(struct link *link)
 		link->congested = 1;
 	else if (unsent + in_socket <= config->low_bytes)
 		link->congested = 0;
-	if (link->outstanding >= link->window || link->outstanding_bytes >= config->window_bytes ||
+	if (waited_for >= link->window || waited_bytes >= config->window_bytes ||
 	    span > link->ring_mask || link->full)
 		link->crowded = 1;
-	else if (link->outstanding <= link->window_low && link->outstanding_bytes <= config->window_bytes / 2 &&
-	    span <= link->ring_mask / 2)
+	else if (waited_for <= link->window_low && waited_bytes <= config->window_bytes / 2 &&
+	    span <= link->ring_mask / 2 + 1)
 		link->crowded = 0;
 	int writable = !link->congested && !link->crowded;
 	if (writable == link->writable)
@@ -229,7 +237,7 @@ link_flush(struct link *link)
 	}
 	link_answer_written(link);
 	link_update_writable(link);
-	if (link->state == LINK_DRAINING && link->outstanding == 0)
+	if (link->state == LINK_DRAINING && link_waited_for(link) == 0)
 		link_event(link, LINK_EV_DRAINED);
 }
 

@@ -208,10 +208,10 @@ check_link(struct sim *sim, struct link *link, uint32_t failed_now)
 	if (out_unwritten(&link->out) > config->high_bytes + (LANE_SQ_DEFAULT / 2) + PROBE_SLACK)
 		sim_fail(sim, "link %u: %llu bytes unsent, high is %llu", link->id,
 		    (unsigned long long)out_unwritten(&link->out), (unsigned long long)config->high_bytes);
-	if (link->outstanding > config->window_messages)
+	if (link_waited_for(link) > config->window_messages)
 		sim_fail(sim, "link %u: %u outstanding, window %u", link->id, link->outstanding,
 		    config->window_messages);
-	if (link->outstanding_bytes > config->window_bytes + LANE_SQ_DEFAULT / 2)
+	if (link->outstanding_bytes - link->late_bytes > config->window_bytes + LANE_SQ_DEFAULT / 2)
 		sim_fail(sim, "link %u: %llu bytes outstanding", link->id,
 		    (unsigned long long)link->outstanding_bytes);
 	if (link->ready_ns != 0 && link->ready_ns > sim->broker_ready_ns[link->broker->index])
@@ -311,7 +311,7 @@ check_step(struct sim *sim)
 			failed_now += broker->links[l].count.failures != sim->watch[broker->links[l].id].failures;
 		for (uint32_t l = 0; (link = broker_link(broker, l)) != NULL; l++) {
 			check_link(sim, link, failed_now);
-			outstanding += link->outstanding;
+			outstanding += link_waited_for(link);
 		}
 	}
 	if (outstanding != sim->shard.outstanding)
