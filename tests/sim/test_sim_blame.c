@@ -258,6 +258,53 @@ broker_that_crashes_is_not_mistaken_for_one_that_refuses(void **state)
 	sim_fini(&sim);
 }
 
+/* ---- messages that a broker never answers ---- */
+
+/* The message's own lane waits for the answer; the window, other lanes' rate and the link do not. */
+static void
+unanswered_messages_leave_the_window(unsigned brokers, uint32_t count)
+{
+	struct sim sim;
+
+	begin(&sim, 70, brokers);
+	sim.pool_config.message_timeout_ms = 60000;
+	for (unsigned b = 0; b < brokers; b++)
+		sim.brokers[b].ack_mode = ACK_SINGLE;
+	struct producer *silent = sim_producer(&sim, 0);
+	for (uint32_t i = 0; i < count; i++)
+		assert_int_equal(producer_publish_to(silent, TOPIC_SILENT), 0);
+	sim_run_for(&sim, SIM_S(1));
+	uint64_t before = stored(&sim);
+	sim_run_for(&sim, SIM_S(30));
+	/* Four times four every 10 ms, for half a minute. */
+	assert_between(30 * 1500, stored(&sim) - before, 30 * 1900 + (uint64_t)count * 20);
+	/* The silent lane's unanswered messages no longer count against the window. */
+	uint32_t outstanding = 0;
+	for (unsigned b = 0; b < brokers; b++)
+		outstanding += link_waited_for(&sim.pool->brokers[b].links[0]);
+	assert_between(0, outstanding, count / 2 + 50);
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(60));
+	assert_int_equal(silent->done.outcome[TG_UNKNOWN], count);
+	for (unsigned i = 0; i < GOOD; i++)
+		check_unhurt(sim.producers[i]);
+	assert_int_equal(sim.failed, 0);
+	sim_fini(&sim);
+}
+
+static void
+unanswered_message_leaves_the_window(void **state)
+{
+	unanswered_messages_leave_the_window(1, 1);
+}
+
+static void
+unanswered_messages_by_the_hundred_leave_the_window(void **state)
+{
+	unanswered_messages_leave_the_window(1, 400);
+	unanswered_messages_leave_the_window(2, 400);
+}
+
 int
 main(void)
 {
@@ -272,6 +319,8 @@ main(void)
 		cmocka_unit_test(other_users_lanes_stay_on_the_ordinary_links),
 		cmocka_unit_test(several_bad_lanes_at_once_cost_the_others_nothing),
 		cmocka_unit_test(broker_that_crashes_is_not_mistaken_for_one_that_refuses),
+		cmocka_unit_test(unanswered_message_leaves_the_window),
+		cmocka_unit_test(unanswered_messages_by_the_hundred_leave_the_window),
 	};
 
 	story_prepare();
