@@ -293,7 +293,6 @@ static int
 is_afterword(struct link *link)
 {
 	struct blame_refused refused = link->refused;
-
 	int said = link->failed_kind == FATAL_ANSWERED;
 
 	link->refused.ns = 0;
@@ -311,13 +310,21 @@ is_afterword(struct link *link)
 int
 blame_closed(struct link *link)
 {
+	uint64_t now = link->shard->now_ns;
+
 	if (link->ready_ns == 0)
 		return 0;
+	int answered = link->last_progress_ns > link->ready_ns;
+	if (answered && now - link->ready_ns >= BLAME_WELL_MS * NS_PER_MS)
+		link->broker->unexplained = 0;
 	if (is_afterword(link))
 		return 1;
 	if (link->failed_kind != FATAL_MESSAGE && link->failed_kind != FATAL_DROPPED)
 		return 0;
-	return link->apart ? accuse(link) : mark(link);
+	if (link->apart)
+		return accuse(link);
+	/* Some brokers acknowledge a message that they close over. */
+	return mark(link) || (answered && now - link->last_progress_ns <= BLAME_AFTERWORD_MS * NS_PER_MS);
 }
 
 /* ---- the verdict ---- */

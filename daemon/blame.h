@@ -31,8 +31,8 @@
  * With on_failure = "report" a message is never sent a second time, so marks cannot meet: there a lane that
  * had sent on two links that closed within BLAME_NEAR_MS goes one at a time for BLAME_TRIAL answers.
  *
- * Closes that no verdict explains are the broker's: after BLAME_UNEXPLAINED of them breaker and back-off
- * count as for any failure.
+ * Closes that no verdict explains are the broker's: after BLAME_UNEXPLAINED of them, of links that were READY
+ * for less than BLAME_WELL_MS or had no answer, breaker and back-off count as for any failure.
  *
  * Owner: pool (the book), broker (the apart link), lane (its state). One thread: the shard's.
  */
@@ -49,6 +49,7 @@ struct pool;
 
 #define BLAME_FADE_MS 600000u     /* what is remembered of a process or a user is halved so often */
 #define BLAME_UNEXPLAINED 4u      /* quick reconnects of a broker without a verdict */
+#define BLAME_WELL_MS 200u        /* a link that was READY for so long, and had answers, shows a broker that is well */
 #define BLAME_AT_ONCE 64u         /* lanes that one close sets apart, at most */
 #define BLAME_REJECT 3u           /* closes over a message that was alone */
 #define BLAME_PAUSE_MS 100u       /* after the first verdict */

@@ -216,7 +216,7 @@ report_maybe_sent(struct lane *lane)
 	for (uint64_t number = lane->slot_head; number != lane->slot_tail; number++) {
 		struct slot *slot = lane_slot(lane, number);
 		if (slot->state == SLOT_PENDING && slot->maybe_sent)
-			lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
+			lane_give_up(lane, slot, "may have been sent by the daemon before this one; the pool reports such messages");
 	}
 }
 

@@ -306,6 +306,9 @@ void lane_slots_shrink(struct lane *lane);
 void lane_reject(struct lane *lane, struct slot *slot, uint64_t reference, uint32_t code, const char *text,
     size_t text_len);
 
+/* Completes a slot as UNKNOWN, or EXPIRED if no byte of it was sent, and keeps why for tg_reason. */
+void lane_give_up(struct lane *lane, struct slot *slot, const char *why);
+
 /* Writes into the bell, whether anybody sleeps or not. */
 void lane_bell(const struct lane *lane);
 

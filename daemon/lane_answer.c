@@ -117,6 +117,13 @@ lane_reject(struct lane *lane, struct slot *slot, uint64_t reference, uint32_t c
 	    log_quote((char[256]){ 0 }, 256, text, text_len));
 }
 
+void
+lane_give_up(struct lane *lane, struct slot *slot, const char *why)
+{
+	store_reason(lane, 0, why, strlen(why));
+	lane_finish(lane, slot, slot->maybe_sent ? TG_UNKNOWN : TG_EXPIRED, 0, 0);
+}
+
 /* ---- answers ---- */
 
 /* The slot an entry of a link's ring means, if it is still that link's to answer. */
@@ -183,7 +190,7 @@ lane_overdue(struct lane *lane, uint64_t number, const struct link *link, uint64
 	if (slot == NULL || lane->shard->now_ns < slot->deadline_ns)
 		return;
 	landed(lane, slot);
-	lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
+	lane_give_up(lane, slot, "sent, and not answered before its deadline");
 }
 
 void
@@ -222,7 +229,7 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 	if (how != LANE_BACK_FAILED) /* as if this attempt had not been */
 		slot->maybe_sent >>= 1;
 	if (how == LANE_BACK_FAILED && lane->pool->config->on_failure == ON_FAILURE_REPORT) {
-		lane_finish(lane, slot, TG_UNKNOWN, 0, 0);
+		lane_give_up(lane, slot, "sent, and its connection ended before it was answered; the pool reports such messages");
 		return;
 	}
 	if (number < lane->slot_next)

@@ -315,7 +315,8 @@ finish_unsent(struct lane *lane, struct slot *slot)
 		return 1;
 	}
 	if (lane->shard->now_ns >= slot->deadline_ns) {
-		lane_finish(lane, slot, slot->maybe_sent ? TG_UNKNOWN : TG_EXPIRED, 0, 0);
+		lane_give_up(lane, slot, slot->maybe_sent ? "sent, and not answered before its deadline"
+							  : "not sent before its deadline");
 		return 1;
 	}
 	return 0;
