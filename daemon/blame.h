@@ -49,7 +49,7 @@ struct pool;
 
 #define BLAME_FADE_MS 600000u     /* what is remembered of a process or a user is halved so often */
 #define BLAME_UNEXPLAINED 4u      /* quick reconnects of a broker without a verdict */
-#define BLAME_WELL_MS 200u        /* a link that was READY for so long, and had answers, shows a broker that is well */
+#define BLAME_WELL_MS 50u         /* a link that was READY for so long, and had answers, shows a broker that is well */
 #define BLAME_AT_ONCE 64u         /* lanes that one close sets apart, at most */
 #define BLAME_REJECT 3u           /* closes over a message that was alone */
 #define BLAME_PAUSE_MS 100u       /* after the first verdict */

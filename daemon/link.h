@@ -153,6 +153,7 @@ struct link {
 	uint32_t answered_ms;    /* sent_ms of the newest answered entry */
 	uint32_t ack_ms8;        /* smoothed time to an answer, in eighths of a millisecond */
 	uint64_t late_looked_ns;
+	int worn;                /* the driver has no room, though the window has: it is to begin anew */
 	uint64_t mute_lane;      /* whose messages alone were unanswered when the link had no progress; 0: none */
 
 	/* flow */
@@ -352,6 +353,9 @@ void link_note_answer(struct link *link, const struct inflight *entry);
 
 /* The ring's oldest entries make way, so that at least half of its places are free for new ones. */
 void link_make_room(struct link *link);
+
+/* The driver has no room while messages are set aside: if it is for their sake, the link is to begin anew. */
+void link_wear(struct link *link);
 
 /* Entries that younger ones have long overtaken leave the window. Looks at most every few milliseconds. */
 void link_pass_over(struct link *link);

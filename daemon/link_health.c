@@ -303,9 +303,11 @@ link_health_check(struct link *link)
 		broker_link_proven(link->broker, link);
 	link_expire(link);
 	link_pass_over(link);
-	if (link->aside.count > ASIDE_MAX / 2 && link->state == LINK_READY) {
-		snprintf(link->why, sizeof(link->why), "%u messages were never answered", link->aside.count);
-		link_drain(link); /* a new connection begins without them */
+	if ((link->worn || link->aside.count > ASIDE_MAX / 2) && link->state == LINK_READY) {
+		link->worn = 1;
+		snprintf(link->why, sizeof(link->why), "%u messages were never answered: a new connection begins without them",
+		    link->late);
+		link_drain(link);
 		return;
 	}
 	uint64_t next = look(link, health);

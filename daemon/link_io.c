@@ -39,6 +39,8 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 		if (rc == DRIVER_REJECTED)
 			return LINK_SEND_REJECTED;
 		link->full = 1;
+		if (link->aside.count > 0)
+			link_wear(link);
 		link_update_writable(link);
 		return LINK_SEND_FULL;
 	}

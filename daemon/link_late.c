@@ -10,6 +10,8 @@
  *   the window   an entry is late when one was answered that was sent LATE_ACKS times the smoothed time to an
  *                answer after it, LATE_MIN_MS at least. A late entry no longer counts against the window. It
  *                is still answered if an answer comes, and completed at its deadline
+ *   the driver   keeps what is unanswered in its own way, for a span of messages (driver.h). At the end of that,
+ *                the link drains, and connects again at once; the lanes send what was never answered anew
  *   the link     silence of the broker about one lane's messages, while it answers probes, is no reason to
  *                suspect the link (link_pass_over_lane)
  *   the lane     has at most a window of unanswered messages, LANE_LATE_MAX late ones, and its share of
@@ -30,6 +32,7 @@
 #define LATE_ACKS 8u
 #define LATE_MIN_MS 100u
 #define LATE_LOOK_MS 20u
+#define WORN_WINDOWS 12u
 
 static uint32_t
 age_ms(uint32_t since_ms, uint32_t now_ms)
@@ -137,6 +140,37 @@ link_pass_over(struct link *link)
 		if (set_aside(link) != 0)
 			break;
 	}
+}
+
+static void
+find_oldest(void *arg, uint64_t seq, uintptr_t value)
+{
+	uint64_t *oldest = arg;
+
+	if (seq < *oldest)
+		*oldest = seq;
+}
+
+static void
+age_aside(void *arg, uint64_t seq, uintptr_t value)
+{
+	become_late(arg, seq, (struct inflight *)value);
+}
+
+void
+link_wear(struct link *link)
+{
+	uint64_t oldest = link->next;
+
+	if (link->worn || link_waited_for(link) > link->window / 2 + link->aside.count)
+		return;
+	aside_each(&link->aside, find_oldest, &oldest);
+	/* Less than any driver's span (DRIVER_SPAN, 16 windows); more than what a small window of the broker's does. */
+	if (link->next - oldest < (uint64_t)WORN_WINDOWS * link->broker->pool->config->window_messages)
+		return;
+	aside_each(&link->aside, age_aside, link);
+	link->worn = 1;
+	timer_set_earlier(&link->shard->timers, &link->timer, link->shard->now_ns);
 }
 
 /* ---- one lane's silence ---- */

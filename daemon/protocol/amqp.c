@@ -101,8 +101,8 @@ amqp_open(struct session *session)
 
 	amqp->frame_max = AMQP_FRAME_MAX;
 	amqp->max_body = UINT64_MAX;
-	/* Four windows, as the link's own ring: queues confirm in their own time. */
-	while (bits / 4 < session->params->window && bits < AMQP_UNANSWERED_MAX)
+	/* Queues confirm in their own time, and one may never confirm. */
+	while ((bits / 4 < session->params->window || bits < DRIVER_SPAN) && bits < AMQP_UNANSWERED_MAX)
 		bits *= 2;
 	amqp->early_mask = bits - 1;
 	amqp->early_bits = calloc(bits / 64, sizeof(*amqp->early_bits));

@@ -299,6 +299,11 @@ enum driver_flags {
 	DRIVER_F_SERVER_FIRST = 1u << 0, /* the broker speaks first; in TLS pools EV_TLS decides when */
 };
 
+/* From the oldest unanswered message to the newest, drivers of protocols that answer in any order allow at least so
+ * many: one that is never answered is not to hold up the others. At the end of it publish() says DRIVER_FULL, and the
+ * link begins anew. */
+#define DRIVER_SPAN (64u << 10)
+
 /* The most a driver may leave unconsumed: larger frames are consumed piecemeal or refused. */
 #define DRIVER_INPUT_MAX (256u << 10)
 

@@ -104,7 +104,7 @@ mqtt_open(struct session *session)
 	mqtt->window = session->params->window;
 	if (mqtt->window == 0 || mqtt->window >= MQTT_IDS)
 		mqtt->window = MQTT_IDS;
-	while (bits < mqtt->window)
+	while (bits < MQTT_IDS)
 		bits *= 2;
 	mqtt->early_mask = bits - 1;
 	mqtt->early_bits = calloc(bits / 64, sizeof(*mqtt->early_bits));

@@ -30,7 +30,7 @@ struct mqtt_session {
 	uint64_t next;      /* one more than the last framed seq; oldest == next: nothing is outstanding */
 	uint32_t oldest_id; /* packet ids of the two */
 	uint32_t next_id;
-	uint32_t window;      /* next - oldest stays at or below it */
+	uint32_t window;      /* unanswered messages stay at or below it, next - oldest at or below MQTT_IDS */
 	uint32_t early;       /* how many above oldest are answered already */
 	uint32_t early_mask;  /* capacity of early_bits, less one */
 	uint64_t *early_bits; /* by seq & early_mask */

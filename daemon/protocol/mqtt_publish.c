@@ -176,7 +176,8 @@ mqtt_publish(struct session *session, uint64_t seq, const struct message *messag
 	struct mqtt_session *mqtt = mqtt_session(session);
 	struct mqtt_frame frame = { .id = mqtt->next_id };
 
-	if (mqtt->state != MQTT_UP || mqtt->next - mqtt->oldest >= mqtt->window)
+	if (mqtt->state != MQTT_UP || mqtt->next - mqtt->oldest - mqtt->early >= mqtt->window ||
+	    mqtt->next - mqtt->oldest >= MQTT_IDS)
 		return DRIVER_FULL;
 	if (reject_topic(mqtt, message, rejection) != 0)
 		return DRIVER_REJECTED;

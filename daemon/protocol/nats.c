@@ -145,8 +145,9 @@ open_session(struct session *session)
 	nats->seed = words.word[1] | 1;
 	nats->mixed = more.word[0];
 	nats->question = more.word[1];
-	/* Four windows: answers that come out of order leave holes that the next ones need not wait for. */
-	while (capacity < nats->window * (nats->jetstream ? UINT64_C(4) : UINT64_C(1)))
+	/* Sixteen windows, of 16 bytes a message: answers that come out of order, or never, leave holes that the next
+	 * ones need not wait for. */
+	while (capacity < nats->window * (nats->jetstream ? UINT64_C(16) : UINT64_C(1)))
 		capacity *= 2;
 	nats->mask = (uint32_t)(capacity - 1);
 	nats->pending = calloc(capacity, sizeof(*nats->pending));

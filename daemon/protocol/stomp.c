@@ -89,9 +89,8 @@ stomp_open(struct session *session)
 
 	if (window == 0 || window > STOMP_WINDOW_MAX)
 		window = STOMP_WINDOW_MAX;
-	/* Four windows, as the link has: answers in another order leave holes that the next need not wait for.
-	 */
-	while (bits < window * 4)
+	/* A message that is never answered holds up no other before so many later ones (DRIVER_SPAN). */
+	while (bits < window * 4 || bits < DRIVER_SPAN)
 		bits *= 2;
 	stomp->login = ((const struct stomp_settings *)session->settings)->login;
 	stomp->early_mask = bits - 1;
