@@ -373,9 +373,7 @@ enter_failed(struct link *link)
 {
 	link->count.failures++;
 	link->closed_over = blame_closed(link);
-	if (link->closed_over)
-		endpoints_left(link); /* the address is not to blame */
-	else if (link->failed_kind != FATAL_AGAIN)
+	if (link->failed_kind != FATAL_AGAIN)
 		endpoints_failed(link);
 	link_abandon(link);
 	release_waiters(link);

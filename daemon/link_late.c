@@ -179,6 +179,7 @@ struct one_lane {
 	struct link *link;
 	struct lane *lane;
 	int several;
+	int unwritten; /* L5: what is not written yet cannot be sent elsewhere, and must not be overtaken */
 };
 
 static void
@@ -191,6 +192,7 @@ find_lane(void *arg, uint64_t seq, struct inflight *entry)
 	if (one->lane == NULL)
 		one->lane = entry->lane;
 	one->several |= one->lane != entry->lane;
+	one->unwritten |= entry->end > out_written(&one->link->out);
 }
 
 static void
@@ -198,7 +200,7 @@ pass_over_entry(void *arg, uint64_t seq, struct inflight *entry)
 {
 	const struct one_lane *one = arg;
 	int resend = one->link->broker->pool->config->on_failure == ON_FAILURE_RESEND &&
-	    pool_has_other(one->link->broker->pool, one->link->broker) && entry->end <= out_written(&one->link->out);
+	    pool_has_other(one->link->broker->pool, one->link->broker);
 
 	become_late(one->link, seq, entry);
 	if (resend)
@@ -213,11 +215,11 @@ link_pass_over_lane(struct link *link)
 	if (link->alive_ns <= link->last_progress_ns)
 		return 0;
 	link_each(link, find_lane, &one);
-	if (one.lane == NULL || one.several || (link->mute_lane != 0 && link->mute_lane != one.lane->id))
+	if (one.lane == NULL || one.several || one.unwritten || (link->mute_lane != 0 && link->mute_lane != one.lane->id))
 		return 0;
 	link->mute_lane = one.lane->id;
 	link_each(link, pass_over_entry, &one);
-	if (one.lane->link == link && pool_has_other(link->broker->pool, link->broker))
+	if (one.lane->link == link && one.lane->inflight == 0)
 		lane_unbind(one.lane, 0);
 	link_update_writable(link);
 	return 1;

@@ -130,8 +130,8 @@ check_publish(struct sim *sim, struct link *link, const struct lane *lane, const
 	if (!link_is_writable(link))
 		sim_fail(sim, "link %u is given a record: %s, writable %d, blocked %d", link->id,
 		    link_state_word(link->state), link->writable, link->blocked);
-	if (link->outstanding >= link->window)
-		sim_fail(sim, "link %u is given a record: %u outstanding, window %u", link->id, link->outstanding,
+	if (link_waited_for(link) >= link->window)
+		sim_fail(sim, "link %u is given a record: %u outstanding, window %u", link->id, link_waited_for(link),
 		    link->window);
 	if (sim->pool_config.order != ORDER_BY_LANE)
 		return;

@@ -137,8 +137,8 @@ the_other_links_follow(void **state)
 	sim_broker_crash(&sim.brokers[0]);
 	uint64_t home = sim.w.hosts[0].connects;
 	assert_true(sim_run_until(&sim, all_are_elsewhere, SIM_S(8)));
-	/* Four lost connections are enough to know: one attempt before the first goes elsewhere. */
-	assert_int_equal(sim.w.hosts[0].connects - home, 1);
+	/* Four lost connections are enough to know; those that were lost first try their own address once more, at once. */
+	assert_in_range(sim.w.hosts[0].connects - home, 1, 3);
 	/* In turn: no endpoint has them all. */
 	assert_int_equal(sim.w.hosts[1].connects, 2);
 	assert_int_equal(sim.w.hosts[2].connects, 2);
