@@ -12,7 +12,8 @@ import re
 import sys
 
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "tests/README.md", "tests/fuzz/README.md",
-             "tools/bench/performance.md", "daemon/doc/faults.md", "daemon/doc/reconnect.md"]
+             "tools/bench/performance.md", "daemon/doc/faults.md", "daemon/doc/neighbours.md",
+             "daemon/doc/reconnect.md"]
 FOLDERS = ("shm", "libclient", "daemon", "tools", "tests")
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)")

@@ -41,7 +41,7 @@ open_without_end(uint64_t bytes)
 	int control = connect_daemon();
 	int fds[FRAME_FDS];
 	struct lane_map map;
-	int ring = make_ring(bytes, &map); /* the same each time: what it costs is ours */
+	int ring = make_ring(bytes, &map); /* one ring for all requests, so that the cost is the daemon's */
 
 	for (;;) {
 		request(control, &frame, &ring, 1, &answer, fds);

@@ -149,7 +149,7 @@ def test_topic_a_broker_would_close_over_is_refused_before(daemon, mosquitto, ve
 
 @pytest.mark.parametrize("how,code", [("error:0x87", 135), ("both:0x87", 135), ("error:0x97", 151), ("error:0x9b", 155)])
 def test_message_a_broker_disconnects_over_is_rejected_and_the_pool_goes_on(box, daemon, how, code):
-    """It is not the pool's credentials that are wrong. What passes through the same connection all the while arrives."""
+    """It is not the pool's credentials that are wrong. All other messages on that connection arrive."""
     sink = Sink(box, options=["--faults", f"bad/*={how}"]).start()
     d = daemon(pool([sink], breaker={"retry_ms": 50, "retry_max_ms": 20000}))
     beside = Producer(box, d, count=1500, rate=1500)

@@ -1,4 +1,4 @@
-"""What one user takes leaves enough to the others: an ordinary account takes all it can get, and ends or goes on."""
+"""Limits of one user: an ordinary account takes all it can get, and every other user still has enough."""
 
 import contextlib
 import fcntl
@@ -44,7 +44,7 @@ def take(s):
     """The words of an error, or the descriptors of an answer."""
     try:
         data, fds, _, _ = socket.recv_fds(s, 4096, 3)
-    except ConnectionResetError:  # what we sent was not read: that is told first
+    except ConnectionResetError:  # the daemon did not read our request: the reset comes before its error
         data, fds, _, _ = socket.recv_fds(s, 4096, 3)
     kind = struct.unpack_from("=I", data, 8)[0] if data else 0
     return (data[24:].split(b"\0")[0].decode() if kind == 1 else ""), fds
@@ -159,7 +159,7 @@ def test_lanes_that_one_user_leaves_behind_leave_half_to_others(daemon, sink, ot
     with contextlib.closing(tide.Client(d.socket)) as client:
         lanes = [client.lane(ring_bytes=16384) for _ in range(50)]
         assert lanes[-1].publish_sync(b"x").name == "delivered"
-    # What has ended is still that user's.
+    # The lanes of ended processes still count for their user.
     assert other(d, take_lanes).said[0] == 0
     lines = limit_lines(d, "limits.lanes_per_user")
     assert lines and "uid=65534" in lines[0] and "pid=" in lines[0] and "value=200" in lines[0] and len(lines) <= 20
@@ -242,7 +242,7 @@ def test_descriptors_that_nobody_asked_for_fill_nothing(daemon, sink, other, kin
         for count in (1, 1, 1, 1, 1, 1, 20):
             bad = connect(d.socket)
             sockets = [lingering() for _ in range(count)]
-            ask_lane(bad, 1, 32 << 20)  # made beside the loop: what comes behind it is read when we have closed ours
+            ask_lane(bad, 1, 32 << 20)  # mapped beside the loop: the daemon reads the next frame after we have closed our sockets
             kept += [peers for _, peers in sockets]
             socket.send_fds(bad, [b"" if body is None else frame(kind, 1)], [s.fileno() for s, _ in sockets])
             for s, _ in sockets:
