@@ -455,6 +455,17 @@ read_pools(struct config_node *root, struct config *config)
 	return error;
 }
 
+/* Unless the limit is set, a pool's own time-out is not cut short by it. */
+static void
+default_orphan_ms(const struct config_node *root, struct config *config)
+{
+	if (config_setting_lookup(root->setting, "limits.orphan_ms") != NULL)
+		return;
+	for (uint32_t i = 0; i < config->pool_count; i++)
+		if (config->pools[i].message_timeout_ms > config->limits.orphan_ms)
+			config->limits.orphan_ms = config->pools[i].message_timeout_ms;
+}
+
 static int
 read_root(struct config_node *root, struct config *config)
 {
@@ -481,8 +492,10 @@ read_root(struct config_node *root, struct config *config)
 		error = read_limits(root, config);
 	if (error == 0)
 		error = read_pools(root, config);
-	if (error == 0)
+	if (error == 0) {
+		default_orphan_ms(root, config);
 		config_node_done(root);
+	}
 	return error;
 }
 

@@ -85,6 +85,7 @@ struct config_limits {
 	uint32_t lanes_per_client; /* 1024 */
 	uint32_t clients;          /* 16384 */
 	uint32_t laneless_ms;      /* 30000: how long a client may be without a lane */
+	uint32_t orphan_ms;        /* 600000: how long the records of a client that is gone may live */
 	uint64_t ring_bytes;       /* 67108864: the largest ring a lane may have */
 	uint64_t memory_bytes;     /* 4294967296: all lanes' shared memory together */
 	/* Of one user; 0: as much as is left free (account.h). */

@@ -63,6 +63,7 @@ lane_make(struct lane **out, const struct lane_header *header, struct pool *pool
 	lane->unready = memory->old_answers >= 0;
 	lane->bell = memory->bell;
 	lane->earliest_ns = UINT64_MAX;
+	lane->cap_ns = UINT64_MAX;
 	lane->floor = UINT64_MAX;
 	lane->place = LANE_GONE;
 	TAILQ_INSERT_TAIL(&shard->making, lane, place_entry);
@@ -554,6 +555,7 @@ become_orphan(struct lane *lane)
 {
 	lane->shard->count.lanes_orphaned++;
 	count_orphan(lane);
+	lane->cap_ns = lane->orphaned_ns + lane->shard->config->limits.orphan_ms * NS_PER_MS;
 	if (!lane_is_empty(lane) && !lane->shard->stopping) {
 		lane->left = 1;
 		log_limited(&lane->shard->orphan_limit, LOG_LEVEL_INFO, "lane_orphaned",
@@ -622,6 +624,7 @@ lane_reclaim(struct lane *lane, struct client *client, int bell)
 	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->client = client;
 	lane->orphaned_ns = 0;
+	lane->cap_ns = UINT64_MAX;
 	lane->sq.tail_word = &lane->map.client->sq_tail;
 	if (lane->place == LANE_STALLED && !lane->unready)
 		lane_set_place(lane, LANE_ACTIVE);

@@ -123,6 +123,7 @@ struct lane {
 	int ordered;        /* no slot's deadline is before that of one before it */
 	uint64_t latest_ns; /* the deadline of the slot that has the latest */
 	uint64_t orphaned_ns;
+	uint64_t cap_ns;    /* an orphan: no record's deadline is later (limits.orphan_ms); else UINT64_MAX */
 	struct lane_counts count;
 	struct lane_counts before; /* what it was when its client went */
 	struct world_job job; /* the freeing of its memory */
@@ -297,6 +298,13 @@ static inline struct slot *
 lane_slot(const struct lane *lane, uint64_t number)
 {
 	return slots_at(&lane->slots, number);
+}
+
+/* A record's deadline, which its client's end may have moved forward. */
+static inline uint64_t
+lane_deadline(const struct lane *lane, const struct slot *slot)
+{
+	return slot->deadline_ns < lane->cap_ns ? slot->deadline_ns : lane->cap_ns;
 }
 
 /* Gives most of a sleeping lane's table back, if its records are all released. */

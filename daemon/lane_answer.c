@@ -187,7 +187,7 @@ lane_overdue(struct lane *lane, uint64_t number, const struct link *link, uint64
 {
 	struct slot *slot = lane_carried(lane, number, link, seq);
 
-	if (slot == NULL || lane->shard->now_ns < slot->deadline_ns)
+	if (slot == NULL || lane->shard->now_ns < lane_deadline(lane, slot))
 		return;
 	landed(lane, slot);
 	lane_give_up(lane, slot, "sent, and not answered before its deadline");

@@ -314,7 +314,7 @@ finish_unsent(struct lane *lane, struct slot *slot)
 		lane_finish(lane, slot, TG_CANCELLED, 0, 0);
 		return 1;
 	}
-	if (lane->shard->now_ns >= slot->deadline_ns) {
+	if (lane->shard->now_ns >= lane_deadline(lane, slot)) {
 		lane_give_up(lane, slot, slot->maybe_sent ? "sent, and not answered before its deadline"
 							  : "not sent before its deadline");
 		return 1;
@@ -466,7 +466,7 @@ lane_expire(struct lane *lane)
 		}
 	}
 	if (!lane->sweeping) {
-		if (now < lane->earliest_ns)
+		if (now < lane->earliest_ns && now < lane->cap_ns)
 			return;
 		lane->sweeping = 1;
 		lane->sweep_at = lane->slot_next;

@@ -166,6 +166,23 @@ def test_lanes_that_one_user_leaves_behind_leave_half_to_others(daemon, sink, ot
     assert len([user for user in d.rows("users") if user["uid"] == NOBODY and user["orphans"] == 100]) == 1
 
 
+def test_records_of_49_days_go_soon_after_their_producer(daemon, sink, other):
+    away = pool(["127.0.0.1:1"], name="away")
+    d = daemon(pool([sink]), away, ready=False, limits={"lanes": 40, "orphan_ms": 1000})
+    d.wait_ready(sink)
+    attacker = other(d, lambda d, kept: take_lanes(d, kept, timeout_ms=0xffffffff, name="away"))
+    assert attacker.said[0] == 20
+    wait_for(lambda: [row["records"] for row in d.rows("lanes")] == [1] * 20, "the records")
+    assert [row["expired"] for row in d.rows("pools") if row["name"] == "away"] == [0]
+    attacker.end()
+    d.wait_no_lanes()
+    assert [row["expired"] for row in d.rows("pools") if row["name"] == "away"] == [20]
+    wait_for(lambda: "orphan_done" in d.process.text(), "the end to be told")
+    said = next(line for line in d.process.text().splitlines() if "orphan_done" in line)
+    assert "uid=65534" in said and "expired=1 " in said and int(re.search(r" ms=(\d+)", said)[1]) >= 1000, said
+    assert other(d, take_lanes).said[0] == 20
+
+
 def test_silent_connections_make_room_for_others(daemon, sink, other):
     d = daemon(pool([sink]), limits={"clients": 60})
 

@@ -49,6 +49,7 @@ configure(struct sim *sim, unsigned brokers)
 	sim->config = (struct config){
 		.spin_us = 50,
 		.drain_ms = 10000,
+		.limits.orphan_ms = 600000,
 		.pools = &sim->pool_config,
 		.pool_count = 1,
 	};

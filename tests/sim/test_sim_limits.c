@@ -193,6 +193,43 @@ a_pause_frames_nothing(void **state)
 	sim_fini(&sim);
 }
 
+/* What a client that is gone left behind lives for limits.orphan_ms at most, sent or not, whatever its own deadline. */
+static void
+an_orphans_records_are_given_up(void **state)
+{
+	enum { SENT = 10, UNSENT = 5 };
+	struct sim sim;
+	struct producer *p;
+
+	sim_init(&sim, 73, 1);
+	sim.config.limits.orphan_ms = 20000;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	sim_broker_freeze(&sim.brokers[0], 1);
+	p = sim_producer(&sim, 16384);
+	for (unsigned i = 0; i < SENT; i++)
+		assert_int_equal(producer_publish(p, 100, UINT32_MAX), 0);
+	sim_run_for(&sim, SIM_S(10));
+	for (unsigned i = 0; i < UNSENT; i++)
+		assert_int_equal(producer_publish(p, 100, i % 2 == 0 ? UINT32_MAX : 0), 0);
+	sim_run_for(&sim, SIM_S(15)); /* the cap begins with the client's end */
+	assert_int_equal(p->unfinished, SENT + UNSENT);
+	producer_close(p);
+	for (uint32_t i = 0; i < SENT + UNSENT; i++) {
+		struct entry *e = &p->ledger[i];
+		if (e->deadline_ns > sim.w.now_ns + SIM_S(20))
+			e->deadline_ns = sim.w.now_ns + SIM_S(20);
+	}
+	sim_run_for(&sim, SIM_MS(19900));
+	assert_int_equal(p->unfinished, SENT + UNSENT - UNSENT / 2);
+	assert_int_equal(sim.shard.lane_count, 1);
+	sim_run_for(&sim, SIM_MS(200));
+	assert_int_equal(p->done.outcome[TG_UNKNOWN], SENT);
+	assert_int_equal(p->done.outcome[TG_EXPIRED], UNSENT);
+	assert_int_equal(sim.shard.lane_count, 0);
+	sim_fini(&sim);
+}
+
 /* A client that corrupts its lanes gets no free memory, whether records are in flight or it keeps them open. */
 static void
 a_spoiled_lane_counts_until_it_is_freed(void **state)
@@ -286,6 +323,7 @@ main(void)
 		cmocka_unit_test(what_is_past_its_expiry_is_not_sent),
 		cmocka_unit_test(deadlines_are_kept_while_blocked),
 		cmocka_unit_test(a_pause_frames_nothing),
+		cmocka_unit_test(an_orphans_records_are_given_up),
 		cmocka_unit_test(a_spoiled_lane_counts_until_it_is_freed),
 	};
 

@@ -24,6 +24,7 @@ defaults_match_the_table(void **state)
 	assert_int_equal(config->limits.lanes, 4096);
 	assert_int_equal(config->limits.lanes_per_client, 1024);
 	assert_int_equal(config->limits.clients, 16384);
+	assert_int_equal(config->limits.orphan_ms, 600000);
 	assert_int_equal(config->limits.ring_bytes, 67108864);
 	assert_int_equal(config->limits.memory_bytes, UINT64_C(4294967296));
 	assert_int_equal(config->pool_count, 1);
@@ -68,7 +69,7 @@ every_key_is_read(void **state)
 	struct config *config = load_good(
 	    "socket = \"/s\"; socket_mode = \"0660\"; admin = \"/a\"; drain_timeout_ms = 1L;\n"
 	    "idle = { spin_us = 0; };\n"
-	    "limits = { lanes = 2; lanes_per_client = 1; clients = 3; ring_bytes = 16384; memory_bytes = "
+	    "limits = { lanes = 2; lanes_per_client = 1; clients = 3; orphan_ms = 1000; ring_bytes = 16384; memory_bytes = "
 	    "99999999999; clients_per_user = 4; lanes_per_user = 5; orphans_per_user = 6;\n"
 	    " memory_per_user = 88888888888; descriptors_per_user = 7; };\n"
 	    "pools = ( { name = \"A.b_c-9\"; protocol = \"mqtt\"; links = 0x10; balance = \"key\"; order = "
@@ -95,6 +96,7 @@ every_key_is_read(void **state)
 	assert_int_equal(config->limits.lanes, 2);
 	assert_int_equal(config->limits.lanes_per_client, 1);
 	assert_int_equal(config->limits.clients, 3);
+	assert_int_equal(config->limits.orphan_ms, 1000);
 	assert_int_equal(config->limits.ring_bytes, 16384);
 	assert_int_equal(config->limits.memory_bytes, UINT64_C(99999999999));
 	assert_int_equal(config->limits.clients_per_user, 4);
@@ -146,11 +148,12 @@ static void
 defaults_follow_the_given_values(void **state)
 {
 	struct config *config = load_good("limits = { lanes = 7; memory_bytes = 1048576; };\n" POOL(
-	    "watermarks = { high = 4096; }; window = { messages = 1; };"));
+	    "watermarks = { high = 4096; }; window = { messages = 1; }; message_timeout_ms = 3600000;"));
 
 	(void)state;
 	assert_int_equal(config->limits.lanes_per_client, 7);
 	assert_int_equal(config->limits.ring_bytes, 1048576);
+	assert_int_equal(config->limits.orphan_ms, 3600000);
 	assert_int_equal(config->pools[0].low_bytes, 1024);
 	assert_int_equal(config->pools[0].window_low, 0);
 	config_free(config);
