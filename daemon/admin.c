@@ -311,7 +311,7 @@ next_step(struct admin_session *s)
 
 /* ---- life ---- */
 
-/* All places are taken: whoever has asked nothing for longest, and follows no events, makes way. */
+/* All places are taken: closes the longest-idle connection of those that follow no events. */
 static void
 make_room(struct admin *admin)
 {

@@ -13,8 +13,8 @@
  * Commands are admin_commands.def. The loop must not wait for an admin: a report is made ADMIN_PAGE
  * rows at a time, one page a turn, also when the whole of it was asked for and goes out as one line
  * (rows of one line are then not all of one moment). A connection's next request is looked at when
- * the answer to the last has been written, so that nothing is kept for an admin who does not read
- * but the page he is at, and ADMIN_QUEUED bytes of events; beyond those he is cut off.
+ * the answer to the last has been written, so that a connection whose peer does not read keeps
+ * only its current page and ADMIN_QUEUED bytes of events; beyond those the daemon closes it.
  *
  * Owner: main. One thread.
  */
@@ -52,7 +52,7 @@ struct admin {
 /* Events are kept from here on. Returns 0 or -TG_ENOMEM. */
 int admin_init(struct admin *admin, struct shard *shard, uv_loop_t *loop);
 
-/* Hangs up on everybody; the loop must run once more for their memory to go. Accepts a zeroed one. */
+/* Closes all connections; the loop must run once more to free their memory. Accepts a zeroed one. */
 void admin_fini(struct admin *admin);
 
 /* Takes over an accepted socket. */

@@ -1,4 +1,4 @@
-/* What the admin socket tells, as JSON. */
+/* The admin socket's reports, as JSON. */
 #include "admin.h"
 
 #include "build_config.h"

@@ -1,4 +1,4 @@
-/* What the admin socket tells of users: what the daemon holds for each, and how often a limit refused it something. */
+/* The admin socket's report on users: the daemon's holdings for each, and how often each limit refused more. */
 #include "admin.h"
 
 #include "account.h"

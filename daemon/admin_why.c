@@ -59,7 +59,7 @@ struct words {
 
 static void say(struct words *words, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* What does not fit is cut. */
+/* Cuts the text at the end of the buffer. */
 static void
 say(struct words *words, const char *format, ...)
 {
@@ -526,7 +526,7 @@ add_group(struct admin_query *query, json_t *list, const struct group *group)
 
 /* ---- pools ---- */
 
-/* A pool none of whose lanes holds anything; what is wrong with it anyway is said here. */
+/* Reports a pool whose lanes are all empty, if anything is wrong with it anyway. */
 static void
 add_quiet_pool(struct admin_query *query, json_t *list, const struct pool *pool)
 {

@@ -1,11 +1,11 @@
 /*
- * A share of the loop's time for work that costs the loop more than who asks for it: what he has not had for
- * a while he may have at once, up to a burst; what he had too much is owed, up to a limit, since what an idle
- * daemon gave hurt nobody and would take minutes to pay back.
+ * A token bucket for the loop's time: it limits work that costs the loop more than the client that asks for it.
+ * Time that was not used adds up to a burst. Time used beyond that is owed, up to a limit: time that an idle
+ * daemon gave delayed no other client, and would take minutes to pay back.
  *
  * Everything is counted in the time it takes to earn: work that took 1 us of an eighth of the time counts 8 us.
  *
- * Owner: whoever embeds it; zeroed is a full burst, now_ns none. One thread.
+ * Owner: the object that embeds it; zeroed is a full burst, now_ns none. One thread.
  */
 #ifndef TG_DAEMON_ALLOWANCE_H
 #define TG_DAEMON_ALLOWANCE_H

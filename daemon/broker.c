@@ -73,7 +73,7 @@ start_spread(struct broker *broker, const struct link *but, uint32_t within_ms)
 void
 broker_start(struct broker *broker)
 {
-	/* The first link at once: a daemon that has just started has nobody else to serve. */
+	/* The first link at once: a daemon that has just started has no other work. */
 	struct shard *shard = broker->pool->shard;
 
 	if (broker->links[0].state == LINK_IDLE)

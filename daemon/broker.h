@@ -9,9 +9,9 @@
  * after a link has stayed READY for slow_start_ms: a broker that flaps goes on backing off.
  *
  * Back-off. The n-th consecutive failure, of the broker or of the link alone, waits
- * retry_ms × 2^(n-1), at most retry_max_ms, times a random 0.5 … 1. While no broker of the pool is
- * usable the cap is BROKER_LONELY_MAX_MS: there is nothing better to do than to try, and everybody
- * waits.
+ * retry_ms × 2^(n-1), at most retry_max_ms, times a random 0.5 … 1 (exponential back-off with
+ * jitter). While no broker of the pool is usable the cap is BROKER_LONELY_MAX_MS: all lanes wait, and
+ * the daemon has nothing better to do than to try.
  *
  * A link that the broker closes while messages are unanswered may have been closed over one of them. As long
  * as there were no more than BLAME_UNEXPLAINED such closes without a verdict (blame.h), the link connects
@@ -57,7 +57,7 @@ struct broker {
 	char why[200];    /* the last failure */
 	struct tls_sessions tls_sessions;
 	void *memory;               /* its driver's (session_params); NULL: the driver wants none */
-	struct endpoints endpoints; /* what it has told of its cluster */
+	struct endpoints endpoints; /* of its cluster, as it has announced them */
 	struct {
 		uint64_t attempts, failures, opened, delivered, sent, rejected, resent;
 	} count;
@@ -82,7 +82,7 @@ broker_link(const struct broker *broker, uint32_t number)
 /* Its apart link, on its way to be READY or waiting for its next attempt. NULL: no memory. */
 struct link *broker_apart(struct broker *broker);
 
-/* It could not be connected to: what its driver has learned of it may be true no more. */
+/* A connect failed: the driver's knowledge of the broker may be out of date. */
 void broker_forget(struct broker *broker);
 
 /* A link has been proven. */

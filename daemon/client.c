@@ -25,9 +25,9 @@
 /* Rings for nothing. */
 #define RING_SHARE 32u                 /* one part in so many of the time */
 #define RING_BURST_NS (10 * NS_PER_MS) /* a dozen at once, or one with a thousand lanes */
-#define RING_NS 20000u                 /* what one costs others, measured: it moves the loop about */
+#define RING_NS 20000u                 /* the measured cost of one to other clients: it moves the loop about */
 #define RING_LOOK_NS 250u              /* and each look at a lane that sleeps, a cache line or two of memory */
-#define RING_REST_NS (2 * NS_PER_MS)   /* who is unheard stays so until that much is his again */
+#define RING_REST_NS (2 * NS_PER_MS)   /* an ignored client stays ignored until it has earned so much */
 
 static void on_control(uv_poll_t *poll, int status, int events);
 static void on_doorbell(uv_poll_t *poll, int status, int events);
@@ -239,7 +239,7 @@ client_close(struct client *client)
 	uv_close((uv_handle_t *)&client->control_poll, on_closed);
 	if (handles > 1)
 		uv_close((uv_handle_t *)&client->doorbell_poll, on_closed);
-	/* The loop does not look at them any more: somebody may be waiting for them. */
+	/* The loop no longer looks at these lanes, and a client may be waiting for their bells. */
 	inlet_close(client->fd, client->account);
 	if (handles > 1)
 		close(client->doorbell);
@@ -316,7 +316,7 @@ client_add_lane(struct client *client, struct lane *lane)
 	TAILQ_INSERT_TAIL(&client->lanes, lane, client_entry);
 	client->lane_count++;
 	laneless_look(client);
-	client_owe_ring(client); /* who had the lane under another daemon rings once without asking */
+	client_owe_ring(client); /* a client rings once for a lane that another daemon served */
 	if (lane->kept)
 		return; /* under the name it has */
 	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid });

@@ -2,15 +2,16 @@
  * A client: one attached process, seen through its control socket.
  *
  * It opens and closes lanes (frame.h) and owns one doorbell for all of them. When its socket hangs
- * up its lanes become orphans: what they hold committed is delivered, and they go.
+ * up its lanes become orphans: their committed records are delivered, then the lanes are freed.
  *
  * Everything that comes from it is checked; an answer that its socket does not take at once ends it.
  *
  * One sleep of a lane is rung once (wake.h), so there are hardly more rings than wakings; those that come after the
- * waking, which another ring or a look of the daemon's own has brought about, are still owed. A ring that nobody
- * owed costs the loop more than who rings. It is charged, and who rings so for more than a thirty-second of the
- * loop's time (a smaller part where several do) is not listened to until he has some again, about a tenth of a
- * second at most; meanwhile only his own records wait, of lanes that slept.
+ * waking, which another ring or a look of the daemon's own has brought about, are still owed. A ring that was
+ * not owed costs the loop more than its client. It is charged to a token bucket (allowance.h): a client whose
+ * rings take more than a thirty-second of the loop's time (less where several clients ring so) is ignored until
+ * it has earned some, for about a tenth of a second at most. Meanwhile only records of its own lanes that slept
+ * wait.
  *
  * Owner: the shard. One thread.
  */
@@ -53,7 +54,7 @@ struct client {
 	uint32_t looks;   /* how many they were at that ring */
 	TAILQ_ENTRY(client) looking_entry;
 	uint32_t rings_owed; /* wakings without a ring so far; at most one a lane, and one that is just being read */
-	struct allowance idle_rings; /* those that nobody owed */
+	struct allowance idle_rings; /* rings that were not owed */
 	struct timer unheard;        /* set: its doorbell is not listened to until then */
 	struct lane_list lanes;  /* by client_entry */
 	uint32_t lane_count;

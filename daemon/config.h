@@ -98,7 +98,7 @@ struct config_limits {
 
 struct config {
 	char *socket;         /* "/run/tidegate/tidegate.sock" */
-	uint32_t socket_mode; /* 0666: who may publish is the kernel's check on this file */
+	uint32_t socket_mode; /* 0666: the kernel checks on this file which users may publish */
 	char *admin;          /* "/run/tidegate/admin.sock" */
 	uint32_t spin_us;     /* idle.spin_us 50 */
 	uint32_t drain_ms;    /* drain_timeout_ms 10000: how long SIGTERM waits for what is in the rings */
@@ -110,7 +110,7 @@ struct config {
 #define CONFIG_POOLS 256u
 #define CONFIG_BROKERS 64u /* of a pool */
 #define CONFIG_ADDRESS 300u /* bytes of an address's text */
-#define CONFIG_NAME 63u    /* bytes of a pool's name: what a lane's header holds */
+#define CONFIG_NAME 63u    /* bytes of a pool's name: the room in a lane's header */
 
 /*
  * Reads and checks a file and what it includes. Complaints go to report, all of them in one run. Returns 0 with

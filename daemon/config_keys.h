@@ -42,7 +42,7 @@ struct config_key {
 /* All of them; one without a name ends the list. */
 extern const struct config_key config_keys[];
 
-/* "pools[].health." and the like: what stands before a key of the scope in the manual. */
+/* The prefix of the scope's keys in the manual: "pools[].health." and the like. */
 const char *config_scope_path(enum config_scope scope);
 
 /* The sentence about a key's range and default in the manual, e.g.

@@ -16,7 +16,7 @@
 static void
 report_line(struct config_report *report, char *line)
 {
-	/* What the file holds must not forge a line or drive a terminal. */
+	/* Text from the file must not forge a line or drive a terminal. */
 	for (char *at = line; *at != '\0'; at++)
 		if ((unsigned char)*at < 0x20 || *at == 0x7f)
 			*at = '?';

@@ -2,11 +2,11 @@
  * A checked view of one group of the configuration file.
  *
  * Every key is asked for by name with what is allowed; asking also makes it known. config_node_done()
- * then refuses keys nobody asked for. Every error is reported as
+ * then refuses keys that the daemon did not ask for. Every error is reported as
  *   FILE:LINE: pools[0].health.idle_ms: 5000000 is not allowed: a whole number from 10 to 3600000
  * and counted; reading goes on, so that one run shows all that is wrong.
  *
- * Owner: lives on the stack of whoever reads the group; strings it hands out live as long as the
+ * Owner: lives on the stack of the function that reads the group; strings it hands out live as long as the
  * config_t. Threads: one.
  */
 #ifndef TG_DAEMON_CONFIG_NODE_H
@@ -70,7 +70,7 @@ int config_node_group(struct config_node *node, const char *key, struct config_n
 int config_node_list(struct config_node *node, const char *key, struct config_node *list);
 void config_node_element(const struct config_node *list, unsigned index, struct config_node *element);
 
-/* What is wrong with a secret's file, of its name, its mode and its name. */
+/* The error about a secret's file that is not private; arguments: its name, its mode, its name. */
 #define CONFIG_NOT_PRIVATE \
 	"%s has mode %04o, which lets every user at it: no rights for others are allowed (chmod o= %s)"
 
@@ -92,9 +92,9 @@ int config_node_error(const struct config_node *node, const char *key, const cha
 int config_node_refuse(const struct config_node *node, const char *key, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Reports every key nobody asked for, and what would have been allowed. Call it once all keys were
- * asked for; whoever reads a group calls it, a driver's configure() on its own copy of the node
- * included. Returns 0 or -TG_EINVAL. */
+/* Reports every key that the daemon did not ask for, and the keys that are allowed. Call it once all keys were
+ * asked for; each reader of a group calls it, also a driver's configure() on its own copy of the node.
+ * Returns 0 or -TG_EINVAL. */
 int config_node_done(struct config_node *node);
 
 #endif

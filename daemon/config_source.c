@@ -102,7 +102,7 @@ append(struct config_source *source, const char *bytes, size_t len)
 	return 0;
 }
 
-/* What is appended next begins at `line` of `file`. */
+/* The text appended next begins at `line` of `file`. */
 static int
 mark_origin(struct config_source *source, const char *file, unsigned line)
 {

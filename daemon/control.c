@@ -7,7 +7,7 @@
 #define CONTROL_SHARE 8u /* one part in so many of the time */
 #define CONTROL_BURST_NS (4 * NS_PER_MS)
 
-/* Nobody's messages are kept waiting. */
+/* No lane has messages that wait for the loop. */
 static int
 is_idle(const struct shard *shard)
 {
@@ -61,7 +61,7 @@ control_look(struct control *control)
 		wait_for_time(control);
 }
 
-/* One piece of work a turn: whoever sends messages has his turn in between. */
+/* One piece of work a turn, so that lanes with messages are served in between. */
 static void
 on_time(struct timer *timer)
 {

@@ -1,14 +1,15 @@
 /*
  * How much of the loop's time clients may have for what they ask for.
  *
- * Connecting, opening and closing a lane cost the loop tens of microseconds each, and cost who asks for them
- * next to nothing: one client could keep the loop from everybody's messages. So the time such work takes is
- * measured, and while there are messages it gets an eighth of all time (allowance.h); what it had while there
- * were none is charged, too: a client that waits for each of his messages leaves such moments. What is too much
- * waits: whoever asked is held (his socket is not read), and those who are held take turns. The large part,
- * memory, is not done on the loop at all: see attach.h.
+ * Connecting, opening and closing a lane cost the loop tens of microseconds each, and the client that asks for
+ * them next to nothing: one client could keep the loop from all other clients' messages. So the time such work
+ * takes is measured, and while there are messages a token bucket limits it to an eighth of all time
+ * (allowance.h). Time used while there were no messages is charged, too, because a client that waits for each
+ * of its messages leaves such moments. Beyond the limit the client that asks is held (the daemon does not read
+ * its socket), and held clients take turns. The large part, memory, is not done on the loop at all: see
+ * attach.h.
  *
- * While the shard is paused (an upgrade) everything is held; what is unread then is the successor's to answer.
+ * While the shard is paused (an upgrade) all clients are held; the successor answers requests unread by then.
  *
  * Owner: the shard. One thread.
  */
@@ -48,17 +49,17 @@ int control_may(const struct control *control);
 uint64_t control_begin(const struct control *control);
 void control_end(struct control *control, uint64_t began_ns);
 
-/* What was done for a client beside the loop costs his like, too, as long as it took: it takes a processor. */
+/* Charges work that a thread did for a client, too, with the time that it took: it takes a processor. */
 void control_charge(struct control *control, uint64_t took_ns);
 
 /* A client whose socket is not to be read for now; control_gone: it ends. */
 void control_hold(struct control *control, struct client *client);
 void control_gone(struct control *control, struct client *client);
 
-/* Whoever knocks next has to wait. */
+/* The next client that connects has to wait. */
 void control_hold_listener(struct control *control);
 
-/* At the end of each turn: if there are no messages any more, whoever is held need not wait for his time. */
+/* At the end of each turn: if there are no more messages, held clients go on at once. */
 void control_look(struct control *control);
 
 /* There may be time for the held ones: the shard is not paused any more. */

@@ -3,8 +3,8 @@
  * as the broker itself has told them (EV_ENDPOINT).
  *
  * The list is the broker's: the newest that any link of it was told takes the place of the one
- * before. Only host:port is taken, checked as a configured address is; what is the address of a
- * configured broker of the pool, by its text or by what that was looked up to, is not used: such a
+ * before. Only host:port is taken, checked as a configured address is. The address of a
+ * configured broker of the pool, as text or as a result of looking it up, is not used: such a
  * broker has links and a weight of its own, and the broker's own address is tried anyway.
  *
  * Turns. An attempt at the own address that fails, when that is at least the breaker's `failures`-th

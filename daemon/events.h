@@ -32,7 +32,7 @@ struct events {
 	void (*came)(struct events *events); /* from any thread, after each; may be NULL */
 };
 
-/* Begins to listen. came must do no more than wake somebody. */
+/* Begins to listen. came() must do no more than wake a thread. */
 void events_init(struct events *events, void (*came)(struct events *events));
 void events_fini(struct events *events);
 

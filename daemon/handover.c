@@ -172,7 +172,7 @@ give_all(struct handover *handover)
 	int fds[HANDOVER_FDS];
 	int fd = handover->fd, rc;
 
-	shard_turn(shard); /* paused, it frames nothing: what was answered meanwhile is committed */
+	shard_turn(shard); /* paused, it frames nothing; it commits the answers that came meanwhile */
 	if ((rc = let_it_wait(fd)) != 0 || (rc = give_listener(fd, handover->control)) != 0 ||
 	    (rc = give_listener(fd, handover->admin)) != 0 || (rc = give_clients(fd, shard)) != 0 ||
 	    (rc = give_links(handover)) != 0 || (rc = handover_send(fd, &frame, NULL, 0)) != 0)
@@ -225,7 +225,7 @@ give_up(struct handover *handover, const char *why)
 	close_handles(handover);
 }
 
-/* Whoever did that means the successor, too, which would not know. */
+/* A request to stop is meant for the successor, too, which would not learn of it. */
 static int
 is_told_to_stop(struct handover *handover)
 {

@@ -76,7 +76,7 @@ struct handover_taken;
 #define HANDOVER_WARM_MS 5000u
 
 /* Says READY on fd and receives everything. Returns 0 with *taken the caller's, or a negative TG_E. Nothing is
- * touched yet: whoever fails before handover_take() ends, and the old daemon goes on. */
+ * touched yet: a successor that fails before handover_take() ends, and the old daemon goes on. */
 int handover_receive(int fd, struct handover_taken **taken);
 
 /* The last thing that may fail: says TAKEN and waits for GO. Returns 0, or a negative TG_E. */
@@ -94,7 +94,7 @@ void handover_adopt(struct handover_taken *taken, struct loop *loop);
 /* The frames of both sides ------------------------------------------------------------------ */
 
 #define HANDOVER_MAGIC UINT32_C(0x74646831)
-/* With that of the lanes: who cannot read them must not take them over. */
+/* Includes the version of the lanes: a successor that cannot read them must not take them over. */
 #define HANDOVER_VERSION (3u << 16 | LANE_ABI)
 #define HANDOVER_FDS PACKET_FDS
 

@@ -71,7 +71,8 @@ say(const struct keeper *keeper, const char *name, const int *fds)
 		char bytes[CMSG_SPACE(LANE_FDS * sizeof(int))];
 	} control = { .bytes = { 0 } };
 	char text[TEXT_MAX];
-	/* The manager's poll would only tell it that nobody else has the memory, which is the point. */
+	/* No poll: it would only tell the manager that no other process has the memory, which is why it is
+	 * kept. */
 	int len = snprintf(text, sizeof(text), fds != NULL ? "FDSTORE=1\nFDNAME=%s\nFDPOLL=0" : "FDSTOREREMOVE=1\nFDNAME=%s",
 	    name);
 	struct iovec iov = { .iov_base = text, .iov_len = (size_t)len };
@@ -186,7 +187,7 @@ tell(struct keeper *keeper, const char *name, const int *fds)
 	return say_later(keeper, name, fds);
 }
 
-/* What waits to be said of a lane that is to be kept, or NULL. */
+/* The message that waits to be sent about a lane to keep, or NULL. */
 static struct saying *
 unsaid(const struct keeper *keeper, const char *name)
 {
@@ -204,7 +205,7 @@ forget(struct keeper *keeper, const char *name)
 	struct saying *saying = unsaid(keeper, name);
 	const char *why;
 
-	/* What has not been said need not be taken back. */
+	/* A message that was never sent need not be revoked. */
 	if (saying != NULL) {
 		saying_free(keeper, saying);
 		return;
@@ -222,7 +223,7 @@ keeper_keep(struct keeper *keeper, struct lane *lane)
 	if (keeper == NULL || lane->kept)
 		return;
 	name_make(name, lane->nonce, &lane->owner);
-	/* What it has of a lane that could not be restored, and that its client brought, is of no use. */
+	/* The manager's descriptors of a lane that its client brought instead are of no use. */
 	if (lane->handed_back)
 		forget(keeper, name);
 	const int fds[LANE_FDS] = { lane->ring, lane->answers };
@@ -271,7 +272,7 @@ keeper_forget(struct keeper *keeper, struct lane *lane)
 	forget(keeper, name);
 }
 
-/* ---- what comes back ---- */
+/* ---- lanes that the manager gives back ---- */
 
 #ifdef HAVE_SYSTEMD
 /* A lane's two descriptors come under one name, in any order. */
@@ -341,7 +342,7 @@ keeper_inherit(struct keeper *keeper)
 	return control;
 }
 
-/* Nobody has come back for these: they are orphans. */
+/* No client has reclaimed these: they are orphans. */
 static void
 on_await(struct timer *timer)
 {
@@ -462,7 +463,7 @@ keeper_new(struct keeper **out, struct shard *shard)
 #ifdef HAVE_SYSTEMD
 	const char *text = getenv("NOTIFY_SOCKET");
 #else
-	const char *text = NULL; /* what it kept could not be had back */
+	const char *text = NULL; /* why a kept lane could not be restored */
 #endif
 	const char *room = getenv("FDSTORE");
 	struct keeper *keeper;

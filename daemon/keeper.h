@@ -8,8 +8,8 @@
  *
  *     lane-NONCE-UID-PID     16 hexadecimal digits, decimal, decimal
  *
- * and gives all of them to the daemon that it starts next (sd_listen_fds_with_names(3)). What comes back
- * is as hostile as any lane that is handed back: only the name is the manager's word. Such a lane has no
+ * and gives all of them to the daemon that it starts next (sd_listen_fds_with_names(3)). A kept lane
+ * is as untrusted as any lane that is handed back: only the name is the manager's word. Such a lane has no
  * client yet. It works like an orphan for KEEPER_AWAIT_MS, in which its producer, if there is one, finds
  * the daemon again and reclaims it; then it is one.
  *
@@ -17,7 +17,7 @@
  * 254 on it says how many: $FDSTORE; then we count, and say so). A lane it has no room for is served like
  * any other, and lost if its producer and the daemon both die. It takes no part in anything else.
  *
- * Nothing waits for the manager: what its socket does not take now is tried again every
+ * Nothing waits for the manager: messages that its socket does not take now are tried again every
  * KEEPER_RETRY_MS, at most KEEPER_PENDING of them; further lanes are not kept.
  *
  * Owner: the shard. One thread.

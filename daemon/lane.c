@@ -143,7 +143,7 @@ lane_unmake(struct lane *lane)
 	free(lane);
 }
 
-/* Maps the answers, which are new if nobody had them, and hold then what is in the old ones. */
+/* Maps the answers. Without a descriptor of them it makes new ones, with the contents of the old ones. */
 static int
 map_answers(struct lane *lane, const struct lane_header *header, int populate)
 {
@@ -221,7 +221,7 @@ report_maybe_sent(struct lane *lane)
 	}
 }
 
-/* What was finished and not released is released, and what may not be sent again is reported. */
+/* Releases records that were finished and not released, and reports those that may not be sent again. */
 static void
 serve_again(struct lane *lane)
 {
@@ -476,7 +476,7 @@ lane_share(const struct lane *lane)
 	return lane_answers_share(lane->answers);
 }
 
-/* What its client left behind has come to its end, or will not here. */
+/* The records that the client left behind are all completed, or will not be by this daemon. */
 static void
 tell_end(const struct lane *lane)
 {
@@ -530,8 +530,8 @@ leave(struct lane *lane)
 }
 
 /*
- * What it has committed is all there will be: it is looked at once more, now. Nobody publishes here any
- * more; freezing the tail keeps a copy of the memory from doing so. Returns whether it is still there.
+ * No more records will come: looks at the committed ones a last time. Its client has ended; the tail is frozen,
+ * so that no other process with a copy of the memory can publish. Returns whether the lane still exists.
  */
 static int
 freeze(struct lane *lane)
@@ -628,13 +628,13 @@ lane_reclaim(struct lane *lane, struct client *client, int bell)
 	lane->sq.tail_word = &lane->map.client->sq_tail;
 	if (lane->place == LANE_STALLED && !lane->unready)
 		lane_set_place(lane, LANE_ACTIVE);
-	lane_mark_dirty(lane); /* whoever slept through the change is rung */
+	lane_mark_dirty(lane); /* rings a client that slept during the change */
 }
 
 void
 lane_finish_orphan(struct lane *lane)
 {
-	/* What is not committed yet has its turn first. */
+	/* Completions that are not committed yet come first. */
 	if (lane->place == LANE_GONE || lane->client != NULL || lane->awaited || !lane_is_empty(lane) || lane->dirty)
 		return;
 	leave(lane);

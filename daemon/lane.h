@@ -70,7 +70,7 @@ struct lane {
 	int counted_orphan;      /* in the account */
 	struct lane_map map;
 	int ring, answers; /* kept for a successor; owned. answers -1: to be made */
-	int old_answers; /* of a lane that comes back: what is in them is copied. The caller's; -1: none */
+	int old_answers; /* of a lane that comes back: their contents are copied. The caller's; -1: none */
 	int made_answers; /* `answers` was made by us */
 	int handed_back; /* the lane was not made by us */
 	int unready; /* its client has not said that it uses the new answers: nothing is done for it (lane_ready) */
@@ -125,13 +125,13 @@ struct lane {
 	uint64_t orphaned_ns;
 	uint64_t cap_ns;    /* an orphan: no record's deadline is later (limits.orphan_ms); else UINT64_MAX */
 	struct lane_counts count;
-	struct lane_counts before; /* what it was when its client went */
+	struct lane_counts before; /* the counts when its client went */
 	struct world_job job; /* the freeing of its memory */
 	uint64_t unmap_ns;    /* which took so long */
 };
 
-/* What a lane is made of. Descriptors become the lane's on success, but for old_answers, and stay the caller's on
- * failure. */
+/* The ingredients of a lane. Descriptors become the lane's on success, but for old_answers, and stay the
+ * caller's on failure. */
 struct lane_memory {
 	struct lane_geometry geo;
 	int ring;        /* the client's */
@@ -147,12 +147,12 @@ struct lane_memory {
  * their deadlines. */
 #define LANE_LATE_MAX 64u
 
-/* What the loop does by itself: a lane so small costs less than the way to another thread and back. */
+/* Whether the loop maps it itself: a lane so small costs less than the way to another thread and back. */
 #define LANE_INLINE_BYTES (128u << 10)
 #define LANE_DESCRIPTORS 3u /* its ring's, its answers' and its bell's, for a lane's life */
 #define LANE_INLINE_SLOTS 4096u
 
-/* What a look at a waiting lane costs at most: a client chooses how many records it has waiting, and when each expires. */
+/* The most records that one look visits: a client chooses how many wait, and when each expires. */
 #define LANE_SWEEP_SLOTS 4096u
 
 enum lane_pumped {
@@ -188,7 +188,7 @@ void lane_rest(struct lane *lane);
 /* Says that it sleeps and leaves the polling; the caller fences and then lane_look()s once more. */
 void lane_sleep(struct lane *lane);
 
-/* As lane_look, for one that sleeps and whose doorbell has been read: what stays asleep can be rung anew. */
+/* As lane_look, for a sleeping lane whose doorbell has been read: if it stays asleep it can be rung anew. */
 int lane_hear(struct lane *lane);
 
 /* Moves it onto one of the shard's lists of those that fell asleep lately, or off them with NULL. */
@@ -201,7 +201,7 @@ void lane_answer(struct lane *lane, uint64_t slot, struct link *link, uint64_t s
 enum lane_taken_back {
 	LANE_BACK_AGAIN,  /* certainly not kept by the broker, or the pool says resend */
 	LANE_BACK_UNSENT, /* certainly not one byte of it was given to a socket */
-	LANE_BACK_FAILED, /* may have been sent; what to do is the pool's on_failure */
+	LANE_BACK_FAILED, /* may have been sent; the pool's on_failure decides */
 };
 
 /* Its link has taken a slot out of the window. */
@@ -216,7 +216,7 @@ void lane_take_back(struct lane *lane, uint64_t slot, struct link *link, uint64_
  */
 void lane_overdue(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
 
-/* Its link is suspect and keeps its copy of the record: another is to send it too. Whoever answers first
+/* Its link is suspect and keeps its copy of the record: another is to send it too. The first answer
  * completes it. */
 void lane_reroute(struct lane *lane, uint64_t number, const struct link *link, uint64_t seq);
 
@@ -231,7 +231,7 @@ void lane_ring(struct lane *lane);
 /* Completes what has passed its deadline unsent. For lanes that wait. Looks at LANE_SWEEP_SLOTS at a time. */
 void lane_expire(struct lane *lane);
 
-/* Leaves its link: it is bound anew by its next record. rewind: what is in flight is sent again. */
+/* Leaves its link: it is bound anew by its next record. rewind: messages in flight are sent again. */
 void lane_unbind(struct lane *lane, int rewind);
 
 /* Tells the client whether the pool takes records. */
@@ -245,7 +245,7 @@ int lane_is_late(const struct lane *lane);
 
 /*
  * A lane that was taken over without a client, which may still be alive and come back: like an orphan,
- * but it stays. lane_forsake() makes it one: what was committed meanwhile is looked at once more.
+ * but it stays. lane_forsake() makes it one, after a last look at records committed meanwhile.
  */
 void lane_await(struct lane *lane);
 void lane_forsake(struct lane *lane);
@@ -278,7 +278,7 @@ void lane_reclaim(struct lane *lane, struct client *client, int bell);
 /* Lets an orphan go that has nothing left. */
 void lane_finish_orphan(struct lane *lane);
 
-/* Frees one that is in the shard's graveyard; what takes long of it, beside the loop. */
+/* Frees a lane of the shard's graveyard, its memory beside the loop. */
 void lane_bury(struct lane *lane);
 
 /* Its memory breaks the rules. */
@@ -317,12 +317,12 @@ void lane_reject(struct lane *lane, struct slot *slot, uint64_t reference, uint3
 /* Completes a slot as UNKNOWN, or EXPIRED if no byte of it was sent, and keeps why for tg_reason. */
 void lane_give_up(struct lane *lane, struct slot *slot, const char *why);
 
-/* Writes into the bell, whether anybody sleeps or not. */
+/* Writes into the bell, whether the client sleeps or not. */
 void lane_bell(const struct lane *lane);
 
 /*
  * The steps of lane_new and lane_return. lane_map_in and lane_rebuild take long with a large lane. They
- * touch nothing but the lane and may run beside the loop, while nobody else touches it.
+ * touch nothing but the lane and may run beside the loop, while no other code touches it.
  *
  *   lane_make ── lane_map_in ────────────────── lane_begin
  *                           └── lane_rebuild ── lane_resume

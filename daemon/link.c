@@ -38,7 +38,7 @@ config_of(const struct link *link)
 	return link->broker->pool->config;
 }
 
-/* ---- what happens on entering a state ---- */
+/* ---- entering a state ---- */
 
 static void on_resolved(void *owner, const struct world_address *addresses, unsigned count, const char *why);
 static void on_connected(void *owner, int error);
@@ -319,7 +319,7 @@ enter_draining(struct link *link)
 	link_want_flush(link); /* which sees when nothing is outstanding any more */
 }
 
-/* The connection and everything of it. What was in flight has been resolved. */
+/* Frees the connection and all that belongs to it. The messages in flight have been resolved. */
 static void
 disconnect(struct link *link)
 {
@@ -515,7 +515,7 @@ link_event(struct link *link, enum link_event event)
 		t->enter(link);
 }
 
-/* The driver's word when a handshake has ended without one: what is tried instead, or NULL. */
+/* Asks the driver after a handshake without a verdict: the fallback to try, or NULL. */
 static const char *
 ask_unheard(struct link *link)
 {

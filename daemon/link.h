@@ -11,7 +11,7 @@
  *
  * Owner: its broker, for the daemon's life. One thread: its shard's.
  *
- * What is in flight is a ring indexed by the driver's sequence numbers:
+ * Messages in flight are in a ring indexed by the driver's sequence numbers:
  *
  *      base                        next
  *       v                           v
@@ -87,8 +87,8 @@ struct inflight {
 
 #define INFLIGHT_MS_MASK ((1u << 30) - 1)
 
-/* What a driver answers by itself, a PONG for a PING, no watermark stops: a broker that has us answer
- * without end and reads nothing of it is left. */
+/* No watermark stops a driver's own answers, such as a PONG for a PING: the link leaves a broker that has
+ * us answer without end and does not read the answers. */
 #define LINK_REPLIES_MAX (1u << 20)
 
 /* Lanes of which each has its first message answered alone after the broker could not take any: so many
@@ -133,7 +133,7 @@ struct link {
 	uint64_t replies;     /* bytes the driver has answered by itself since the broker had taken them all */
 	uint64_t replies_end; /* where the last of them ends */
 	int replayed;   /* the replay of a handshake has come to its end (EV_UP) */
-	uint8_t *hello; /* what the broker said up to its being UP, for a successor's session */
+	uint8_t *hello; /* the broker's bytes up to EV_UP, for a successor's session */
 	size_t hello_len;
 	uint8_t *held; /* bytes the driver has not consumed */
 	size_t held_len;
@@ -159,13 +159,13 @@ struct link {
 	/* flow */
 	uint32_t window;     /* messages, the pool's or the broker's if that is less */
 	uint32_t window_low;
-	uint32_t window_wide; /* what it is when it is not careful */
+	uint32_t window_wide; /* the window of a link that is not careful */
 	uint32_t careful;     /* L6: answers to come one at a time before it opens again */
 	uint64_t max_body; /* the broker's; 0: no limit known */
 	int writable;      /* below the marks; whether it is READY is another matter */
 	int congested;     /* unsent bytes have passed their high mark and not come to their low one */
 	int crowded;       /* so has what is unanswered, or `full` */
-	int counted_ready; /* what the pool has last been told */
+	int counted_ready; /* the state that the pool was last told */
 	int full;          /* the driver had no room until an answer comes */
 	int blocked;       /* the broker has said so */
 	int serving;       /* on the shard's list of links whose waiters have a turn coming */
@@ -185,7 +185,7 @@ struct link {
 	uint64_t suspect_ns;       /* since when it is suspect */
 	uint64_t unblocked_ns;     /* when the broker has last said that it is no longer blocked; 0: never */
 	uint32_t gone_looks;       /* looks in a row at which its peer's TCP seemed to be gone */
-	uint64_t slow_mark;        /* `next` at slow_ns: what was in flight then is to be answered in good time */
+	uint64_t slow_mark;        /* `next` at slow_ns: messages before it are to be answered in good time */
 	uint64_t slow_base;        /* `base` at slow_ns */
 	uint64_t slow_ns;
 	int excused;       /* a silence has moved the mark, and what was in flight then is not answered yet */
@@ -217,7 +217,7 @@ const char *link_state_word(enum link_state state);
 int link_init(struct link *link, struct broker *broker, uint32_t id);
 void link_fini(struct link *link);
 
-/* The one function that changes state: what the table says for this event, or nothing. */
+/* The one function that changes state: takes the table's transition for this event, if there is one. */
 void link_event(struct link *link, enum link_event event);
 
 /* FAIL with its cause in words. kind steers the broker's back-off. Resolves everything in flight. */
@@ -229,15 +229,15 @@ void link_drain(struct link *link);
 
 /*
  * For one that no successor could go on with: says goodbye to the broker if nothing is outstanding, as far
- * as the kernel takes it at once. Nothing else happens, to nobody: the process ends now.
+ * as the kernel takes it at once. No lane is touched: the process ends now.
  */
 void link_farewell(struct link *link);
 
-/* What is known of a connection that another daemon made. */
+/* The state of a connection that another daemon made. */
 struct link_past {
 	const char *client_id;
 	uint64_t random;      /* its session's */
-	const uint8_t *hello; /* what the broker said up to its being UP */
+	const uint8_t *hello; /* the broker's bytes up to EV_UP */
 	size_t hello_len;
 	const uint8_t *saved; /* link_save()'s */
 	size_t saved_len;
@@ -250,7 +250,7 @@ struct link_past {
  */
 void link_adopt(struct link *link, struct sock *sock, const struct link_past *past);
 
-/* What sockets of links call. */
+/* The callbacks of links' sockets. */
 const struct sock_handlers *link_handlers(void);
 
 /* L1's first half: READY. */
@@ -328,7 +328,7 @@ void link_each(struct link *link, void (*call)(void *arg, uint64_t seq, struct i
 /* The driver speaks. */
 void link_on_driver_event(void *owner, const struct driver_event *event);
 
-/* Messages nobody acknowledges are SENT when the kernel has their last byte. */
+/* Messages that the protocol does not acknowledge are SENT when the kernel has their last byte. */
 void link_answer_written(struct link *link);
 
 /* The most messages it may have unanswered, within the pool's limit; 0: the pool's. Minds L6. */
@@ -348,7 +348,7 @@ void link_abandon(struct link *link);
 
 /* link_late.c ----------------------------------------------------------------------------- */
 
-/* An entry was answered: what that says of older ones. */
+/* An entry was answered: judges which older ones are late. */
 void link_note_answer(struct link *link, const struct inflight *entry);
 
 /* The ring's oldest entries make way, so that at least half of its places are free for new ones. */
@@ -375,7 +375,7 @@ int link_has_share(const struct link *link, const struct lane *lane);
 /* It carries messages from now on, or again. */
 void link_health_begin(struct link *link);
 
-/* What is in flight now, or is about to be after nothing was, has to be answered in good time. */
+/* Starts the time in which the messages now in flight, or the first of the next, have to be answered. */
 void link_health_mark(struct link *link);
 
 /* Looks at the clock: probes, suspects, fails; sets its timer for the next look. */
@@ -390,8 +390,8 @@ void link_health_read(struct link *link);
 int link_kind_can_move(const struct config_pool *config);
 
 /*
- * What a successor needs beside `hello`, at most room bytes. Returns how many; -TG_EAGAIN: not now, because it is
- * not READY, blocked, or something is under way; -TG_ELIMIT: never.
+ * Writes the state that a successor needs beside `hello`, at most room bytes. Returns how many; -TG_EAGAIN: not
+ * now, because it is not READY, blocked, or something is under way; -TG_ELIMIT: never.
  */
 ssize_t link_save(const struct link *link, uint8_t *bytes, size_t room);
 

@@ -1,4 +1,4 @@
-/* What is in flight on a link, and what its broker says of it. */
+/* The messages in flight on a link, and the broker's answers to them. */
 #include "link.h"
 
 #include "blame.h"
@@ -231,7 +231,7 @@ collect_upto(void *arg, uint64_t seq, uintptr_t value)
 		upto->seqs[upto->count++] = seq;
 }
 
-/* What was set aside is before all others, so it may be meant, too. */
+/* Entries set aside are older than all others, so the answer may be to one of them, too. */
 static void
 answer_aside_upto(struct link *link, const struct driver_event *event)
 {
@@ -268,7 +268,7 @@ on_nack(struct link *link, const struct driver_event *event)
 
 	if (entry == NULL)
 		return;
-	/* A length it does not like is refused before the body is there. What is left of it goes all the same. */
+	/* A broker may refuse a length before it has the body. The rest of the body is sent all the same. */
 	if (entry->end > out_written(&link->out) && out_own(&link->out) != 0) {
 		fatal_text(link, "out of memory for the rest of a message that the broker refused early");
 		return;
@@ -278,7 +278,7 @@ on_nack(struct link *link, const struct driver_event *event)
 	progress(link);
 }
 
-/* As far as the broker goes it is done with; what becomes of it nobody knows. */
+/* The broker will say no more about it: its fate is unknown. */
 static void
 on_unsure(struct link *link, const struct driver_event *event)
 {
@@ -440,7 +440,7 @@ link_abandon(struct link *link)
 	uint64_t written = out_written(&link->out);
 	int keeps = link->apart && link->ready_ns != 0 && link->state == LINK_FAILED;
 
-	/* What it could not take now it may take from one moment to the next (a leader was elected): the first of each
+	/* The broker may take messages again at any moment (a leader was elected): the first message of each
 	 * lane goes alone, so that none overtakes one that is refused. */
 	uint32_t lanes = link->bound_count < LINK_CAREFUL_MAX ? link->bound_count + 1 : LINK_CAREFUL_MAX;
 	if (link->state == LINK_FAILED && link->failed_kind == FATAL_UNUSABLE && link->outstanding > 0 &&

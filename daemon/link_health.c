@@ -6,8 +6,8 @@
  *   (b) heartbeat:    nothing was read for idle_ms → probe; probe_misses probes, probe_timeout_ms
  *                     each, unanswered. With the defaults 1000 + 3 × 500 ms = 2.5 s, and up to half
  *                     a probe's time more when an answer can come in it (hope_ms)
- *   (d) slowness:     what was in flight is not answered in half of ack_timeout_ms, and at this speed
- *                     what is in flight now takes longer than stall_timeout_ms, while another broker
+ *   (d) slowness:     messages in flight are not answered in half of ack_timeout_ms, and at this speed
+ *                     those in flight now take longer than stall_timeout_ms, while another broker
  *                     has room
  * Each makes the link SUSPECT: it gets nothing new and its lanes go elsewhere. That is what
  * keeps the promise of a few seconds. The last decides what a suspect is:
@@ -94,7 +94,7 @@ has_passed_mark(const struct link *link)
 /*
  * Detector (d). A broker that answers one message a second is never silent; its link stays READY and
  * the lanes bound to it wait for it. Silence is left to (a) and (b), and so is a path on which nothing
- * passes at the moment: what it lost comes again when it is back.
+ * passes at the moment: TCP sends its lost segments again when it is back.
  */
 static int
 is_slow(struct link *link, const struct config_health *health)
@@ -127,12 +127,12 @@ is_slow(struct link *link, const struct config_health *health)
 /*
  * The last probe is late_ms overdue: for how many more is an answer worth waiting for?
  *
- * A silence as long as all the probes is not one too long, and whoever was asked at its beginning and
- * comes back at its end needs a moment to say so: a quarter of a probe's time and a round trip. A path
- * that was cut comes back with our next retransmission and not before. One that went out half a probe's time
- * after such a silence, and was not answered in that moment, has settled it; so has one that is not due
- * within half a probe's time, which is the most that is waited. With nothing in flight nobody is hurt by a
- * suspicion.
+ * A silence as long as all the probes is still allowed, and a broker that was asked at its beginning and comes
+ * back at its end needs a moment to answer: a quarter of a probe's time and a round trip. A path that was cut
+ * comes back with our next retransmission and not before. So there is no hope left when a retransmission went
+ * out half a probe's time after such a silence and was not answered in that moment, or when the next one is not
+ * due within half a probe's time, which is the longest wait. With nothing in flight a suspicion costs no lane
+ * anything.
  */
 static uint64_t
 hope_ms(struct link *link, const struct config_health *health, uint64_t late_ms)
@@ -245,7 +245,7 @@ judge(struct link *link, const struct config_health *health)
 		since_ns = link->unblocked_ns;
 	uint64_t since_ms = (link->shard->now_ns - since_ns) / NS_PER_MS;
 
-	/* Whoever has just said something is there, however badly ours gets through. */
+	/* A broker that has just sent something is alive, however badly our own segments get through. */
 	if (link->shard->now_ns - link->last_read_ns >= GONE_UNANSWERED_MS * NS_PER_MS &&
 	    world->ops->info(link->sock, &info) == 0 &&
 	    ((info.unacked > 0 && info.retransmits >= GONE_RETRANSMITS &&
@@ -270,7 +270,7 @@ judge(struct link *link, const struct config_health *health)
 	return 1;
 }
 
-/* What made it suspect is over. */
+/* The reason for the suspicion is over. */
 static int
 has_recovered(const struct link *link)
 {
@@ -318,7 +318,7 @@ link_health_check(struct link *link)
 		}
 		if (!judge(link, health))
 			return;
-		/* Also of lanes with nothing new: what is in flight fills their rings until it is answered. */
+		/* Also for lanes with nothing new: unanswered messages fill their rings. */
 		if (link->broker->pool->config->on_failure == ON_FAILURE_RESEND &&
 		    pool_has_other(link->broker->pool, link->broker))
 			link_let_go(link);
@@ -338,8 +338,8 @@ link_health_read(struct link *link)
 	const struct config_health *health = &link->broker->pool->config->health;
 	uint64_t now = link->shard->now_ns;
 
-	/* Detector (d): nobody could answer in a silence that is over. Once: who falls silent again before what
-	 * was in flight is answered is slow. */
+	/* Detector (d): no answer could come in a silence that is over. Once: a broker that falls silent again
+	 * before it has answered those messages is slow. */
 	if (!link->excused && link->state == LINK_READY &&
 	    (link->cut_off || now < link->grace_ns || now - link->last_read_ns >= silence_ns(link, health))) {
 		link_health_mark(link);

@@ -83,7 +83,7 @@ on_readable(uv_poll_t *poll, int status, int events)
 	}
 }
 
-/* Whether somebody listens on the path already. It may hang, with all the connections it can have waiting: EAGAIN. */
+/* Whether a process listens on the path already. If it hangs, its backlog is full: EAGAIN. */
 static int
 is_alive(const struct sockaddr_un *addr, int type)
 {
@@ -111,9 +111,10 @@ struct path_lock {
 };
 
 /*
- * Two daemons that begin at once must not both find nobody on the path: the later would remove the other's socket.
- * So it is looked at and taken under a lock, of a file beside it that is gone afterwards. What others made, or
- * could open, is no lock: they could keep us out with it. Then it goes without.
+ * Two daemons that begin at once must not both find the path free: the later would remove the other's socket.
+ * So the daemon checks the path and binds it while it holds a lock on a file beside it, which it removes
+ * afterwards. A file that another user made, or could open, is no lock, because that user could keep us out
+ * with it: then the daemon goes on without one.
  * Returns 0, or -TG_ESYSTEM: another daemon is at it.
  */
 static int
@@ -137,7 +138,7 @@ lock_path(struct listener *listener, struct path_lock *lock)
 		}
 		if (stat(lock->name, &there) == 0 && there.st_dev == ours.st_dev && there.st_ino == ours.st_ino)
 			return 0;
-		close(lock->fd); /* whoever had it has just removed it */
+		close(lock->fd); /* its last holder has just removed it */
 		lock->fd = -1;
 	}
 	if (lock->fd >= 0)
@@ -175,7 +176,7 @@ take_path(struct listener *listener, int fd)
 		}
 		unlink(listener->path);
 	}
-	/* Born closed: nobody gets in between bind and the right mode. */
+	/* Created without permissions: no process can connect between bind and the right mode. */
 	mode_t old = umask(0777);
 	int rc = bind(fd, (const struct sockaddr *)&addr, sizeof(addr));
 	umask(old);
@@ -229,8 +230,9 @@ is_ours(const struct listener *listener)
 }
 
 /*
- * A cleaner of /run, or a second daemon that was started and ended, has removed the socket file: nobody new can reach
- * us. Connections that wait on the old socket are taken first, as many as one turn takes; the others try again.
+ * A cleaner of /run, or a second daemon that was started and ended, has removed the socket file: no new client
+ * can reach us. Connections that wait on the old socket are taken first, up to a turn's number; the others try
+ * again.
  */
 static void
 listen_anew(struct listener *listener)
@@ -343,7 +345,7 @@ listener_fini(struct listener *listener)
 		uv_close((uv_handle_t *)&listener->poll, NULL);
 	if (listener->look.loop != NULL && !uv_is_closing((uv_handle_t *)&listener->look))
 		uv_close((uv_handle_t *)&listener->look, NULL);
-	/* First the path: as soon as nobody listens, the next daemon may have made one of its own there. */
+	/* First the path: once this socket is closed, the next daemon may have made its own there. */
 	if (listener->owns_path && is_ours(listener))
 		unlink(listener->path);
 	if (listener->fd >= 0)

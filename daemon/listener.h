@@ -33,8 +33,8 @@ struct listener {
 
 /*
  * Listens on path, or takes over `inherited` (a listening socket from the service manager; -1:
- * none). A socket file that nobody listens on is replaced; one that somebody does, or that another daemon
- * is about to make, is an error.
+ * none). A socket file on which no process listens is replaced; one with a listener, or one that another
+ * daemon is about to make, is an error.
  * mode: of the file. group: its group if that exists (NULL: unchanged). Returns 0 or -TG_ESYSTEM
  * after saying why in the log.
  */

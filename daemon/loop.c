@@ -51,8 +51,8 @@ sleep_until_event(struct loop *loop, uint64_t until)
 
 /*
  * A broker that answers one message at a time would cost a turn, two or three system calls and a
- * bell for each. While many are outstanding nobody is kept waiting by a pause shorter than the time
- * those take: the answers gather, as with a network card's interrupts.
+ * bell for each. While many are outstanding, a pause shorter than the time those take delays no client:
+ * the answers gather (interrupt moderation, as in a network card).
  */
 static void
 pace(struct shard *shard)

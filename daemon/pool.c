@@ -219,7 +219,7 @@ pick_weighted(struct pool *pool)
 		}
 	}
 	if (best == NULL)
-		return NULL; /* nobody was chosen, nobody earns */
+		return NULL; /* no broker was chosen, so none earns credit */
 	for (uint32_t i = 0; i < pool->broker_count; i++)
 		pool->brokers[i].credit += earns[i];
 	best->credit -= total != 0 ? total : (int64_t)broker_weight(best, pool->shard->now_ns);

@@ -1,5 +1,5 @@
 /*
- * A pool: a named set of brokers that speak one protocol; what a producer publishes to.
+ * A pool: a named set of brokers that speak one protocol. Producers publish to a pool.
  *
  * It chooses the link for a record (balance), keeps a lane's records together (order), and holds
  * the lanes that wait because none of its links takes records.
@@ -38,7 +38,7 @@ struct pool {
 	uint64_t spread_until_ns; /* shares are still being evened out */
 	uint64_t spread_ns;       /* when that was last done */
 	int writable;        /* some link is READY and writable */
-	int writable_shown;  /* what the lanes' words say */
+	int writable_shown;  /* the value in the lanes' shared words */
 	uint64_t unwritable_ns; /* since when */
 	uint64_t epoch;      /* changes with the set of ready brokers */
 	struct blame_book blame;
@@ -70,7 +70,7 @@ struct link *pool_pick(struct pool *pool, const uint8_t *key, uint32_t key_len);
 /* A broker has become trustworthy (see broker_link_proven). */
 void pool_broker_proven(struct pool *pool);
 
-/* Takes over TLS files that were renewed. What cannot be used leaves the old ones in force, and is logged. */
+/* Takes over TLS files that were renewed. Logs files that cannot be used, and keeps the old ones. */
 void pool_renew_tls(struct pool *pool);
 
 /* Reads the files of passwords and the like again, likewise. */

@@ -17,8 +17,8 @@ world_between(struct world *world, uint64_t low, uint64_t high)
 }
 
 /*
- * The barrier that membarrier raises for the publishers can miss one (wake.h): what that one stored
- * is plain to see a moment later.
+ * The barrier that membarrier raises for the publishers can miss one (wake.h): that publisher's store
+ * becomes visible a moment later.
  */
 static void
 look_again(struct timer *timer)
@@ -66,7 +66,10 @@ look_around(struct timer *timer)
 	timer_set(&shard->timers, timer, shard->now_ns + SHARD_ROUND_NS);
 }
 
-/* What the daemon itself opens at most: see account.h. A link has one descriptor, and one while it is replaced. */
+/*
+ * The most descriptors that the daemon opens for itself: see account.h. A link has one descriptor, and one more
+ * while it is replaced.
+ */
 static uint64_t
 own_descriptors(const struct config *config)
 {
@@ -79,7 +82,7 @@ own_descriptors(const struct config *config)
 
 /*
  * A client that has had its time to say that it uses its lane's new answers is hung up on. One that hung up
- * before, and did not come back for its lane, has ended: what it left is delivered.
+ * before, and did not come back for its lane, has ended: its records are delivered.
  */
 static void
 end_late(struct timer *timer)
@@ -267,7 +270,7 @@ shard_lane_id(struct shard *shard, uint64_t wish)
 
 /* ---- a turn ---- */
 
-/* What a ring of the doorbell left to be looked at: some lanes of each client a turn. */
+/* Looks at lanes after a ring of the doorbell: some of each client a turn. */
 static void
 look_at_sleepers(struct shard *shard)
 {

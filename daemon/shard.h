@@ -68,10 +68,10 @@ struct shard {
 	struct laneless laneless;    /* those of them that have no lane */
 	uint32_t unheard; /* clients whose doorbells are not listened to now: client.h */
 	uint32_t lane_count;
-	struct accounts accounts; /* of users: what they hold and may hold */
+	struct accounts accounts; /* of users: their holdings and limits */
 	int expedited;        /* membarrier works: clients need no fence */
 	struct log_limit gone_limit; /* … or connect and talk nonsense */
-	struct keeper *keeper; /* keeps lanes for the next daemon; NULL: nobody does */
+	struct keeper *keeper; /* keeps lanes for the next daemon; NULL: there is no store */
 	struct log_limit orphan_limit; /* a host's processes may all die at once */
 	struct log_limit overslept_limit;
 	struct log_limit unheard_limit;

@@ -22,12 +22,12 @@ struct tls {
 	struct tls_sessions *sessions;
 	struct sock *sock;
 	SSL *ssl;
-	char name[256]; /* of the peer, as asked for; empty: nobody in particular */
+	char name[256]; /* of the peer, as asked for; empty: any */
 	size_t may_read;
 	int secured;
 	int offered; /* a session, to be resumed */
 
-	/* What the socket, or OpenSSL, said last; both stay. */
+	/* The last errors of the socket and of OpenSSL; both stay. */
 	int sock_error;
 	int eof;
 	int ended;        /* tls_read() will say so: 1 in good order, -1 not */
@@ -350,7 +350,7 @@ offer_session(struct tls *tls)
 {
 	struct tls_sessions *sessions = tls->sessions;
 
-	/* What was agreed under other certificates is not agreed. */
+	/* A session that was agreed under other certificates is not resumed. */
 	if (sessions->generation != tls->context->generation) {
 		forget_sessions(sessions);
 		sessions->refused = 0;

@@ -86,7 +86,7 @@ ssize_t tls_writev(struct tls *tls, const struct iovec *iov, int count);
 
 /*
  * As read, and fills the buffer as far as it can. A shorter answer means that nothing is left inside
- * that the socket would not announce, unless tls_has_ended(). What tls_may_read() allowed bounds it.
+ * that the socket would not announce, unless tls_has_ended(). The amount is bounded by tls_may_read().
  */
 ssize_t tls_read(struct tls *tls, void *bytes, size_t len);
 

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- what went wrong, in words ---- */
+/* ---- errors in words ---- */
 
 /* The innermost of OpenSSL's complaints: a file's own, rather than that of what asked for it. */
 static const char *
@@ -26,7 +26,7 @@ reason(void)
 		return strerrordesc_np(ERR_GET_REASON(error));
 	if (ERR_GET_LIB(error) == ERR_LIB_PEM && ERR_GET_REASON(error) == PEM_R_NO_START_LINE)
 		return "nothing of the kind in PEM form is in it";
-	if (ERR_GET_REASON(error) == ERR_R_INTERRUPTED_OR_CANCELLED) /* what no_password() is taken for */
+	if (ERR_GET_REASON(error) == ERR_R_INTERRUPTED_OR_CANCELLED) /* the result of no_password() */
 		return "it is encrypted, and nobody is there to give a password";
 	return text != NULL ? text : "no reason given";
 }
@@ -59,7 +59,7 @@ suits(const char *key, const char *path, int is_private, struct tls_error *error
 	struct stat about;
 
 	if (stat(path, &about) != 0)
-		return 0; /* who opens it says why */
+		return 0; /* opening it reports the error */
 	error->key = key;
 	if (!S_ISREG(about.st_mode))
 		snprintf(error->why, sizeof(error->why), "%s is not a regular file", path);
@@ -86,7 +86,7 @@ load_trust(SSL_CTX *ctx, const struct config_tls *config, struct tls_error *erro
 		return rc;
 	if (SSL_CTX_load_verify_file(ctx, config->ca_file) != 1)
 		return complain(error, "ca_file", "is no list of certificates", config->ca_file);
-	/* What is listed is trusted, whether or not its own issuer is listed too. */
+	/* A listed certificate is trusted, whether or not its own issuer is listed too. */
 	X509_VERIFY_PARAM_set_flags(SSL_CTX_get0_param(ctx), X509_V_FLAG_PARTIAL_CHAIN);
 	return 0;
 }

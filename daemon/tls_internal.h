@@ -1,4 +1,4 @@
-/* What tls.c and tls_context.c share. */
+/* Shared by tls.c and tls_context.c. */
 #ifndef TG_DAEMON_TLS_INTERNAL_H
 #define TG_DAEMON_TLS_INTERNAL_H
 

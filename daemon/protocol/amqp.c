@@ -12,7 +12,7 @@
  *   content_type             of every message; default none
  *
  * Headers are the headers table's long strings in their order, a key that is not empty is one more
- * of the name tidegate-key. What a message's deadline leaves is its expiration; its message id is
+ * of the name tidegate-key. A message's expiration is the rest of its expiry; its message id is
  * message_id().
  */
 #include "amqp.h"

@@ -4,8 +4,8 @@
  * amqp_input.c (frames) and amqp_move.c (what a successor has to know).
  *
  * Channel 1 carries nothing but probes. Every exchange in use has a channel of its own from 2 on, so
- * that what RabbitMQ answers by closing a channel (no such exchange, no right to write) hits nobody
- * else. A channel that waits for nothing is given to another exchange when they run out.
+ * that RabbitMQ's closing of a channel (no such exchange, no right to write) affects no other
+ * exchange. A channel that waits for nothing is given to another exchange when they run out.
  *
  *   session:  seq  ... answered | oldest .. unanswered, some answered early .. | next ...
  *   channel:  tag  ... confirmed | oldest .. unconfirmed ..                    | next ...
@@ -52,7 +52,7 @@ struct amqp_settings {
 	int mandatory;
 	int persistent;
 	int sasl;             /* enum amqp_sasl */
-	uint32_t heartbeat_s; /* 0: what the link asks for */
+	uint32_t heartbeat_s; /* 0: the interval that the link asks for */
 	uint32_t channels;
 };
 
@@ -67,7 +67,7 @@ enum amqp_state {
 
 enum amqp_channel_state { CHANNEL_IS_CLOSED, CHANNEL_IS_OPEN, CHANNEL_IS_REOPENING };
 
-/* What of a returned message is still to come. */
+/* The part of a returned message that is still to come. */
 enum amqp_content { CONTENT_NONE, CONTENT_HEADER, CONTENT_BODY };
 
 /* HELD_LATER: the question whose answer settles it has not been sent. */
@@ -76,7 +76,7 @@ enum amqp_held { HELD_NOT, HELD_NOW, HELD_LATER };
 struct amqp_pending {
 	uint64_t seq;
 	uint32_t id;       /* amqp_id(): tells which message was returned */
-	uint8_t returned; /* and rejected then: what confirms it has nothing to say any more */
+	uint8_t returned; /* and rejected then: a later confirm is ignored */
 	uint8_t held;     /* by basic.nack, until it is certain that no return follows: HELD_NOW, HELD_LATER */
 	uint8_t confirmed;
 };
@@ -132,7 +132,7 @@ amqp_session(struct session *session)
 }
 
 /*
- * What is kept of a message's id. The broker returns messages in their order and hardly any two of
+ * The part of a message's id that is kept. The broker returns messages in their order and hardly any two of
  * those that wait at a time are alike in it (1 in 2^32 for each pair).
  */
 static inline uint32_t

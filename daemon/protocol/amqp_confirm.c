@@ -1,8 +1,8 @@
 /*
- * What became of messages: confirms, returns, and channels the broker closed.
+ * The fate of messages: confirms, returns, and channels the broker closed.
  *
  * RabbitMQ answers a message it will not take by closing the channel and says neither which message
- * that was nor what of those before it is kept; those after it are dropped. What is certain:
+ * that was nor which of those before it are kept; those after it are dropped. Certain is:
  *
  *   - exchange.declare was refused: nothing behind it was looked at; all of it is rejected
  *   - a single message waited: it was the one

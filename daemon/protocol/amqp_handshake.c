@@ -94,7 +94,7 @@ input_start(struct amqp_session *amqp, struct amqp_reader *arguments, struct out
 	char offered[100];
 
 	uint32_t major = (uint32_t)amqp_take(arguments, 1), minor = (uint32_t)amqp_take(arguments, 1);
-	amqp_take_long(arguments); /* what the server is */
+	amqp_take_long(arguments); /* the server's properties */
 	struct amqp_view mechanisms = amqp_take_long(arguments);
 	amqp_take_long(arguments);
 	if (arguments->bad)

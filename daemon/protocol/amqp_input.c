@@ -11,7 +11,7 @@ is_over_a_message(const struct amqp_session *amqp, uint32_t code, uint32_t metho
 	return amqp->oldest != amqp->next && (method == BASIC_PUBLISH || code == AMQP_CODE_CRASH);
 }
 
-/* "the broker closed the connection: words (code): what it said". */
+/* "the broker closed the connection: words (code): the broker's text". */
 static int
 input_connection_close(struct amqp_session *amqp, struct amqp_reader *arguments)
 {

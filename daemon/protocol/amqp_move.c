@@ -1,11 +1,11 @@
 /*
- * What a successor's session has to know of this one, beside its handshake:
+ * The state that a successor's session needs of this one, beside its handshake:
  *
  *   "AMQ1"  u32 frame_max  u32 heartbeat_s  u32 channel_max  vhost  u64 max_body  u64 messages  u32 channels
  *   each channel, from AMQP_FIRST_CHANNEL on:
  *     u8 flags  u64 next delivery tag  u64 used  u32 careful  exchange
  *
- * Numbers in network order, vhost and exchange short strings. What comes before max_body has been agreed
+ * Numbers in network order, vhost and exchange short strings. The fields before max_body have been agreed
  * with the broker: settings that would have agreed on something else need a connection of their own.
  */
 #include "amqp.h"

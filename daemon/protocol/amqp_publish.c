@@ -1,6 +1,6 @@
 /*
- * Framing of basic.publish: the method, the properties, the body in pieces. What the broker would
- * refuse by closing a channel is refused before a byte is appended, as far as it can be known.
+ * Framing of basic.publish: the method, the properties, the body in pieces. Messages that the broker
+ * would refuse by closing a channel are refused before a byte is appended, as far as it can be known.
  *
  * The first message to an exchange brings its channel: open, confirm.select and a passive declare go
  * out in front of it, and nothing waits for their answers. An exchange that is missing then closes
@@ -19,7 +19,7 @@
 #define RING_FIRST 64u
 #define EXPIRY_MAX_LEN 10u
 
-/* What a message's topic says. */
+/* The parts of a message's topic. */
 struct target {
 	const uint8_t *exchange;
 	const uint8_t *key;
@@ -27,7 +27,7 @@ struct target {
 	uint32_t key_len;
 };
 
-/* What framing worked out before it writes. */
+/* Results of the checks, which framing needs when it writes. */
 struct frame {
 	struct target target;
 	struct siphash id;
@@ -232,7 +232,7 @@ reserve(struct amqp_channel *channel)
 	return 0;
 }
 
-/* What must go out in front of a channel's first message. */
+/* The frames that must go out in front of a channel's first message. */
 static void
 append_opening(const struct frame *frame, int opens, int checks, struct out *out)
 {

@@ -1,5 +1,5 @@
 /*
- * What AMQP 0-9-1 frames are made of. Pure functions over bytes.
+ * The elements of AMQP 0-9-1 frames. Pure functions over bytes.
  *
  *   [type: 1] [channel: 2] [size: 4] [payload: size] [0xce]
  *   method payload: [class: 2] [method: 2] arguments

@@ -2,8 +2,8 @@
  * A driver: one broker protocol as pure bytes in, bytes and events out.
  *
  * A driver owns no socket, timer, clock, random source or thread. link.c reads the socket and
- * gives the bytes to input(); what the driver wants to send it appends to a struct out; what it
- * learned it says through events. So a driver is replayed from a transcript whole, byte by byte or
+ * gives the bytes to input(). The driver appends its output to a struct out and reports the
+ * results through events. So a driver is replayed from a transcript whole, byte by byte or
  * cut anywhere, with identical events, and the fuzzer drives the same entry.
  *
  * Life of a session (one per connection, made anew for each):
@@ -11,9 +11,9 @@
  *   open ── start ── input* ──► EV_UP ── { publish | probe | input }* ── goodbye ── close
  *                       │ EV_FATAL at any time: the link closes the connection
  *
- * A session can be moved to another process (DRIVER_F_REPLAYABLE): what the broker said up to EV_UP is
- * given to a new session, whose answers are thrown away, because the broker has had them; what else
- * became of the old one since goes from its save() to the new one's restore():
+ * A session can be moved to another process (DRIVER_F_REPLAYABLE): the broker's bytes up to EV_UP are
+ * given to a new session, whose answers are thrown away, because the broker has had them; the rest of the
+ * old session's state goes from its save() to the new one's restore():
  *
  *   open ── start ── input (the same bytes as then) ──► EV_UP ── restore ── { publish | probe | input }*
  *
@@ -25,10 +25,11 @@
  * bytes, and an answer to a seq that is not outstanding is its own to detect (EV_FATAL or ignored,
  * as the protocol says).
  *
- * No other producer, user or subscriber may give a message's answer in the broker's place. What a broker knows a
- * message by (Nats-Msg-Id) and what its answer is matched by (a reply subject) must not be predictable from those of
- * other messages: message_id() and session_words(). Counters are good enough only where the broker alone can
- * answer on the connection (packet ids, delivery tags, receipts, the order of replies). A producer's header that
+ * No other producer, user or subscriber may give a message's answer in the broker's place. The id by which a
+ * broker knows a message (Nats-Msg-Id) and the name that its answer is matched by (a reply subject) must not be
+ * predictable from those of other messages: message_id() and session_words(). Counters are good enough only
+ * where the broker alone can answer on the connection (packet ids, delivery tags, receipts, the order of
+ * replies). A producer's header that
  * would take the place of one of these is rejected by publish(), in any case the broker may read it in.
  *
  * Threads: everything of a session is used by the one thread of its shard. Settings are read-only after
@@ -59,8 +60,8 @@ struct message {
 	uint32_t key_len;
 	uint32_t headers_len;
 	uint32_t body_len;
-	uint32_t expiry_ms; /* what is left of the time for which the message is of use to consumers, for protocols that
-	                     * carry it; 0: for ever. The deadline for delivering it is not the broker's business */
+	uint32_t expiry_ms; /* the rest of the time for which the message is of use to consumers, if the protocol can
+	                     * say it; 0: for ever. The deadline for delivering it is not the broker's business */
 	uint64_t wall_ms;   /* Unix time of the daemon's clock, for protocols that carry dates */
 	uint32_t attempt;   /* 1: the first time it is given to a link */
 	int retain;         /* RECORD_F_RETAIN */
@@ -117,7 +118,7 @@ enum driver_event_type {
 
 /* Why a session ended, as far as it matters to the breaker and to the admin. */
 enum driver_fatal {
-	FATAL_PROTOCOL, /* what the broker sent makes no sense, or breaks a limit */
+	FATAL_PROTOCOL, /* the broker's bytes make no sense, or break a limit */
 	FATAL_REFUSED,  /* credentials or rights: trying again soon will not help; back off to the cap */
 	FATAL_CLOSED,   /* the broker closes in its own good order; text says why */
 	FATAL_UNUSABLE, /* not a broker to publish to now (read-only replica, loading): use another */
@@ -149,7 +150,7 @@ struct driver_events {
 	void *owner;
 };
 
-/* What is particular to one connection. Strings are the link's and outlive the session. */
+/* The settings of one connection. Strings are the link's and outlive the session. */
 struct session_params {
 	const char *client_id; /* unique per link and per start of the daemon */
 	const char *host;      /* of the broker's address, for protocols that name it (AMQP vhost no, STOMP host) */
@@ -269,22 +270,23 @@ struct driver {
 	 */
 	const char *(*unheard)(struct session *session);
 
-	/* What was agreed upon with the broker, for admins: "MQTT 3.1.1". Static; NULL before EV_UP. May be NULL. */
+	/* The version agreed upon with the broker, for admins: "MQTT 3.1.1". Static; NULL before EV_UP. May be
+	 * NULL. */
 	const char *(*speaks)(const struct session *session);
 
 	/* Orderly farewell. May be NULL. */
 	int (*goodbye)(struct session *session, struct out *out);
 
 	/*
-	 * Both or neither, for DRIVER_F_REPLAYABLE: what the handshake does not tell. The new session numbers
-	 * its messages from 0 again; what the broker sees goes on as if nothing had happened.
+	 * Both or neither, for DRIVER_F_REPLAYABLE: the state that the handshake does not determine. The new
+	 * session numbers its messages from 0 again; the broker does not notice the move.
 	 *
 	 * save, asked with every message answered: writes at most room bytes and returns how many, -TG_EAGAIN
 	 * if it cannot be moved now (something is under way), or -TG_ELIMIT if it does not fit. Changes nothing.
 	 *
 	 * restore, at once after EV_UP of the replay: takes them up. It sends nothing; it may say the broker's
 	 * limits (EV_MAX_BODY). The bytes come from another version of this daemon, under another version of
-	 * the settings: all of them are checked. Returns 0, -TG_EINVAL for what is not a session that can go on
+	 * the settings: all of them are checked. Returns 0, -TG_EINVAL for a session that cannot go on
 	 * here, or -TG_ENOMEM; the session is of no use then.
 	 */
 	ssize_t (*save)(const struct session *session, uint8_t *bytes, size_t room);

@@ -7,7 +7,7 @@
  *   dollar_topics            false: topics that begin with $ are refused; $SYS always is
  *   client_id_prefix         in front of the link's own name; default "tidegate-"
  *
- * Every connection is a new session (clean start): what was unanswered is the link's to resend,
+ * Every connection is a new session (clean start): the link resends unanswered messages,
  * under a new packet id and without DUP, which would mean nothing here.
  *
  * Headers are v5 user properties in their order, a key that is not empty is one more of the name
@@ -129,7 +129,8 @@ mqtt_start(struct session *session, struct out *out)
 	const char *prefix = settings->client_id_prefix != NULL ? settings->client_id_prefix : "tidegate-";
 	const char *name = session->params->client_id != NULL ? session->params->client_id : "";
 	const char *username = settings->username;
-	/* 3.1.1 has no password without a user name: what "auto" came to is then refused in the broker's words. */
+	/* 3.1.1 has no password without a user name: the result of "auto" is then refused in the broker's
+	 * words. */
 	const char *password = username != NULL || mqtt->version == 5 ? settings->password.value : NULL;
 	size_t prefix_len = strlen(prefix), name_len = strlen(name);
 	size_t username_len = username != NULL ? strlen(username) : 0;

@@ -6,7 +6,7 @@
  *   id:                   oldest_id                                      next_id
  *
  * Packet ids follow the sequence numbers, so that the id of an answer names its seq as long as the
- * span of unanswered ones is at most 65,535. Brokers answer in order; what one answers early is
+ * span of unanswered ones is at most 65,535. Brokers answer in order; early answers are
  * remembered in a bitmap as large as the window.
  */
 #ifndef TG_DAEMON_PROTOCOL_MQTT_H
@@ -17,7 +17,7 @@
 
 enum mqtt_state { MQTT_CLOSED, MQTT_CONNECTING, MQTT_UP };
 
-/* What is known of the versions a broker speaks; see mqtt_version.c. */
+/* The known versions of a broker; see mqtt_version.c. */
 enum mqtt_known { MQTT_NOTHING, MQTT_TRY_4, MQTT_CONFIRM_5, MQTT_KNOWN_4, MQTT_KNOWN_5 };
 
 struct mqtt_memory {
@@ -44,7 +44,7 @@ struct mqtt_session {
 	uint8_t acked;   /* everything before oldest is delivered and has not been said yet */
 	uint8_t refused; /* the last packet was a PUBACK with this reason, from 0x80 on; 0: it was another */
 	uint8_t pinned;  /* the pool says which version */
-	uint8_t asked_knowing; /* what was known when it began */
+	uint8_t asked_knowing; /* the known versions when it began */
 	struct mqtt_memory *memory; /* the broker's */
 	struct mqtt_memory no_memory;
 };

@@ -1,4 +1,4 @@
-/* What an MQTT broker sends a publisher: CONNACK, PUBACK, PINGRESP, DISCONNECT and nothing else. */
+/* Input from an MQTT broker: CONNACK, PUBACK, PINGRESP, DISCONNECT and nothing else. */
 #include "mqtt.h"
 #include "utf8.h"
 
@@ -127,7 +127,7 @@ input_puback(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	return 0;
 }
 
-/* "what: words (code): what the broker said; it names another server". */
+/* "what: words (code): the broker's text; it names another server". */
 static int
 fatal_reason(struct mqtt_session *mqtt, enum driver_fatal kind, uint8_t code, const char *what,
     const char *words, const struct mqtt_properties *properties)
@@ -168,7 +168,7 @@ input_connack(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 		return fatal(
 		    mqtt, FATAL_PROTOCOL, 0x81, "CONNACK: its reserved flags are set (0x%02x)", bytes[0]);
 	if (mqtt->version == 5 && len == 2) {
-		/* The older form: what follows would be of that too. */
+		/* The older form: the bytes that follow would be in it, too. */
 		if (code != 0 || mqtt->pinned || !mqtt->base.params->replayed)
 			return mqtt_version_refused(
 			    mqtt, code, code != 0 ? mqtt_return_text(code) : "it answers in MQTT 3.1.1");
@@ -214,7 +214,7 @@ input_connack(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	return 0;
 }
 
-/* What a DISCONNECT means to the other messages. */
+/* The meaning of a DISCONNECT for the other messages. */
 static enum driver_fatal
 disconnect_kind(const struct mqtt_session *mqtt, uint8_t code)
 {

@@ -1,5 +1,5 @@
 /*
- * What MQTT 3.1.1 and 5 packets are made of: lengths, strings, properties, reason codes. Pure
+ * The elements of MQTT 3.1.1 and 5 packets: lengths, strings, properties, reason codes. Pure
  * functions over bytes.
  *
  *   [type and flags: 1] [remaining length: 1..4] [variable header] [properties (v5)] [payload]
@@ -51,7 +51,7 @@ enum mqtt_property {
 	PROPERTY_SHARED_AVAILABLE = 0x2a,
 };
 
-/* What of a server's properties matters to a publisher; set to MQTT's defaults first. */
+/* The server's properties that matter to a publisher; set to MQTT's defaults first. */
 struct mqtt_properties {
 	const uint8_t *reason; /* NULL: none; in the packet */
 	size_t reason_len;
@@ -69,7 +69,7 @@ const char *mqtt_type_name(unsigned type);
 
 /* The words of a v5 reason code; "unknown reason" for others. Static. */
 const char *mqtt_reason_text(uint8_t code);
-/* What a session that ends with the code means; over_message: while a PUBLISH waits for its answer. */
+/* The meaning of a session's end with the code; over_message: while a PUBLISH waits for its answer. */
 enum driver_fatal mqtt_reason_fatal(uint8_t code, int over_message);
 
 /* The words and meaning of a 3.1.1 CONNACK return code. */

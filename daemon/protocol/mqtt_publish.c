@@ -98,7 +98,7 @@ measure_users(const struct mqtt_session *mqtt, const struct message *message, si
 	return 0;
 }
 
-/* What framing worked out before it writes. */
+/* Results of the checks, which framing needs when it writes. */
 struct mqtt_frame {
 	size_t properties;
 	size_t remaining;

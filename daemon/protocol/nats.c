@@ -234,7 +234,7 @@ probe(struct session *session, struct out *out)
 
 	if (rc != 0)
 		return rc;
-	/* Behind the last one: what it says of messages has been asked already, or will be. */
+	/* Behind the last one: its questions about messages have been asked, or will be. */
 	if (nats->ping_count == 0)
 		nats->pings[(nats->ping_first + nats->ping_count++) % NATS_PINGS] = (struct nats_ping){ 0 };
 	nats->pings[(nats->ping_first + nats->ping_count - 1) % NATS_PINGS].probes++;

@@ -10,10 +10,11 @@
  *
  * JetStream: each message asks for its answer on INBOX + its token, in hexadecimal: a check of sixteen digits, and its
  * number, which is its seq and how many tokens the connection had before this session took it over, so that a
- * late answer is never another message's. Subscribers of a message's subject see its token, and whoever may publish
- * to an inbox can answer to it in the stream's place; the check, a part of the message's id, keeps them from
- * answering messages that they do not see. Answers come in any order. Core: nothing is answered; a PING is sent behind the messages of each turn, and its PONG
- * says that the server has taken what came before. Pings in flight, oldest first, are in `pings`.
+ * late answer is never another message's. Subscribers of a message's subject see its token, and a user that may
+ * publish to an inbox can answer to it in the stream's place; the check, a part of the message's id, keeps such
+ * users from answering messages that they do not see. Answers come in any order. Core: nothing is answered; a
+ * PING is sent behind the messages of each turn, and its PONG says that the server has taken all before it.
+ * Pings in flight, oldest first, are in `pings`.
  */
 #ifndef TG_DAEMON_PROTOCOL_NATS_H
 #define TG_DAEMON_PROTOCOL_NATS_H
@@ -57,7 +58,7 @@ enum nats_state {
 #define NATS_ANSWERED UINT64_C(1)
 #define NATS_DENIED UINT64_C(2)  /* a violation was counted against it */
 #define NATS_DOUBTED UINT64_C(4) /* no stream took it, and whether there is one is to be asked */
-#define NATS_ASKED UINT64_C(8)   /* ... and has been; without NATS_DOUBTED: what answered was no acknowledgement */
+#define NATS_ASKED UINT64_C(8)   /* ... and has been; without NATS_DOUBTED: the answer was no acknowledgement */
 #define NATS_FLAGS (NATS_ANSWERED | NATS_DENIED | NATS_DOUBTED | NATS_ASKED)
 
 /* PINGs in flight: one behind messages, or none, and then probes. */
@@ -145,14 +146,14 @@ int nats_connect(struct nats_session *nats, struct out *out);
 
 /* nats_ack.c */
 
-/* What came to the inbox. */
+/* A message that came to the inbox. */
 struct nats_reply {
 	const uint8_t *token, *headers, *body;
 	size_t token_len, headers_len, body_len;
 	int unread; /* it is too long: neither headers nor body are given */
 };
 
-/* The answer to the message whose token it has; what is none is dropped. Returns 0 or a negative TG_E. */
+/* The answer to the message whose token it has; drops anything else. Returns 0 or a negative TG_E. */
 int nats_answer(struct nats_session *nats, const struct nats_reply *reply, struct out *out);
 /* The stream of JetStream's plain acknowledgements. Returns how many bytes were taken. */
 size_t nats_acks(struct nats_session *nats, const uint8_t *bytes, size_t len);
@@ -161,7 +162,7 @@ void nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len);
 /* A message of the subject was framed: gives the subject its place, unless memory or another's question
  * forbids. */
 void nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message *message);
-/* Repeats the questions that were not answered: who should have may be gone. Returns 0 or -TG_ENOMEM. */
+/* Repeats the questions that were not answered: the server asked may be gone. Returns 0 or -TG_ENOMEM. */
 int nats_ask_again(struct nats_session *nats, struct out *out);
 /* Nothing has come for a while: asks about what is unanswered. Returns 0 or -TG_ENOMEM. */
 int nats_ask_silent(struct nats_session *nats, struct out *out);

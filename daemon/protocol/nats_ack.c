@@ -11,10 +11,10 @@
  * such a message is rejected. Without JetStream, or with a stream that has no leader, this is no server to
  * publish to now, and everything is sent again, elsewhere or later.
  *
- * Nobody says anything of a subject that no stream takes and others listen to: the server has handed the message on.
- * So JetStream is asked about what is unanswered after a silence, too. If no stream takes the subject as far as it
- * knows, the answer will never come (EV_LOST); a mapping of subjects or another domain's stream may have taken it all
- * the same. What such a question finds else means nothing: a stream may be slow.
+ * The server says nothing about a subject that no stream takes and others listen to: it has handed the message
+ * on. So JetStream is asked about unanswered messages after a silence, too. If no stream takes the subject as
+ * far as it knows, the answer will never come (EV_LOST); a mapping of subjects or another domain's stream may
+ * have taken it all the same. Any other result of such a question means nothing: a stream may be slow.
  *
  * Others may listen on a subject too and answer to its reply subject. A second answer is dropped. Of one that is no
  * acknowledgement, or too long to be read, JetStream is asked as well: if no stream takes the subject, the message
@@ -403,8 +403,8 @@ no_stream(struct nats_session *nats, uint64_t seq, struct out *out)
 }
 
 /*
- * The question is answered. none: no stream takes the subject, or nobody may know; what was in doubt when that was
- * asked is rejected, what was unanswered is not waited for any more.
+ * The question is answered. none: no stream takes the subject, or the user may not ask. Messages that were in
+ * doubt at the time of the question are rejected; unanswered ones are not waited for any more.
  */
 static int
 asked(struct nats_session *nats, struct nats_subject *subject, int none, struct out *out)

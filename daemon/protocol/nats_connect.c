@@ -102,7 +102,7 @@ nats_info(struct nats_session *nats, const uint8_t *json, size_t len, struct out
 	return rc;
 }
 
-/* CONNECT as it grows. What is too long is cut, and refused by the caller. */
+/* CONNECT as it grows. A text that is too long is cut, and the caller refuses it. */
 struct line {
 	size_t len;
 	char text[8 * NATS_CREDENTIAL_MAX];

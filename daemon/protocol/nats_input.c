@@ -1,4 +1,4 @@
-/* What a NATS server sends a publisher: INFO, PING, PONG, +OK, -ERR, and answers as MSG and HMSG. */
+/* Input from a NATS server: INFO, PING, PONG, +OK, -ERR, and answers as MSG and HMSG. */
 #include "nats.h"
 #include "utf8.h"
 

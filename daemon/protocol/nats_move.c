@@ -1,10 +1,10 @@
 /*
- * What a successor's session has to know of this one, beside its handshake:
+ * The state that a successor's session needs of this one, beside its handshake:
  *
  *   "NTS1"  u8 flags  u64 first token  u64 max_payload        numbers in network order
  *
  * Limits and flags are the last INFO's. With nothing outstanding and no PING or question under way there is
- * no more: subjects that were published to are a cache, and what belongs to a message was answered with it.
+ * no more: subjects that were published to are a cache, and the state of a message ended with its answer.
  */
 #include "nats.h"
 

@@ -54,7 +54,7 @@ put_decimal(uint8_t *at, uint64_t value)
 
 #define put out_put
 
-/* ---- what is refused ---- */
+/* ---- refusals ---- */
 
 /* Subjects whose messages no stream can have, as JetStream lives on them: its interface, and where answers come. */
 static int
@@ -152,7 +152,7 @@ reject_name(const struct header_view *header, struct driver_rejection *rejection
 
 /* ---- framing ---- */
 
-/* What framing worked out before it writes. */
+/* Results of the checks, which framing needs when it writes. */
 struct frame {
 	struct siphash id;
 	uint64_t check, token;
@@ -304,7 +304,7 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	if (nats->state != NATS_UP || nats->outstanding >= nats->window ||
 	    nats->next - nats->oldest > nats->mask)
 		return DRIVER_FULL;
-	/* What was framed before is in order. */
+	/* The earlier frames are in order. */
 	uint64_t hash = nats_hash(nats, message->topic, message->topic_len);
 	const struct nats_subject *subject = &nats->subjects[nats_place(hash)];
 	int known = subject->hash == hash && subject->len == message->topic_len && message->topic_len > 0 &&

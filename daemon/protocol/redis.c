@@ -1,6 +1,6 @@
 /*
  * Redis, as a producer: XADD to a stream (TG_DELIVERED by its reply) or PUBLISH to a channel (TG_SENT by
- * its reply, which says that the server has it and not that anybody received it).
+ * its reply, which says that the server has it and not that a subscriber received it).
  *
  *   mode = "stream" | "publish"       default stream
  *   username, password_file           of an ACL user; without username the server's default user
@@ -46,7 +46,7 @@ read_text(struct config_node *group, const char *key, char **copy, const char *a
 	return rc;
 }
 
-/* What XADD says between the key and the fields. Returns 0 or -TG_ENOMEM. */
+/* Frames XADD's options, between the key and the fields. Returns 0 or -TG_ENOMEM. */
 static int
 frame_options(struct redis_settings *redis, int nomkstream, int64_t maxlen)
 {
@@ -345,7 +345,8 @@ redis_goodbye(struct session *session, struct out *out)
 	return rc;
 }
 
-/* What a successor's session has to know beside the handshake: the key that asks whether there is room again. */
+/* The state that a successor's session needs beside the handshake: the key that asks whether there is room
+ * again. */
 static ssize_t
 redis_save(const struct session *session, uint8_t *bytes, size_t room)
 {

@@ -39,12 +39,12 @@ struct redis_settings {
 	struct config_secret password;
 	char *body_field;
 	char *key_field;
-	char *options; /* of XADD, framed: what stands between the key and the fields */
+	char *options; /* of XADD, framed: the arguments between the key and the fields */
 	size_t options_len;
 	uint32_t options_count;
 };
 
-/* What an error's first word asks for. */
+/* The action that an error's first word asks for. */
 enum redis_action {
 	REDIS_REJECT,   /* this message never */
 	REDIS_HOLD,     /* not kept; later, here or elsewhere */
@@ -111,7 +111,7 @@ struct redis_session {
 	uint8_t replica;   /* HELLO says so */
 	uint8_t next_is;   /* the next element of HELLO's reply: enum redis_told */
 	uint8_t mode;      /* ... and what it says of the server: enum redis_server */
-	const char *wrong; /* what a reply's shape breaks; NULL: nothing */
+	const char *wrong; /* the rule that a reply's shape breaks; NULL: none */
 	struct redis_reply reply;
 	uint8_t try_key_len; /* 0: none known */
 	char try_key[REDIS_TRY_KEY_MAX];
@@ -144,7 +144,7 @@ char *redis_put_bulk(char *at, const void *bytes, size_t len);
 /* The reader of replies, for redis->reader. NULL without memory. */
 redisReader *redis_reader_new(struct redis_session *redis);
 
-/* What follows HELLO when the server does not know it, and when it does. Return 0 or -TG_ENOMEM. */
+/* The next commands after HELLO, when the server does not know it, and when it does. Return 0 or -TG_ENOMEM. */
 int redis_login(struct redis_session *redis, struct out *out);
 int redis_select(struct redis_session *redis, struct out *out);
 

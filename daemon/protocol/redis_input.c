@@ -70,7 +70,7 @@ is_text(const struct redis_reply *reply, const char *text)
 	return reply->len == strlen(text) && memcmp(reply->text, text, reply->len) == 0;
 }
 
-/* What the reply at hand answers, or EXPECT_NOTHING. */
+/* The request that the reply at hand answers, or EXPECT_NOTHING. */
 static enum redis_expected
 expected_now(const struct redis_session *redis)
 {
@@ -168,7 +168,7 @@ redis_reader_new(struct redis_session *redis)
 	return reader;
 }
 
-/* ---- what replies mean ---- */
+/* ---- the meaning of replies ---- */
 
 static const struct redis_error *
 find_error(const struct redis_reply *reply)
@@ -250,8 +250,9 @@ oldest_answered(struct redis_session *redis)
 }
 
 /*
- * The server has dealt with the oldest message, and what it says of that has no meaning here. It may have kept it: sent
- * again, the message might be there twice. What comes behind may be another's answer, so the session ends.
+ * The server has dealt with the oldest message, and its reply has no meaning here. It may have kept the
+ * message: sent again, the message might be there twice. The next reply may be another message's, so the
+ * session ends.
  */
 static void
 answered_oddly(struct redis_session *redis)

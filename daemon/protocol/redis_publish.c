@@ -59,7 +59,7 @@ measure_headers(const struct redis_settings *settings, const struct message *mes
 		return driver_reject(rejection, REJECT_HEADER,
 		    "PUBLISH has no headers; set mode = \"stream\" in the pool's redis group");
 	while (message_header_next(message, &at, &header)) {
-		/* Consumers read fields into a map: whose value it would hold, nobody could tell. */
+		/* Consumers read fields into a map, which would hold either value. */
 		if (is_named(&header, settings->body_field) || is_named(&header, settings->key_field))
 			return driver_reject(rejection, REJECT_HEADER,
 			    "a header has the name \"%.*s\", which is a field of every entry (body_field, "

@@ -5,7 +5,7 @@
  *   seq:  ... answered | oldest .. unanswered, some answered early .. | next ...
  *
  * A message's receipt is its sequence number in decimal, a probe's is `p` and a number. Brokers may
- * answer in any order: what is answered early is remembered in a bitmap of several windows.
+ * answer in any order: early answers are remembered in a bitmap of several windows.
  */
 #ifndef TG_DAEMON_PROTOCOL_STOMP_H
 #define TG_DAEMON_PROTOCOL_STOMP_H
@@ -22,7 +22,7 @@
 
 enum stomp_state { STOMP_CLOSED, STOMP_CONNECTING, STOMP_UP };
 
-/* What is left of the body of an ERROR that has been acted on. */
+/* The rest of the body of an ERROR that has been acted on. */
 enum stomp_skip { STOMP_SKIP_NONE, STOMP_SKIP_LENGTH, STOMP_SKIP_TO_ZERO };
 
 /* How a broker is told when a message is not worth delivering any more. */
@@ -86,7 +86,7 @@ struct stomp_head {
 
 /*
  * Reads a frame's head. Returns its bytes up to the body, 0 while it is not whole, or -1 with why[]
- * filled in: what is wrong is judged line by line, so that it does not depend on how bytes were cut.
+ * filled in: errors are found line by line, so that they do not depend on how bytes were cut.
  */
 ssize_t stomp_head_read(struct stomp_head *head, const uint8_t *bytes, size_t len, char why[static 160]);
 

@@ -1,5 +1,5 @@
 /*
- * What a STOMP broker sends a publisher: CONNECTED, RECEIPT, ERROR, line breaks between frames (which
+ * Input from a STOMP broker: CONNECTED, RECEIPT, ERROR, line breaks between frames (which
  * are its heart-beats), and nothing else.
  *
  * The first ERROR that names a message's receipt rejects that message and no other. Whether the connection is
@@ -112,7 +112,7 @@ input_receipt(struct stomp_session *stomp, const struct stomp_head *head)
 	char text[40];
 
 	if (id != NULL && len > 1 && id[0] == 'p' && stomp_number(id + 1, len - 1, INT64_MAX, &number) == 0) {
-		/* One nobody waits for answers a probe of the session whose place this one has taken. */
+		/* A number out of range answers a probe of the session whose place this one has taken. */
 		if (number - stomp->probe_oldest >= stomp->probe_next - stomp->probe_oldest)
 			return 0;
 		flush_acked(stomp);
@@ -139,7 +139,7 @@ input_receipt(struct stomp_session *stomp, const struct stomp_head *head)
 	return fatal(stomp, FATAL_PROTOCOL, "RECEIPT: nothing waits for its receipt-id \"%s\"", text);
 }
 
-/* "SX,SY": what the broker can do and what it wants, in ms. Returns 0, or -1. */
+/* "SX,SY": the broker's heart-beat intervals, offered and wanted, in ms. Returns 0, or -1. */
 static int
 read_beat(const struct stomp_text *beat, uint64_t *wants_ms)
 {
@@ -194,7 +194,7 @@ is_refusal(const char *text)
 	return 0;
 }
 
-/* "what it is called: what its first line says", if that is more. */
+/* "name: first line", if the line says more than the name. */
 static void
 words_of(char text[static 220], const struct stomp_head *head, const uint8_t *line, size_t line_len)
 {

@@ -154,7 +154,7 @@ digits_of(char text[static 20], uint64_t n)
 	const char *n##_digits = digits_of(n##_text, n); \
 	size_t n##_len = (size_t)(n##_text + 20 - n##_digits)
 
-/* What framing worked out before it writes. */
+/* Results of the checks, which framing needs when it writes. */
 struct stomp_send {
 	size_t head; /* everything before the body */
 	int topic_plain, users_plain;

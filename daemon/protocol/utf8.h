@@ -1,5 +1,5 @@
 /*
- * Text that may travel in a protocol: what a broker may refuse is refused before it is framed, for
+ * Text that may travel in a protocol: the driver refuses a bad string before it is framed, because
  * a broker answers a bad string by closing the connection, and the message would come round again.
  *
  * Plain text is valid UTF-8 (no surrogates, no overlong forms) without control characters
@@ -20,7 +20,7 @@ enum utf8_fault {
 	UTF8_FORBIDDEN, /* one of the two bytes that were forbidden */
 };
 
-/* What is wrong, in words: "is not valid UTF-8". Static. */
+/* The error in words: "is not valid UTF-8". Static. */
 const char *utf8_fault_text(enum utf8_fault fault);
 
 /*
