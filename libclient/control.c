@@ -100,7 +100,7 @@ is_farewell(const struct frame *answer)
 	return answer->type == FRAME_ERROR && answer->serial == 0;
 }
 
-/* What it said before it hung up; a reset comes first, if it had not read our request. */
+/* Reads its last words before it hung up; a reset comes first, if it had not read our request. */
 static int
 farewell_take(struct tg_client *client, struct frame *answer)
 {

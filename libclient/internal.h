@@ -1,5 +1,5 @@
 /*
- * What the library's files share. Nothing here is exported.
+ * Shared by the library's files. Nothing here is exported.
  *
  *   fork.c     which process a handle belongs to
  *   detail.c   the last error in words
@@ -8,10 +8,10 @@
  *   lane.c     attach and close a lane
  *   publish.c  records into the SQ
  *   poll.c     completions out of the CQ; the descriptor for event loops
- *   reattach.c what happens when the daemon is gone
- *   wait.c     spinning, sleeping, and what is waited for
+ *   reattach.c finding the next daemon when this one is gone
+ *   wait.c     spinning, sleeping, and the conditions to wait for
  *
- * Threads: a client's fields are written by whoever holds client_lock: open and close of lanes, and
+ * Threads: a client's fields are written by the thread that holds client_lock: open and close of lanes, and
  * the one lane that mends a lost connection; the words it shares with the others are atomic, and
  * `fd` keeps its number for the client's life. A lane's fields belong
  * to the one thread that owns the lane.
@@ -36,7 +36,7 @@
 
 #define CLIENT_TIMEOUT_MS 5000u
 #define CLOCK_SAME_NS UINT64_C(20000000) /* clocks that differ by less are one: a coarse clock lags by 10 ms */
-#define LANE_SPIN_US 20u                        /* what a neighbour's completion takes when nobody sleeps */
+#define LANE_SPIN_US 20u                        /* the time of a completion while both sides are awake */
 #define LANE_POPULATE_MAX (UINT64_C(256) << 10) /* above, touching every page costs more than it saves */
 #define AWAY_MIN_NS UINT64_C(1000000)           /* between two looks at a daemon that is away */
 #define CLIENT_NAME 32u                         /* of struct frame, terminator included */
@@ -52,7 +52,7 @@ struct fork_mark {
 	uint32_t stamp;
 };
 
-/* Marks the calling process if nobody has. Returns 0 or -TG_ESYSTEM with errno set. Any thread. */
+/* Marks the calling process if it has no mark. Returns 0 or -TG_ESYSTEM with errno set. Any thread. */
 int fork_mark_get(struct fork_mark *mark);
 
 static inline int
@@ -68,7 +68,7 @@ int detail_fail(int code, const char *format, ...) __attribute__((format(printf,
 
 /*
  * The same for what can happen millions of times a second: the numbers are kept, the words are
- * made when someone asks. Both return -TG_EAGAIN.
+ * made on request. Both return -TG_EAGAIN.
  */
 int detail_no_room(uint64_t lane_id, uint64_t need, uint64_t free, uint64_t size);
 int detail_no_slot(uint64_t lane_id, uint64_t held, uint64_t size);
@@ -93,7 +93,7 @@ struct tg_client {
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 };
 
-/* What tg_reserve has prepared at the tail. */
+/* The record that tg_reserve has prepared at the tail. */
 struct reservation {
 	struct record *record; /* NULL: none open */
 	uint64_t fixed;        /* topic, key and headers */
@@ -108,7 +108,7 @@ struct tg_lane {
 	int busy;  /* a reservation is open */
 	const uint32_t *closed_word;
 	struct wake_ringer doorbell_ringer;
-	int full_fence; /* pair C: nobody raises our fence for us; set by who mends */
+	int full_fence; /* pair C: the daemon raises no fence for us; set on a reconnect */
 	uint32_t max_record;
 	uint64_t clock_ahead; /* ns: the daemon's CLOCK_MONOTONIC less ours; set by who mends */
 	struct sq_producer sq;
@@ -117,16 +117,16 @@ struct tg_lane {
 	int doorbell;
 
 	uint64_t check_ns; /* when the control socket is looked at next */
-	const char *fault_why; /* TG_EBROKEN: what was found first */
+	const char *fault_why; /* TG_EBROKEN: the first fault found */
 	uint64_t start;        /* position of the first record */
 
 	/* Waiting. */
 	int bell;
 	struct wake_sleeper sleeper;
-	uint64_t want_bytes;    /* what the last -TG_EAGAIN was for; 0: nobody waits for room */
+	uint64_t want_bytes;    /* the size that the last -TG_EAGAIN refused; 0: none waits for room */
 	uint64_t marked;        /* completions in the CQ that were consumed out of turn, */
 	uint64_t *marks;        /* a bit for each entry of the CQ, which we cannot write */
-	uint32_t writable_seen; /* what the owner knows of `writable` */
+	uint32_t writable_seen; /* the owner's last view of `writable` */
 	uint32_t spin_ns;
 	uint32_t spin_misses; /* spins in a row that were for nothing */
 	int epoll;            /* tg_fd; -1: never asked for */
@@ -198,7 +198,7 @@ uint64_t client_retry_ns(struct tg_client *client);
 /* Connects again and hands all lanes back, if it is time. 0: attached; -TG_EAGAIN: not yet. */
 int client_mend(struct tg_client *client);
 
-/* The same, whatever the time, for whoever holds client_lock. */
+/* The same at any time, for the thread that holds client_lock. */
 int client_mend_held(struct tg_client *client);
 
 /* Looks whether the daemon is still there, and mends. For calls that do not sleep; now: coarse. */
@@ -211,7 +211,7 @@ void lane_notice(struct tg_lane *lane);
 int lane_watch_retry(struct tg_lane *lane);
 void lane_rejoin(struct tg_lane *lane);
 
-/* What an event of tg_fd's epoll is about. */
+/* The source of an event of tg_fd's epoll. */
 enum { WATCH_BELL, WATCH_CONTROL, WATCH_SELF, WATCH_RETRY };
 
 /* ---- lane.c ---- */
@@ -219,7 +219,7 @@ enum { WATCH_BELL, WATCH_CONTROL, WATCH_SELF, WATCH_RETRY };
 /* Frees this process's side: mapping, descriptors, memory. Tells the daemon nothing. */
 void lane_free(struct tg_lane *lane);
 
-/* Who raises its fence, as the daemon that has it says (enum lane_flags). */
+/* Notes which side raises the fence, as the lane's daemon says (enum lane_flags). */
 void lane_set_fence(struct tg_lane *lane, uint32_t flags);
 
 /* How far apart our monotonic clocks are: ours (frame_clock) before the request, theirs in its answer. */
@@ -244,7 +244,7 @@ int lane_cq_refresh(struct tg_lane *lane);
 /* Remembers that an entry, which is below the tail, was taken out of turn. */
 void lane_mark(struct tg_lane *lane, uint64_t count);
 
-/* Gives back the completions at the CQ's head that nobody is to see. 0, or -TG_EBROKEN. */
+/* Gives back the completions at the CQ's head that the application must not see. 0, or -TG_EBROKEN. */
 int lane_sweep(struct tg_lane *lane);
 
 /* A completion as the public interface has it. */

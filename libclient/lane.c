@@ -344,7 +344,7 @@ tg_lane_close(struct tg_lane *lane, int timeout_ms)
 	frame_init(&request, FRAME_LANE_CLOSE, 0);
 	client_lock(client);
 	request.u.lane.lane_id = lane->lane_id; /* which the next daemon may have changed */
-	/* Memory that nobody else has any more costs the daemon less to let go. */
+	/* Memory that no other process maps any more costs the daemon less to free. */
 	lane_map_fini(&lane->map);
 	fd_close(&lane->answers);
 	fd_close(&lane->ring);
@@ -355,6 +355,6 @@ tg_lane_close(struct tg_lane *lane, int timeout_ms)
 		fd_close(&fds[i]);
 	lane_free(lane);
 	client_unlock(client);
-	/* With nobody there that could go on delivering, time is not all that is missing. */
+	/* Without a daemon that could go on delivering, waiting longer would not help. */
 	return flushed == 0 || (flushed == -TG_ETIMEOUT && rc == -TG_ECLOSED) ? rc : flushed;
 }

@@ -40,7 +40,7 @@ lane_mark(struct tg_lane *lane, uint64_t count)
 	lane->marked++;
 }
 
-/* Whether nobody is to see the entry, which is given back then. */
+/* Whether the entry is not for the application; then it is given back. */
 static inline int
 is_swallowed(struct tg_lane *lane, uint64_t count, const struct completion *c)
 {
@@ -69,7 +69,7 @@ lane_cq_refresh(struct tg_lane *lane)
 	uint64_t seen = cq->tail_seen;
 
 	if (UNLIKELY(cq_consumer_refresh(cq) < 0 || cq->tail_seen - cq->head > lane->published - cq->head)) {
-		cq->tail_seen = seen; /* what was good before stays readable */
+		cq->tail_seen = seen; /* entries checked earlier stay readable */
 		return lane_broken(lane, "cq_tail counts completions that nothing was published for");
 	}
 	return 0;
@@ -152,7 +152,7 @@ lane_disarm(struct tg_lane *lane)
 	wake_rise(&lane->sleeper);
 }
 
-/* The daemon is away, or has been: what tg_fd watches follows. */
+/* The daemon is away, or has been: tg_fd watches other descriptors. */
 static void
 follow_daemon(struct tg_lane *lane)
 {
@@ -162,7 +162,7 @@ follow_daemon(struct tg_lane *lane)
 		lane_rejoin(lane);
 }
 
-/* From here on whoever commits a completion rings; the caller looks once more. */
+/* From here on the daemon rings when it commits a completion; the caller looks once more. */
 static void
 doze(struct tg_lane *lane)
 {
@@ -218,7 +218,7 @@ tg_poll(struct tg_lane *lane, struct tg_completion *completions, size_t max)
 		follow_daemon(lane);
 		doze(lane);
 	}
-	/* What was committed before the fence, or before the trouble, is seen now. */
+	/* Completions committed before the fence, or before the trouble, are visible now. */
 	late = cq_take(lane, completions, max);
 	if (late != 0) {
 		if (lane->armed)
@@ -226,7 +226,7 @@ tg_poll(struct tg_lane *lane, struct tg_completion *completions, size_t max)
 		lane->armed = 0;
 		return late;
 	}
-	/* Nobody knows whether the caller came because of a bell that rang for the edge: say it again. */
+	/* The caller may have come because of a bell that rang for the edge: report it again. */
 	if (n == 0 && (lane_edge(lane) != 0 || order_load_relaxed_32(lane->closed_word) != 0))
 		bell_ring(lane->self);
 	return n;

@@ -32,7 +32,7 @@
 #define RETRY_MAX_NS UINT64_C(1000000000)
 #define MEND_TIMEOUT_MS 1000u /* for each lane's answer: bounds what a call that publishes may take */
 
-/* ---- who may use the control socket ---- */
+/* ---- the right to use the control socket ---- */
 
 void
 client_lock(struct tg_client *client)
@@ -65,7 +65,7 @@ client_lose(struct tg_client *client, uint32_t generation)
 	if (!ck_pr_cas_32(&client->lost, 0, 1))
 		return;
 	ck_pr_fence_memory();
-	/* What hung up may have been replaced since the caller looked: client_mend counts first. */
+	/* Another thread may have replaced the connection that hung up: client_mend counts first. */
 	if (ck_pr_load_32(&client->generation) != generation)
 		ck_pr_store_32(&client->lost, 0);
 }
@@ -314,7 +314,7 @@ lane_watch_retry(struct tg_lane *lane)
 	struct epoll_event event = { .events = EPOLLIN, .data.u32 = WATCH_RETRY };
 	struct itimerspec at = { .it_value.tv_nsec = 0 };
 	uint64_t retry = client_retry_ns(lane->client);
-	uint64_t soon = clock_now_ns() + AWAY_MIN_NS; /* somebody else may be at it, for seconds */
+	uint64_t soon = clock_now_ns() + AWAY_MIN_NS; /* another thread may be at it, for seconds */
 
 	if (lane->epoll < 0)
 		return 0;

@@ -44,7 +44,7 @@ enum tg_error {
 	TG_EINVAL = 2,     /* an argument is wrong */
 	TG_ETOOBIG = 3,    /* the message is larger than the lane can carry */
 	TG_ENOMEM = 4,     /* no memory for a client, a lane, or the lane's rings */
-	TG_ENODAEMON = 5,  /* nobody listens on the socket */
+	TG_ENODAEMON = 5,  /* no daemon listens on the socket */
 	TG_ECLOSED = 6,    /* the daemon is away */
 	TG_EVERSION = 7,   /* library and daemon speak different ABI versions */
 	TG_ENOPOOL = 8,    /* the daemon has no pool of that name */
@@ -61,7 +61,7 @@ enum tg_error {
 	TG_ESTOPPING = 19  /* the daemon is draining and takes no new lanes */
 };
 
-/* What became of an accepted message. */
+/* The outcome of an accepted message. */
 enum tg_outcome {
 	TG_DELIVERED = 1, /* the broker said that it has it */
 	TG_SENT = 2,      /* the protocol has no acknowledgement; never reported as delivered */
@@ -132,7 +132,7 @@ struct tg_lane_options {
 	uint32_t spin_us;     /* how long tg_wait spins before it sleeps; 0: 20. UINT32_MAX: no spinning */
 };
 
-/* What tg_lane_info says. */
+/* The result of tg_lane_info. */
 struct tg_lane_info {
 	uint64_t lane_id;      /* as tidegatectl shows it */
 	uint64_t ring_bytes;
@@ -226,7 +226,7 @@ TG_API int tg_fd(struct tg_lane *lane);
  */
 TG_API int tg_writable(struct tg_lane *lane);
 
-/* What the lane is, and whether its daemon is there. */
+/* Describes the lane, and says whether its daemon is there. */
 TG_API int tg_lane_info(struct tg_lane *lane, struct tg_lane_info *info);
 
 /*

@@ -124,7 +124,7 @@ static int
 sleep_away(struct tg_lane *lane, uint64_t deadline)
 {
 	uint64_t retry = client_retry_ns(lane->client);
-	uint64_t soon = clock_now_ns() + AWAY_MIN_NS; /* somebody else may be at it */
+	uint64_t soon = clock_now_ns() + AWAY_MIN_NS; /* another thread may be at it */
 	int n;
 
 	if (retry < soon)
@@ -191,7 +191,7 @@ await(struct tg_lane *lane, looks_fn *looks, void *arg, int timeout_ms, int inte
 	} while (rc == 0 && !(slept > 0 && interruptible));
 out:
 	if (armed)
-		lane_arm(lane); /* tg_fd goes on as if nobody had slept in between */
+		lane_arm(lane); /* tg_fd goes on as if no thread had slept in between */
 	return rc < 0 ? rc : 0;
 }
 

@@ -1,5 +1,5 @@
 /*
- * What client and daemon say on the control socket (AF_UNIX, SOCK_SEQPACKET: one frame a packet).
+ * The frames of client and daemon on the control socket (AF_UNIX, SOCK_SEQPACKET: one frame a packet).
  *
  *   client                                  daemon
  *   LANE_OPEN  pool, geometry + ring ->

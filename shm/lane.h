@@ -225,7 +225,7 @@ int lane_header_read(int answers, struct lane_header *header, struct lane_geomet
  */
 int lane_answers_copy(struct lane_map *map, int answers);
 
-/* Gives the memory of answers back, whoever has them mapped. */
+/* Gives the memory of answers back, even if other processes have them mapped. */
 void lane_answers_punch(int answers, const struct lane_geometry *geo);
 
 #endif

@@ -45,7 +45,7 @@ order_is_weak(enum order_pair pair)
 	return pair == ORDER_MUTANT;
 }
 
-/* Loads a word nobody orders anything by (the peer's hint, our own word). */
+/* Loads a word that orders nothing (the peer's hint, our own word). */
 static inline uint64_t
 order_load_relaxed_64(const uint64_t *word)
 {
@@ -86,7 +86,7 @@ order_store_relaxed_32(uint32_t *word, uint32_t value)
 #endif
 }
 
-/* Everything written before is visible to whoever acquires this store. */
+/* Everything written before is visible to a thread that acquires this store. */
 static inline void
 order_store_release_64(enum order_pair pair, uint64_t *word, uint64_t value)
 {
@@ -117,7 +117,7 @@ order_load_acquire_64(enum order_pair pair, const uint64_t *word)
 #endif
 }
 
-/* Stores before it are visible to everyone before loads after it are done. */
+/* Stores before it are visible to all threads before loads after it are done. */
 static inline void
 order_fence_full(enum order_pair pair)
 {

@@ -15,7 +15,7 @@ union fd_control {
 	char bytes[CMSG_SPACE(PACKET_FDS * sizeof(int))];
 };
 
-/* Room for all that can come: what finds none has been sent to a process that can open no more. */
+/* Room for all that can come: a descriptor is cut off only when this process can open no more. */
 union fd_control_any {
 	struct cmsghdr head;
 	char bytes[CMSG_SPACE(FDS_MAX * sizeof(int))];

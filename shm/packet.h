@@ -1,8 +1,8 @@
 /*
  * One packet of a SOCK_SEQPACKET socket with the descriptors that go along.
  *
- * What both kinds of frames travel in: the control socket's (frame.h) and those of one daemon to its
- * successor. What the bytes mean is theirs.
+ * It carries both kinds of frames: the control socket's (frame.h) and those of one daemon to its
+ * successor. They define the meaning of the bytes.
  */
 #ifndef TG_SHM_PACKET_H
 #define TG_SHM_PACKET_H

@@ -23,7 +23,7 @@
  *      before it commits it), and the daemon admits a record only while cq_may_admit() says so:
  *        cq_tail + unfinished < cq_head + cq_entries       the CQ cannot overflow
  *        cq_tail + unfinished < floor + cq_entries / 2     see I5
- *      unfinished: records admitted and not completed; floor: what cq_tail was when the oldest
+ *      unfinished: records admitted and not completed; floor: the value of cq_tail when the oldest
  *      unreleased record was admitted
  *  I5  a record in [sq_head, sq_tail) is finished exactly when one of the last cq_entries / 2
  *      entries below cq_tail has its position: the release-store of cq_tail is the one commit
@@ -131,7 +131,7 @@ record_bytes(uint64_t topic_len, uint64_t key_len, uint64_t headers_len, uint64_
 struct sq_producer {
 	uint8_t *data;
 	uint64_t mask;
-	uint64_t tail;      /* what has been committed */
+	uint64_t tail;      /* the end of the committed bytes */
 	uint64_t head_seen; /* the last good sq_head */
 	uint64_t *tail_word;
 	const uint64_t *head_word;
@@ -239,7 +239,7 @@ sq_consumer_refresh(struct sq_consumer *sq)
 
 /*
  * Copies out and checks the header of the record at the cursor. Only below tail_seen.
- * Returns 0, or -TG_EBROKEN: what lies there is not a record.
+ * Returns 0, or -TG_EBROKEN: there is no valid record.
  */
 static inline int
 sq_peek(const struct sq_consumer *sq, struct record *copy)

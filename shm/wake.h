@@ -1,6 +1,6 @@
 /*
- * Who sleeps says so, and who has something for him rings. Pairs C (the daemon sleeps on a lane)
- * and F (the client sleeps on its completions) of ring.h.
+ * A side that goes to sleep says so, and the other side rings when it has something for it. Pairs C (the daemon
+ * sleeps on a lane) and F (the client sleeps on its completions) of ring.h.
  *
  * The word is a count of goings to sleep and wakings: odd means asleep. A ringer remembers the
  * odd value it last rang for, so one sleep is rung once, however many publishes it takes the
@@ -19,17 +19,17 @@
  * processor whether the address space there is registered, and brings it up to date when another
  * address space is switched to; a processor that idled since before the registration, with ours still
  * loaded, is passed over until then. In a litmus test of 300,000 rounds up to 49 stores were missed, none
- * once another process had run on that processor. What is missed is a store that is still on its way
+ * once another process had run on that processor. A missed store is one that is still on its way
  * out of its processor: so a sleeper that relies on membarrier looks a second time, WAKE_SECOND_LOOK_MS
  * after it fell asleep, before it sleeps for good.
  *
  * The eventfd is read empty between the sleep and wake_rise, never between wake_doze and the sleep:
- * there it would eat the one ring that this sleep gets. One doorbell serves many words; who read it
+ * there it would eat the one ring that this sleep gets. One doorbell serves many words; the daemon that read it
  * looks for work at each word that dozes, and begins a new sleep where it finds none: a publisher that was
  * held up between its store and its look at the word rings for work that is done, in a sleep that has
  * just begun, and would not ring for that value again.
  *
- * What a ringer remembers dies with it. One that takes over from another (a new daemon that is
+ * A ringer's memory of its rings dies with it. One that takes over from another (a new daemon that is
  * handed a lane) starts with rung = 0 and rings once without asking, because the one before may
  * have died between its store and its ring.
  *
