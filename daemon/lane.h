@@ -93,7 +93,7 @@ struct lane {
 	struct link *link; /* order "lane": where its records ride */
 	TAILQ_ENTRY(lane) bound_entry;
 	uint64_t epoch;    /* order "key": the pool's when its routes were chosen */
-	int over_share;      /* waits for its link until inflight has come down to resume_at (link_has_share) */
+	int over_share;      /* waits for its link until lane_waited_for() has come down to resume_at (link_has_share) */
 	uint32_t resume_at;
 	int moving;        /* to be bound anew once nothing is in flight */
 	struct lane_blame blame;
@@ -305,6 +305,13 @@ static inline uint64_t
 lane_deadline(const struct lane *lane, const struct slot *slot)
 {
 	return slot->deadline_ns < lane->cap_ns ? slot->deadline_ns : lane->cap_ns;
+}
+
+/* Its messages that count against a link's window. */
+static inline uint32_t
+lane_waited_for(const struct lane *lane)
+{
+	return lane->inflight - lane->late;
 }
 
 /* Gives most of a sleeping lane's table back, if its records are all released. */

@@ -142,15 +142,22 @@ drop_ref(struct lane *lane, uint64_t number)
 	return slot->state == SLOT_DONE ? NULL : slot;
 }
 
-/* One less in flight: a lane that waited for that can go on. */
+/* Fewer of its messages count against the window: a lane that waited for that can go on. */
+static void
+share_again(struct lane *lane)
+{
+	if (lane->over_share && lane->late < LANE_LATE_MAX && lane_waited_for(lane) <= lane->resume_at)
+		lane_set_place(lane, LANE_ACTIVE);
+}
+
+/* One less in flight. */
 static void
 landed(struct lane *lane, struct slot *slot)
 {
 	lane->inflight--;
 	lane->late -= slot->late;
 	slot->late = 0;
-	if (lane->over_share && lane->inflight <= lane->resume_at)
-		lane_set_place(lane, LANE_ACTIVE);
+	share_again(lane);
 	if (lane->inflight == 0 && lane->place == LANE_WAIT_POOL)
 		lane_set_place(lane, LANE_ACTIVE);
 }
@@ -180,6 +187,7 @@ lane_late(struct lane *lane, uint64_t number, const struct link *link, uint64_t 
 		return;
 	slot->late = 1;
 	lane->late++;
+	share_again(lane);
 }
 
 void

@@ -223,7 +223,7 @@ route_by_lane(struct lane *lane, int *rewound)
 	if (!link_has_share(link, lane)) {
 		lane_set_place(lane, LANE_WAIT_LINK);
 		lane->over_share = 1;
-		lane->resume_at = lane->inflight / 2;
+		lane->resume_at = lane_waited_for(lane) / 2;
 		return NULL;
 	}
 	return link;
@@ -259,8 +259,12 @@ route_apart(struct lane *lane, int *rewound)
 {
 	struct link *link = lane->link;
 
-	lane->moving = 0;
 	if (link == NULL || !link->apart) {
+		/* What is in flight elsewhere is answered first: it is neither sent twice nor overtaken by what has its key. */
+		if (lane->inflight > 0 && (link != NULL ? link_is_ready(link) : lane->pool->config->order == ORDER_BY_KEY)) {
+			lane_set_place(lane, LANE_WAIT_POOL);
+			return NULL;
+		}
 		link = lane->link == NULL || may_leave(lane) ? blame_link(lane) : NULL;
 		if (link == NULL) {
 			lane_set_place(lane, LANE_WAIT_POOL);
@@ -272,6 +276,7 @@ route_apart(struct lane *lane, int *rewound)
 		if (*rewound)
 			return link;
 	}
+	lane->moving = 0;
 	if (lane->inflight > 0 && waits_for_room(lane)) {
 		lane_set_place(lane, LANE_WAIT_POOL);
 		return NULL;

@@ -245,13 +245,14 @@ answer_aside_upto(struct link *link, const struct driver_event *event)
 static void
 on_ack_upto(struct link *link, const struct driver_event *event)
 {
-	if (event->seq - link->base >= link->next - link->base) {
+	/* Below base there is what was set aside: for a driver, its oldest unanswered message may be one of those. */
+	if (event->seq >= link->next || (event->seq < link->base && link->aside.count == 0)) {
 		fatal_text(link, "an answer to a message that is not outstanding");
 		return;
 	}
-	if (link_entry(link, event->seq)->lane != NULL && outstanding(link, event->seq) == NULL)
+	if (find(link, event->seq) != NULL && outstanding(link, event->seq) == NULL)
 		return;
-	for (uint64_t seq = link->base; seq != event->seq + 1; seq++) {
+	for (uint64_t seq = link->base; seq <= event->seq; seq++) {
 		struct inflight *entry = link_entry(link, seq);
 		if (entry->lane != NULL)
 			answer(link, seq, entry, event->outcome, event->reference, 0, NULL, 0);

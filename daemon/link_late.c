@@ -232,7 +232,7 @@ link_has_share(const struct link *link, const struct lane *lane)
 {
 	if (lane->late >= LANE_LATE_MAX || lane->inflight >= link->window_wide)
 		return 0;
-	if (link_waited_for(link) < link->window / 2 || lane->inflight == 0)
+	if (link_waited_for(link) < link->window / 2 || lane_waited_for(lane) == 0)
 		return 1;
-	return (uint64_t)lane->inflight * link->bound_count < link->window;
+	return (uint64_t)lane_waited_for(lane) * link->bound_count < link->window;
 }

@@ -136,6 +136,36 @@ answer_later(struct app *app)
 	sim_at(w, due > w->now_ns ? due : w->now_ns, on_answer, app, 0);
 }
 
+struct late {
+	struct app *app;
+	struct answer answer;
+};
+
+static void
+on_late(void *arg, uint64_t n)
+{
+	struct late *late = arg;
+	struct app *app = late->app;
+
+	app->events--;
+	if (app->conn != NULL)
+		give(app, &late->answer, 1);
+	free(late);
+	bury(app);
+}
+
+static void
+answer_very_late(struct app *app, const struct answer *answer)
+{
+	struct late *late = malloc(sizeof(*late));
+
+	if (late == NULL)
+		abort();
+	*late = (struct late){ .app = app, .answer = *answer };
+	app->events++;
+	sim_after(&app->broker->sim->w, SIM_LATE_NS, on_late, late, 0);
+}
+
 /* ---- requests ---- */
 
 static int
@@ -199,6 +229,11 @@ on_publish(struct app *app, const struct wire *wire, const uint8_t *topic)
 	broker->stored++;
 	if (broker->ack_mode == ACK_NONE || is_topic(wire, topic, TOPIC_SILENT))
 		return;
+	if (is_topic(wire, topic, TOPIC_LATE)) {
+		answer_very_late(app,
+		    &(struct answer){ .seq = wire->seq, .producer = producer, .position = wire->position });
+		return;
+	}
 	if (app->answer_count == app->answer_capacity) {
 		app->answer_capacity = app->answer_capacity == 0 ? 16 : app->answer_capacity * 2;
 		app->answers = realloc(app->answers, app->answer_capacity * sizeof(*app->answers));

@@ -8,7 +8,7 @@
  *      it, and on_failure is "report" or its deadline had passed
  *  K3  sq_head never passes an unfinished record, and never goes back
  *  K4  a record is given only to a link that is READY and writable, below its marks
- *  K5  order "lane": when a record is given to a link, each older one is finished or in flight on
+ *  K5  order "lane" or "key": when a record is given to a link, each older one (of its key) is finished or in flight on
  *      that very link. So a move sends again in order, and nothing newer overtakes
  *  K6  bodies arrive as they were published (broker_sim.c)
  *  K7  sq_sent has passed a record before a byte of it is written (driver_sim.c)
@@ -133,12 +133,15 @@ check_publish(struct sim *sim, struct link *link, const struct lane *lane, const
 	if (link_waited_for(link) >= link->window)
 		sim_fail(sim, "link %u is given a record: %u outstanding, window %u", link->id, link_waited_for(link),
 		    link->window);
-	if (sim->pool_config.order != ORDER_BY_LANE)
+	if (sim->pool_config.order == ORDER_BY_NONE)
 		return;
 	for (uint64_t n = lane->slot_head; n != lane->slot_tail; n++) {
 		const struct slot *slot = lane_slot(lane, n);
 		if (slot->position >= position)
 			break;
+		if (sim->pool_config.order == ORDER_BY_KEY &&
+		    producer_entry(sim_producer_of(sim, lane->id), slot->position)->key != entry->key)
+			continue;
 		if (slot->state == SLOT_PENDING || (slot->state == SLOT_INFLIGHT && slot->link != link))
 			sim_fail(sim, "lane %llu: record %llu overtakes record %llu, which is %s",
 			    (unsigned long long)lane->id, (unsigned long long)position,

@@ -23,6 +23,8 @@ struct driver_session {
 	uint32_t unanswered; /* counted against the driver's own window */
 	struct framed *framed; /* a queue */
 	uint32_t first, count, capacity;
+	uint64_t oldest;    /* sim->sums_up: the oldest unanswered one, */
+	uint8_t *answered;  /* and whether each one was answered */
 };
 
 static struct sim *
@@ -41,6 +43,7 @@ static void
 sim_close(struct session *session)
 {
 	free(((struct driver_session *)session)->framed);
+	free(((struct driver_session *)session)->answered);
 }
 
 static void
@@ -123,6 +126,12 @@ sim_publish(struct session *session, uint64_t seq, const struct message *message
 	}
 	if (sim->credit != 0 && s->unanswered >= sim->credit)
 		return DRIVER_FULL;
+	if (sim->sums_up) {
+		s->answered = realloc(s->answered, s->next + 1);
+		if (s->answered == NULL)
+			abort();
+		s->answered[s->next] = 0;
+	}
 	remember(s, &(struct framed){
 	    .start = out_end(out), .position = message->position, .producer = producer });
 	out_copy(out, &wire, sizeof(wire));
@@ -162,6 +171,23 @@ tell(struct session *session, const struct reply *reply)
 		.type = EV_ENDPOINT, .seq = reply->count, .text = text, .text_len = (size_t)len });
 }
 
+static void
+acked(struct driver_session *s, uint64_t seq)
+{
+	if (!sim_of(&s->session)->sums_up) {
+		driver_ack(&s->session, EV_ACK, seq, TG_DELIVERED, seq + 1);
+		return;
+	}
+	s->answered[seq] = 1;
+	if (seq != s->oldest) {
+		driver_ack(&s->session, EV_ACK, seq, TG_DELIVERED, 0);
+		return;
+	}
+	while (s->oldest != s->next && s->answered[s->oldest])
+		s->oldest++;
+	driver_ack(&s->session, EV_ACK_UPTO, s->oldest - 1, TG_DELIVERED, 0);
+}
+
 /* Returns 0 or a negative TG_E. */
 static int
 answer(struct driver_session *s, const struct reply *reply)
@@ -177,7 +203,7 @@ answer(struct driver_session *s, const struct reply *reply)
 		break;
 	case REPLY_ACK:
 		s->unanswered--;
-		driver_ack(session, EV_ACK, reply->value, TG_DELIVERED, reply->value + 1);
+		acked(s, reply->value);
 		break;
 	case REPLY_ACK_UPTO:
 		s->unanswered -= reply->count;

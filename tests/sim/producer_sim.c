@@ -158,7 +158,7 @@ publish(struct producer *p, const char *topic, uint32_t body_len, uint32_t timeo
 	struct sim *sim = p->sim;
 	uint32_t topic_len = (uint32_t)strlen(topic);
 	uint64_t size = record_bytes(topic_len, 4, 0, body_len);
-	uint32_t key = (uint32_t)p->id;
+	uint32_t key = (uint32_t)p->id + (p->keys > 0 ? (uint32_t)(p->published % p->keys) << 16 : 0);
 	int error = -TG_EAGAIN;
 
 	if (!has_slot(p))
@@ -193,6 +193,7 @@ publish(struct producer *p, const char *topic, uint32_t body_len, uint32_t timeo
 	*ledger_add(p) = (struct entry){
 		.position = position,
 		.size = (uint32_t)size,
+		.key = key,
 		.published_ns = sim->w.now_ns,
 		.expiry_ms = expiry_ms,
 		.deadline_ns = sim->w.now_ns + SIM_MS(limit_ms),

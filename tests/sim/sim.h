@@ -41,6 +41,7 @@ struct entry {
 	uint64_t seen; /* on which connections it arrived: a bit for each, by id */
 	uint64_t finished_ns;
 	uint32_t size;
+	uint32_t key;
 	uint32_t expiry_ms; /* 0: none */
 	uint32_t arrivals; /* at any broker */
 	uint32_t given;    /* attempts of which a socket got a byte, minus those the broker reported as not
@@ -78,6 +79,7 @@ struct producer {
 	uint64_t every_ns; /* between bursts; 0: it only publishes by hand */
 	uint32_t burst;
 	uint32_t body_low, body_high;
+	uint32_t keys; /* that its messages have in turn; 0: one */
 	double cancel, own_timeout, large;
 	const char *topic; /* of what it publishes by itself */
 	uint64_t reads_every_ns; /* completions; 0: whenever it is awake */
@@ -101,6 +103,8 @@ enum ack_mode { ACK_UPTO, ACK_SINGLE, ACK_SHUFFLED, ACK_NONE };
 #define TOPIC_CLOSES "?"   /* a broker closes the connection, without a word */
 #define TOPIC_WORDS "?!"   /* ... and says that it is because of a message */
 #define TOPIC_SILENT "..." /* a broker never answers it */
+#define TOPIC_LATE ".."    /* a broker answers it after SIM_LATE_NS */
+#define SIM_LATE_NS SIM_S(1)
 
 extern int driver_sim_in_input; /* the driver is being given bytes: its session must not go */
 
@@ -162,6 +166,7 @@ struct sim {
 	uint64_t bells;
 	int doorbell_posted;
 	uint32_t credit; /* the driver's own window; 0: none */
+	int sums_up; /* the driver says EV_ACK_UPTO for the oldest unanswered message, as most drivers do */
 	int tells_numbers; /* brokers tell of others by number, not by name */
 	struct link_watch watch[SIM_BROKERS * 64];
 	uint64_t broker_ready_ns[SIM_BROKERS];

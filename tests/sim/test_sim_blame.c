@@ -305,6 +305,84 @@ unanswered_messages_by_the_hundred_leave_the_window(void **state)
 	unanswered_messages_leave_the_window(2, 400);
 }
 
+/* Late is not never: the answer that comes after all completes the message, and the link goes on. */
+static void
+late_answer_is_an_answer(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 80, 1);
+	sim.sums_up = 1;
+	sim.brokers[0].ack_mode = ACK_SINGLE;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, GOOD, GOOD_EVERY, GOOD_BURST);
+	struct producer *late = sim_producer(&sim, 0);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(producer_publish_to(late, TOPIC_LATE), 0);
+		sim_run_for(&sim, SIM_MS(700));
+	}
+	sim_run_for(&sim, SIM_S(2));
+	assert_int_equal(late->done.outcome[TG_DELIVERED], late->count);
+	assert_int_equal(ordinary_failures(&sim), 0);
+	end_others_unhurt(&sim);
+}
+
+/* What is never answered takes no share of the window: the lane's other messages go on once there is room. */
+static void
+unanswered_messages_take_no_share(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 81, 1);
+	sim.pool_config.window_messages = 64;
+	sim.pool_config.message_timeout_ms = 60000;
+	sim.brokers[0].ack_mode = ACK_SINGLE;
+	sim.brokers[0].ack_ns = SIM_MS(10);
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	start_producers(&sim, 40, SIM_MS(40), 4);
+	struct producer *p = sim_producer(&sim, 0);
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(producer_publish_to(p, TOPIC_SILENT), 0);
+	sim_run_for(&sim, SIM_S(1));
+	for (unsigned i = 0; i < 200; i++) {
+		assert_int_equal(producer_publish_to(p, TOPIC_GOOD), 0);
+		sim_run_for(&sim, SIM_MS(10));
+	}
+	stop_producers(&sim);
+	sim_run_for(&sim, SIM_S(1));
+	assert_int_equal(p->done.outcome[TG_DELIVERED], 200);
+	sim_settle(&sim, SIM_S(60));
+	sim_fini(&sim);
+}
+
+/* Messages of one key stay in order when their lane is set apart over one of another key (check_publish). */
+static void
+key_keeps_its_order_when_its_lane_is_set_apart(void **state)
+{
+	struct sim sim;
+
+	sim_init(&sim, 82, 2);
+	sim.pool_config.order = ORDER_BY_KEY;
+	sim.pool_config.balance = BALANCE_KEY;
+	sim.pool_config.links = 2;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	for (unsigned b = 0; b < 2; b++)
+		sim.brokers[b].ack_ns = SIM_MS(50);
+	struct producer *p = bad_producer(&sim, TOPIC_GOOD, 0);
+	p->keys = 16;
+	for (unsigned i = 0; i < 200; i++) {
+		assert_int_equal(producer_publish_to(p, i == 77 ? TOPIC_CLOSES : TOPIC_GOOD), 0);
+		sim_run_for(&sim, SIM_MS(2));
+	}
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(60));
+	assert_int_equal(p->done.outcome[TG_DELIVERED], p->count - 1);
+	sim_fini(&sim);
+}
+
 int
 main(void)
 {
@@ -321,6 +399,9 @@ main(void)
 		cmocka_unit_test(broker_that_crashes_is_not_mistaken_for_one_that_refuses),
 		cmocka_unit_test(unanswered_message_leaves_the_window),
 		cmocka_unit_test(unanswered_messages_by_the_hundred_leave_the_window),
+		cmocka_unit_test(late_answer_is_an_answer),
+		cmocka_unit_test(unanswered_messages_take_no_share),
+		cmocka_unit_test(key_keeps_its_order_when_its_lane_is_set_apart),
 	};
 
 	story_prepare();
