@@ -124,7 +124,8 @@ struct link *blame_link(struct lane *lane);
 /* Whether the lane may send on its apart link now; takes the link for it. */
 int blame_may_send(struct link *link, struct lane *lane);
 
-/* Nothing is outstanding on the apart link after an answer (`answered`) or a turn of its holder: the turn may be over. */
+/* Nothing in the apart link's window is unanswered any more, after an answer (`answered`), a turn of its holder, or because
+ * the rest is late: the turn may be over. */
 void blame_turn(struct link *link, int answered);
 
 /* The lane leaves the apart link. */

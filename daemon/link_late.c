@@ -21,6 +21,7 @@
  */
 #include "link.h"
 
+#include "blame.h"
 #include "broker.h"
 #include "lane.h"
 #include "pool.h"
@@ -221,6 +222,8 @@ link_pass_over_lane(struct link *link)
 	link_each(link, pass_over_entry, &one);
 	if (one.lane->link == link && one.lane->inflight == 0)
 		lane_unbind(one.lane, 0);
+	if (link->apart)
+		blame_turn(link, 0);
 	link_update_writable(link);
 	return 1;
 }

@@ -383,6 +383,55 @@ key_keeps_its_order_when_its_lane_is_set_apart(void **state)
 	sim_fini(&sim);
 }
 
+/* The turn of a lane on the apart link ends, though the broker does not answer what it sent. */
+static void
+unanswered_message_does_not_keep_the_apart_link(void **state)
+{
+	struct sim sim;
+
+	begin(&sim, 83, 1);
+	sim.pool_config.message_timeout_ms = 60000;
+	sim.brokers[0].ack_mode = ACK_SINGLE;
+	struct producer *silent = sim_producer(&sim, 0), *other = sim_producer(&sim, 0);
+	assert_int_equal(producer_publish_to(silent, TOPIC_CLOSES), 0);
+	assert_int_equal(producer_publish_to(other, TOPIC_CLOSES), 0);
+	sim_run_for(&sim, SIM_S(10));
+	assert_int_equal(silent->lane->blame.state, BLAME_SINGLE);
+	assert_int_equal(other->lane->blame.state, BLAME_SINGLE);
+	assert_int_equal(producer_publish_to(silent, TOPIC_SILENT), 0);
+	sim_run_for(&sim, SIM_S(1));
+	assert_int_equal(producer_publish_to(other, TOPIC_GOOD), 0);
+	sim_run_for(&sim, SIM_MS(sim.pool_config.health.ack_timeout_ms) + SIM_S(2));
+	assert_int_equal(other->done.outcome[TG_DELIVERED], 1);
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(61));
+	assert_int_equal(silent->done.outcome[TG_UNKNOWN], 1);
+	end_others_unhurt(&sim);
+}
+
+/* ... nor does one that younger messages of its lane have overtaken there. */
+static void
+overtaken_message_does_not_keep_the_apart_link(void **state)
+{
+	struct sim sim;
+
+	begin(&sim, 84, 1);
+	sim.pool_config.message_timeout_ms = 60000;
+	sim.brokers[0].ack_mode = ACK_SINGLE;
+	struct producer *silent = sim_producer(&sim, 0), *bad = sim_producer(&sim, 0);
+	assert_int_equal(producer_publish_to(silent, TOPIC_SILENT), 0);
+	sim_run_for(&sim, SIM_MS(20));
+	assert_int_equal(producer_publish_to(bad, TOPIC_CLOSES), 0);
+	sim_run_for(&sim, SIM_MS(300));
+	assert_int_equal(producer_publish_to(silent, TOPIC_GOOD), 0);
+	sim_run_for(&sim, SIM_S(12));
+	assert_int_equal(bad->done.outcome[TG_REJECTED], 1);
+	assert_int_equal(silent->done.outcome[TG_DELIVERED], 1);
+	stop_producers(&sim);
+	sim_settle(&sim, SIM_S(61));
+	end_others_unhurt(&sim);
+}
+
 int
 main(void)
 {
@@ -402,6 +451,8 @@ main(void)
 		cmocka_unit_test(late_answer_is_an_answer),
 		cmocka_unit_test(unanswered_messages_take_no_share),
 		cmocka_unit_test(key_keeps_its_order_when_its_lane_is_set_apart),
+		cmocka_unit_test(unanswered_message_does_not_keep_the_apart_link),
+		cmocka_unit_test(overtaken_message_does_not_keep_the_apart_link),
 	};
 
 	story_prepare();
