@@ -362,7 +362,7 @@ void link_pass_over(struct link *link);
 
 /*
  * Nothing was answered for ack_timeout_ms, but probes are. If all that is unanswered is one lane's, those messages
- * leave the window, and the lane sends them to another broker where there is one. Returns whether they were, and
+ * leave the window, and the lane sends them once more, to another broker where there is one. Returns whether they were, and
  * not for a second lane in a row: then it is the link that is mute.
  */
 int link_pass_over_lane(struct link *link);

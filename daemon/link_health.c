@@ -169,15 +169,13 @@ look(struct link *link, const struct config_health *health)
 		uint64_t due = link->last_progress_ns + health->ack_timeout_ms * NS_PER_MS;
 		if (due < link->grace_ns)
 			due = link->grace_ns;
-		if (now >= due && link->state == LINK_READY && link_pass_over_lane(link))
-			return next;
-		if (now >= due && link->state == LINK_READY) {
+		if (now >= due && link->state == LINK_READY && !link_pass_over_lane(link)) {
 			snprintf(link->why, sizeof(link->why), "no answer to %u messages in %u ms", link->outstanding,
 			    health->ack_timeout_ms);
 			link_event(link, LINK_EV_SUSPECT);
 			return 0;
 		}
-		if (link->state == LINK_READY) {
+		if (link->state == LINK_READY && link_waited_for(link) > 0) {
 			if (is_slow(link, health)) {
 				link_event(link, LINK_EV_SUSPECT);
 				return 0;

@@ -180,6 +180,7 @@ struct one_lane {
 	struct link *link;
 	struct lane *lane;
 	int several;
+	int again;     /* one of its messages was sent more than once already */
 	int unwritten; /* L5: what is not written yet cannot be sent elsewhere, and must not be overtaken */
 };
 
@@ -199,13 +200,29 @@ find_lane(void *arg, uint64_t seq, struct inflight *entry)
 static void
 pass_over_entry(void *arg, uint64_t seq, struct inflight *entry)
 {
-	const struct one_lane *one = arg;
-	int resend = one->link->broker->pool->config->on_failure == ON_FAILURE_RESEND &&
-	    pool_has_other(one->link->broker->pool, one->link->broker);
+	struct one_lane *one = arg;
+	const struct slot *slot = lane_carried(entry->lane, entry->slot, one->link, seq);
 
 	become_late(one->link, seq, entry);
-	if (resend)
+	one->again |= entry->lane == one->lane && slot != NULL && slot->attempts > 1;
+}
+
+static void
+reroute_entry(void *arg, uint64_t seq, struct inflight *entry)
+{
+	const struct one_lane *one = arg;
+
+	if (entry->lane == one->lane)
 		lane_reroute(entry->lane, entry->slot, one->link, seq);
+}
+
+/* Whether the lane's messages may go to another broker: all of them, in order, or none. */
+static int
+may_reroute(const struct one_lane *one)
+{
+	struct pool *pool = one->link->broker->pool;
+
+	return !one->again && pool->config->on_failure == ON_FAILURE_RESEND && pool_has_other(pool, one->link->broker);
 }
 
 int
@@ -220,6 +237,9 @@ link_pass_over_lane(struct link *link)
 		return 0;
 	link->mute_lane = one.lane->id;
 	link_each(link, pass_over_entry, &one);
+	/* Once: the next link may be of the same broker, and what no broker answers would be sent again and again. */
+	if (may_reroute(&one))
+		link_each(link, reroute_entry, &one);
 	if (one.lane->link == link && one.lane->inflight == 0)
 		lane_unbind(one.lane, 0);
 	if (link->apart)

@@ -432,6 +432,33 @@ overtaken_message_does_not_keep_the_apart_link(void **state)
 	end_others_unhurt(&sim);
 }
 
+/* A message that no broker answers is tried twice, not every few seconds until its deadline. */
+static void
+unanswered_message_is_not_sent_without_end(enum config_order order)
+{
+	struct sim sim;
+
+	sim_init(&sim, 85, 2);
+	sim.pool_config.order = order;
+	sim.pool_config.message_timeout_ms = 60000;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
+	struct producer *p = sim_producer(&sim, 0);
+	assert_int_equal(producer_publish_to(p, TOPIC_SILENT), 0);
+	sim_settle(&sim, SIM_S(61));
+	assert_int_equal(p->done.outcome[TG_UNKNOWN], 1);
+	assert_between(1, p->ledger[0].arrivals, 2);
+	sim_fini(&sim);
+}
+
+static void
+unanswered_message_is_sent_twice_at_most(void **state)
+{
+	unanswered_message_is_not_sent_without_end(ORDER_BY_LANE);
+	unanswered_message_is_not_sent_without_end(ORDER_BY_KEY);
+	unanswered_message_is_not_sent_without_end(ORDER_BY_NONE);
+}
+
 int
 main(void)
 {
@@ -453,6 +480,7 @@ main(void)
 		cmocka_unit_test(key_keeps_its_order_when_its_lane_is_set_apart),
 		cmocka_unit_test(unanswered_message_does_not_keep_the_apart_link),
 		cmocka_unit_test(overtaken_message_does_not_keep_the_apart_link),
+		cmocka_unit_test(unanswered_message_is_sent_twice_at_most),
 	};
 
 	story_prepare();
