@@ -459,13 +459,14 @@ blame_turn(struct link *link, int answered)
 		blame->answers++;
 		blame->pause_ns /= 2;
 	}
-	if (lane->slot_next >= blame->until &&
+	/* What is late stays in flight here: on another link younger messages would overtake it. */
+	if (lane->inflight == 0 && lane->slot_next >= blame->until &&
 	    (blame->state == BLAME_SUSPECT || blame->answers >= blame->needed)) {
 		clear(lane);
 		tell(lane, LOG_LEVEL_INFO, "lane_cleared", "its messages were answered");
 		return;
 	}
-	if (blame->state == BLAME_SINGLE || lane->place != LANE_WAIT_LINK)
+	if (blame->state == BLAME_SINGLE || lane->place != LANE_WAIT_LINK || lane->inflight > 0)
 		next_turn(link);
 	else
 		link_want_serve(link);
