@@ -130,6 +130,10 @@ refuse_lane(struct client *client, uint32_t serial, const char *pool, uint64_t b
 		return client_refuse(client, serial, TG_ELIMIT,
 		    "lane of %llu bytes for pool \"%s\": the daemon's limit of a file's size (RLIMIT_FSIZE, LimitFSIZE=) is %llu",
 		    (unsigned long long)bytes, pool, (unsigned long long)limit.rlim_cur);
+	if (rc == -TG_ESYSTEM && error == ENOENT)
+		return client_refuse(client, serial, TG_ESYSTEM,
+		    "lane of %llu bytes for pool \"%s\": the daemon sees no /proc, by which it gives answers for reading alone",
+		    (unsigned long long)bytes, pool);
 	return client_refuse(client, serial, -rc, "lane of %llu bytes for pool \"%s\": %s%s%s", (unsigned long long)bytes,
 	    pool, error_text(rc), rc == -TG_ESYSTEM ? ": " : "", rc == -TG_ESYSTEM ? strerror(error) : "");
 }

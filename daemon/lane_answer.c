@@ -232,6 +232,7 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 	landed(lane, slot);
 	slot->link = NULL;
 	slot->state = SLOT_PENDING;
+	slot->retried = 0;
 	if (how == LANE_BACK_FAILED && link->max_body != 0 && slot->body_len > link->max_body)
 		how = LANE_BACK_UNSENT; /* the broker has said that it keeps nothing so large */
 	if (how != LANE_BACK_FAILED) /* as if this attempt had not been */

@@ -367,6 +367,9 @@ void link_pass_over(struct link *link);
  */
 int link_pass_over_lane(struct link *link);
 
+/* Has late messages sent again that were sent stall_timeout_ms ago. */
+void link_retry_late(struct link *link);
+
 /* Whether the lane may have one more message in this link's window. */
 int link_has_share(const struct link *link, const struct lane *lane);
 

@@ -301,6 +301,7 @@ link_health_check(struct link *link)
 		broker_link_proven(link->broker, link);
 	link_expire(link);
 	link_pass_over(link);
+	link_retry_late(link);
 	if (link->apart)
 		blame_turn(link, 0); /* what its holder waits for may be late by now */
 	if ((link->worn || link->aside.count > ASIDE_MAX / 2) && link->state == LINK_READY) {

@@ -14,6 +14,8 @@
  *                the link drains, and connects again at once; the lanes send what was never answered anew
  *   the link     silence of the broker about one lane's messages, while it answers probes, is no reason to
  *                suspect the link (link_pass_over_lane)
+ *   the message  is sent again after stall_timeout_ms, once on a connection, if the pool resends; an answer to
+ *                either counts
  *   the lane     has at most a window of unanswered messages, LANE_LATE_MAX late ones, and its share of
  *                the window while more than half of that is in use
  *
@@ -246,6 +248,29 @@ link_pass_over_lane(struct link *link)
 		blame_turn(link, 0);
 	link_update_writable(link);
 	return 1;
+}
+
+static void
+retry_entry(void *arg, uint64_t seq, struct inflight *entry)
+{
+	struct link *link = arg;
+	uint32_t now_ms = (uint32_t)(link->shard->now_ns / NS_PER_MS) & INFLIGHT_MS_MASK;
+
+	if (!entry->late || age_ms(entry->sent_ms, now_ms) < link->broker->pool->config->health.stall_timeout_ms ||
+	    entry->end > out_written(&link->out))
+		return;
+	struct slot *slot = lane_carried(entry->lane, entry->slot, link, seq);
+	if (slot == NULL || slot->retried)
+		return;
+	slot->retried = 1;
+	lane_reroute(entry->lane, entry->slot, link, seq);
+}
+
+void
+link_retry_late(struct link *link)
+{
+	if (link->late > 0 && link->broker->pool->config->on_failure == ON_FAILURE_RESEND)
+		link_each(link, retry_entry, link);
 }
 
 /* ---- shares ---- */

@@ -140,6 +140,8 @@ ring_make(struct tg_lane *lane, const struct lane_geometry *geo)
 {
 	if ((lane->ring = lane_ring_make(&lane->map, geo)) < 0)
 		return memory_fail(lane->ring, geo);
+	if ((lane->ring = fd_above_standard(lane->ring)) < 0)
+		return memory_fail(-TG_ELIMIT, geo);
 	lane->marks = calloc((geo->cq_entries + 63) / 64, sizeof(*lane->marks));
 	return lane->marks != NULL ? 0 : memory_fail(-TG_ENOMEM, geo);
 }

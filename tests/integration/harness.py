@@ -482,7 +482,9 @@ class Daemon:
         return answer[what]
 
     def links(self, broker=None):
-        return [link for link in self.rows("links") if broker is None or link["broker"] == broker.address]
+        """The ordinary ones; rows("links") has apart links, too."""
+        return [link for link in self.rows("links")
+                if not link["apart"] and (broker is None or link["broker"] == broker.address)]
 
     def link_states(self, broker=None):
         return [link["state"].lower() for link in self.links(broker)]

@@ -266,7 +266,8 @@ def unanswered_rows():
                     continue
                 yield Row(f"sink-{protocol}-silent-{name}{pace}", protocol, closing("silent", protocol),
                           publishes(Message(bad), rate=count, most=count, timeout_ms=patience), good,
-                          NATS if protocol == "nats" else {}, rate=rate, short=short)
+                          NATS if protocol == "nats" else {}, rate=rate,
+                          short=() if rate == 0 and protocol != "mqtt" else short)
 
 
 ROWS = [*mqtt_rows(), *nats_rows(), nats_denied(), *rabbit_rows(), *redis_rows(), *sink_rows(), *washing_rows(),

@@ -44,7 +44,6 @@ ROWS = [
     Turns("connects and hangs up", ("greedy", "connect")),
     Turns("keeps 2,000 silent connections", ("selfish", "silent", 2000)),
     Turns("asks nonsense", ("greedy", "ask")),
-    Turns("sends stray descriptors", ("selfish", "strays")),
     Turns("takes no completions", ("greedy", "unread")),
     Turns("leaves records of 49 days in 200 lanes, again and again", ("selfish", "leave", 200), BUSY, "away"),
     Turns("has a million deadlines pass one by one", ("selfish", "deadlines", 1000 if FULL else 100), BUSY, "away"),

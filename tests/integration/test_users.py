@@ -15,7 +15,7 @@ import traceback
 import pytest
 
 import tidegate_lib as tide
-from harness import PATIENCE, SANITIZED, pool, wait_for
+from harness import FULL, PATIENCE, SANITIZED, pool, wait_for
 
 NOBODY = 65534
 LANE_OPEN, LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURN = range(2, 7)
@@ -247,7 +247,12 @@ def lingering():
     return s, (peer, listener)
 
 
-@pytest.mark.parametrize("kind, body", ((LANE_CLOSE, b""), (LANE_RETURN, b""), (0, None)), ids=("close", "return", "empty"))
+# It has twenty sockets linger one after the other: two minutes.
+LONG = pytest.mark.skipif(not FULL, reason="takes two minutes: TG_FULL=1")
+
+
+@pytest.mark.parametrize("kind, body", (pytest.param(LANE_CLOSE, b"", marks=LONG), (LANE_RETURN, b""), (0, None)),
+                         ids=("close", "return", "empty"))
 def test_descriptors_that_nobody_asked_for_fill_nothing(daemon, sink, other, kind, body):
     """Sockets that linger, with requests and with an empty packet; then as many descriptors as a packet can carry."""
     d = daemon(pool([sink]))
@@ -284,7 +289,7 @@ def test_descriptors_that_nobody_asked_for_fill_nothing(daemon, sink, other, kin
 
 
 def test_memory_and_descriptors_of_one_user_have_limits_of_their_own(daemon, sink, other):
-    d = daemon(pool([sink]), limits={"memory_per_user": 100000, "descriptors_per_user": 8})
+    d = daemon(pool([sink]), limits={"memory_per_user": 200000, "descriptors_per_user": 8})
 
     def lanes(ring):
         def work(d, kept):
@@ -299,7 +304,7 @@ def test_memory_and_descriptors_of_one_user_have_limits_of_their_own(daemon, sin
             return 10, ""
         return work
     count, words = other(d, lanes(65536)).said
-    assert count == 1 and "user 65534 has" in words and "limits.memory_per_user is 100000" in words, words
+    assert count == 1 and "user 65534 has" in words and "limits.memory_per_user is 200000" in words, words
     count, words = other(d, lanes(16384), 2002).said
     assert count == 2 and "user 2002 has 8 file descriptors" in words and "limits.descriptors_per_user is 8" in words
     assert limit_lines(d, "limits.memory_per_user") and limit_lines(d, "limits.descriptors_per_user")

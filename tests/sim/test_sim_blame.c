@@ -447,12 +447,12 @@ unanswered_message_is_not_sent_without_end(enum config_order order)
 	assert_int_equal(producer_publish_to(p, TOPIC_SILENT), 0);
 	sim_settle(&sim, SIM_S(61));
 	assert_int_equal(p->done.outcome[TG_UNKNOWN], 1);
-	assert_between(1, p->ledger[0].arrivals, 2);
+	assert_between(1, p->ledger[0].arrivals, 3); /* elsewhere, and there once more */
 	sim_fini(&sim);
 }
 
 static void
-unanswered_message_is_sent_twice_at_most(void **state)
+unanswered_message_is_sent_three_times_at_most(void **state)
 {
 	unanswered_message_is_not_sent_without_end(ORDER_BY_LANE);
 	unanswered_message_is_not_sent_without_end(ORDER_BY_KEY);
@@ -480,7 +480,7 @@ main(void)
 		cmocka_unit_test(key_keeps_its_order_when_its_lane_is_set_apart),
 		cmocka_unit_test(unanswered_message_does_not_keep_the_apart_link),
 		cmocka_unit_test(overtaken_message_does_not_keep_the_apart_link),
-		cmocka_unit_test(unanswered_message_is_sent_twice_at_most),
+		cmocka_unit_test(unanswered_message_is_sent_three_times_at_most),
 	};
 
 	story_prepare();

@@ -326,7 +326,7 @@ identify(struct ask *ask, struct identity *identity)
 static int
 is_same(const struct identity *a, const struct identity *b)
 {
-	return a->pid == b->pid && llabs(a->started_ns - b->started_ns) < CLOCK_NS_PER_S;
+	return a->pid == b->pid && llabs(a->started_ns - b->started_ns) < (long long)CLOCK_NS_PER_S;
 }
 
 /* Shows the events there are, and those that follow. *last: the number of the last that was shown. */
