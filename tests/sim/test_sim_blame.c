@@ -328,7 +328,7 @@ late_answer_is_an_answer(void **state)
 	end_others_unhurt(&sim);
 }
 
-/* What is never answered takes no share of the window: the lane's other messages go on once there is room. */
+/* Messages that are never answered take no share of the window: the lane's other messages go on once there is room. */
 static void
 unanswered_messages_take_no_share(void **state)
 {

@@ -193,7 +193,7 @@ a_pause_frames_nothing(void **state)
 	sim_fini(&sim);
 }
 
-/* What a client that is gone left behind lives for limits.orphan_ms at most, sent or not, whatever its own deadline. */
+/* Records of a client that is gone live for limits.orphan_ms at most, sent or not, whatever their own deadlines. */
 static void
 an_orphans_records_are_given_up(void **state)
 {

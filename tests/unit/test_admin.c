@@ -319,6 +319,7 @@ page_goes_on_where_lanes_have_gone(void **state)
 	json_t *gone = ask(w, "{\"cmd\":\"why\",\"lane\":3}");
 	assert_non_null(strstr(json_string_value(json_object_get(gone, "error")), "does not exist any more"));
 	json_decref(gone);
+	lane_orphan(lanes[2]); /* its client closes it */
 }
 
 /* ---- the ring ---- */
