@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -62,8 +63,15 @@ attach(struct hostile *h)
 	snprintf(frame.u.open.pool, sizeof(frame.u.open.pool), "%s", h->pool);
 	for (size_t i = 0; i < sizeof(frame.u.open.name); i++)
 		frame.u.open.name[i] = (char)next_random(h);
-	if (frame_send(h->control, &frame, &h->ring, 1) != 0 || frame_recv(h->control, &frame, fds) != 0)
-		die("control socket");
+	struct frame request = frame;
+	/* Lanes that were spoiled count against their user until the daemon has freed them. */
+	for (unsigned tries = 0; tries < 1000; tries++) {
+		if (frame_send(h->control, &request, &h->ring, 1) != 0 || frame_recv(h->control, &frame, fds) != 0)
+			die("control socket");
+		if (frame.type == FRAME_LANE_OPENED || frame.u.error.code != TG_ELIMIT)
+			break;
+		poll(NULL, 0, 10);
+	}
 	if (frame.type != FRAME_LANE_OPENED) {
 		fprintf(stderr, "hostile: refused: %s\n", frame.u.error.text);
 		exit(1);
