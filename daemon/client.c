@@ -387,6 +387,8 @@ serve_next(struct client *client)
 {
 	struct frame frame;
 	int fds[INLET_FDS];
+
+	stray_reap(); /* descriptors that were closed meanwhile count no longer */
 	int rc = inlet_recv(client->fd, &frame, fds, client->account);
 
 	if (rc == 0) {
