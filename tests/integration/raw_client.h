@@ -99,7 +99,7 @@ static inline int
 make_ring(uint64_t bytes, struct lane_map *map)
 {
 	struct lane_geometry geo;
-	int ring;
+	int ring = -1;
 
 	if (lane_geometry_make(&geo, bytes, 0) != 0 || (ring = lane_ring_make(map, &geo)) < 0)
 		die("ring");
