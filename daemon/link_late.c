@@ -16,8 +16,8 @@
  *                suspect the link (link_pass_over_lane)
  *   the message  is sent again after stall_timeout_ms, once on a connection, if the pool resends; an answer to
  *                either counts
- *   the lane     has at most a window of unanswered messages, LANE_LATE_MAX late ones, and its share of
- *                the window while more than half of that is in use
+ *   the lane     has at most a window of unanswered messages, LANE_LATE_MAX late ones, and, while the link has
+ *                late ones and more than half of its window is in use, its share of the window
  *
  * The smoothed time is TCP's estimator (RFC 6298: an eighth of each new sample).
  */
@@ -280,7 +280,8 @@ link_has_share(const struct link *link, const struct lane *lane)
 {
 	if (lane->late >= LANE_LATE_MAX || lane->inflight >= link->window_wide)
 		return 0;
-	if (link_waited_for(link) < link->window / 2 || lane_waited_for(lane) == 0)
+	/* Without late messages answers come as fast as the broker works: there is nothing to keep for others. */
+	if (link->late == 0 || link_waited_for(link) < link->window / 2 || lane_waited_for(lane) == 0)
 		return 1;
 	return (uint64_t)lane_waited_for(lane) * link->bound_count < link->window;
 }
