@@ -459,7 +459,7 @@ blame_turn(struct link *link, int answered)
 		blame->answers++;
 		blame->pause_ns /= 2;
 	}
-	/* What is late stays in flight here: on another link younger messages would overtake it. */
+	/* Late messages stay in flight here: on another link younger ones would overtake them. */
 	if (lane->inflight == 0 && lane->slot_next >= blame->until &&
 	    (blame->state == BLAME_SUSPECT || blame->answers >= blame->needed)) {
 		clear(lane);

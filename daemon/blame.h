@@ -26,7 +26,7 @@
  *
  * Verdicts are remembered by process and by user (struct blame_book), so that a new lane or a new process
  * does not start clean: after one verdict its lanes are set apart at the first close, after several a new
- * lane begins apart. What is remembered is halved every BLAME_FADE_MS.
+ * lane begins apart. The counts of verdicts are halved every BLAME_FADE_MS.
  *
  * With on_failure = "report" a message is never sent a second time, so marks cannot meet: there a lane that
  * had sent on two links that closed within BLAME_NEAR_MS goes one at a time for BLAME_TRIAL answers.

@@ -260,7 +260,7 @@ route_apart(struct lane *lane, int *rewound)
 	struct link *link = lane->link;
 
 	if (link == NULL || !link->apart) {
-		/* What is in flight elsewhere is answered first: it is neither sent twice nor overtaken by what has its key. */
+		/* Records in flight elsewhere are answered first: none is sent twice, or overtaken by one with its key. */
 		if (lane->inflight > 0 && (link != NULL ? link_is_ready(link) : lane->pool->config->order == ORDER_BY_KEY)) {
 			lane_set_place(lane, LANE_WAIT_POOL);
 			return NULL;

@@ -1,5 +1,5 @@
 /*
- * What a broker never answers, and whose share of the window it takes.
+ * Messages that a broker never answers, and each lane's share of the window.
  *
  * A message may stay unanswered for long while the broker answers others: a subject that a service listens to
  * and no stream stores, a queue without a quorum, a broker that drops what it denies. It holds up its own lane

@@ -492,7 +492,7 @@ on_tick(struct timer *timer)
 	if (pool->waiting > 0) {
 		for (uint32_t b = 0; b < pool->broker_count; b++)
 			for (uint32_t l = 0; (link = broker_link(&pool->brokers[b], l)) != NULL; l++)
-				if (link->apart && !TAILQ_EMPTY(&link->waiters))
+				if (link->apart && !pool->shard->paused && !TAILQ_EMPTY(&link->waiters))
 					link_want_serve(link); /* a lane's pause may be over */
 		if (!pool->shard->paused)
 			pool_serve(pool);
