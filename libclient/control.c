@@ -100,7 +100,10 @@ is_farewell(const struct frame *answer)
 	return answer->type == FRAME_ERROR && answer->serial == 0;
 }
 
-/* Reads its last words before it hung up; a reset comes first, if it had not read our request. */
+/*
+ * Reads the daemon's last words after it closed the connection; a reset comes first if it had not read our request.
+ * 0, or why there are none.
+ */
 static int
 farewell_take(struct tg_client *client, struct frame *answer)
 {
@@ -110,7 +113,9 @@ farewell_take(struct tg_client *client, struct frame *answer)
 	if (rc == -TG_ECLOSED)
 		rc = frame_recv(client->fd, answer, fds);
 	fds_close(fds);
-	return rc == 0 && is_farewell(answer);
+	if (rc == -TG_EVERSION)
+		return transport_fail(client, rc, answer);
+	return rc == 0 && is_farewell(answer) ? 0 : -TG_ECLOSED;
 }
 
 static int
@@ -188,7 +193,9 @@ control_request_fds(struct tg_client *client, struct frame *request, const int *
 	rc = frame_post(client, request, send, nsend, deadline);
 	if (rc == 0)
 		rc = frame_take(client, answer, request->serial, fds, deadline);
-	if (rc < 0 && (rc != -TG_ECLOSED || !farewell_take(client, answer)))
+	if (rc == -TG_ECLOSED)
+		rc = farewell_take(client, answer);
+	if (rc < 0)
 		return rc;
 	if ((rc = answer_check(client, answer, expect)) < 0)
 		fds_close(fds);

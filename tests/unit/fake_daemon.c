@@ -277,7 +277,15 @@ conn_serve(struct fake *fake, int conn)
 {
 	struct frame request, answer;
 	int fds[FRAME_FDS];
-	int rc = frame_recv(conn, &request, fds);
+	int rc;
+
+	if (fake->lie == LIE_ABI_UNREAD) {
+		frame_init(&answer, FRAME_ERROR, 0);
+		answer.abi = LANE_ABI + 1;
+		(void)frame_send(conn, &answer, NULL, 0);
+		return -TG_EVERSION;
+	}
+	rc = frame_recv(conn, &request, fds);
 
 	if (rc == -TG_EAGAIN)
 		return 0;

@@ -42,6 +42,7 @@ enum fake_lie {
 	LIE_ERROR_UNKNOWN,
 	LIE_NOT_EMPTY,
 	LIE_HANG_UP,
+	LIE_ABI_UNREAD, /* another ABI, then a close that leaves the request unread: a reset comes first */
 	LIE_LATE, /* the answer is kept until the next request */
 };
 
