@@ -16,9 +16,9 @@
  * message_id().
  */
 #include "amqp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
-#include "daemon/config_node.h"
+#include "daemon/config/config_node.h"
 #include "shm/error.h"
 
 #include <stdlib.h>

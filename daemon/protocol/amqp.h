@@ -25,7 +25,7 @@
 #include "amqp_wire.h"
 #include "driver.h"
 
-#include "daemon/config_secret.h"
+#include "daemon/config/config_secret.h"
 
 #define AMQP_PROBE_CHANNEL 1u
 #define AMQP_FIRST_CHANNEL 2u

@@ -12,7 +12,7 @@
  * routing key not allowed), as many are sent one at a time afterwards, until the one is found.
  */
 #include "amqp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

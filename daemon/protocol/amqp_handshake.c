@@ -1,6 +1,6 @@
 /* From the protocol header to EV_UP: start, tune, open, and channel 1 with confirms. */
 #include "amqp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -1,6 +1,6 @@
 /* The frames an AMQP broker sends a publisher. */
 #include "amqp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -7,7 +7,7 @@
  * the channel at the declare, so that it is certain that no message behind it was taken.
  */
 #include "amqp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

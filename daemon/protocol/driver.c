@@ -1,8 +1,8 @@
 #include "driver.h"
 
-#include "daemon/config_node.h"
+#include "daemon/config/config_node.h"
 #include "shm/error.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include <endian.h>
 #include <stdarg.h>

@@ -38,13 +38,13 @@
 #ifndef TG_DAEMON_DRIVER_H
 #define TG_DAEMON_DRIVER_H
 
-#include "daemon/out.h"
-#include "daemon/siphash.h"
+#include "out.h"
+#include "daemon/base/siphash.h"
 
 #include <stddef.h>
 #include <stdint.h>
 
-struct config_node; /* daemon/config_node.h: a checked view of a libconfig group */
+struct config_node; /* daemon/config/config_node.h: a checked view of a libconfig group */
 
 /* A message to frame. Topic, key and headers are the daemon's copies; the body may lie in a ring. */
 struct message {
@@ -128,7 +128,7 @@ enum driver_fatal {
 	                 * them follow each other */
 	FATAL_ANSWERED, /* the broker closes over the message that it has rejected last (EV_NACK): no other is to blame */
 	FATAL_MESSAGE,  /* the broker closes over one of the unanswered messages and does not say which; text
-	                 * says why. The daemon finds out which (daemon/blame.h) */
+	                 * says why. The daemon finds out which (daemon/flow/blame.h) */
 	FATAL_DROPPED,  /* the link's own, no driver's: the connection ended without a word. With messages
 	                 * unanswered, that may have been over one of them, too */
 };

@@ -15,10 +15,10 @@
  * chooses the link.
  */
 #include "mqtt.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
-#include "daemon/config_node.h"
-#include "daemon/config_secret.h"
+#include "daemon/config/config_node.h"
+#include "daemon/config/config_secret.h"
 #include "shm/error.h"
 
 #include <stdlib.h>

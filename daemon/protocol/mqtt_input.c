@@ -1,6 +1,6 @@
 /* Input from an MQTT broker: CONNACK, PUBACK, PINGRESP, DISCONNECT and nothing else. */
 #include "mqtt.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -1,6 +1,6 @@
 /* Framing of MQTT PUBLISH: everything a broker would refuse is refused before a byte is appended. */
 #include "mqtt.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

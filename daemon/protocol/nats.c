@@ -14,9 +14,9 @@
  * would have that dropped, and acknowledged, as a duplicate.
  */
 #include "nats.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
-#include "daemon/config_node.h"
+#include "daemon/config/config_node.h"
 #include "shm/error.h"
 
 #include <stdlib.h>

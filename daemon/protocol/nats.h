@@ -22,7 +22,7 @@
 #include "driver.h"
 #include "nats_nkey.h"
 
-#include "daemon/config_secret.h"
+#include "daemon/config/config_secret.h"
 
 #define NATS_CONTROL_MAX 4096u         /* the server closes on a longer control line (its default) */
 #define NATS_LINE_MAX (64u << 10)      /* the longest line we read: an INFO that names many servers */

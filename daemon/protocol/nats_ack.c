@@ -21,7 +21,7 @@
  * is rejected; else the stream's answer is waited for.
  */
 #include "nats.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

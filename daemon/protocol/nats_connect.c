@@ -1,6 +1,6 @@
 /* INFO, in which the server says what it is, and CONNECT, in which we say who we are. */
 #include "nats.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -1,6 +1,6 @@
 /* Input from a NATS server: INFO, PING, PONG, +OK, -ERR, and answers as MSG and HMSG. */
 #include "nats.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -1,6 +1,6 @@
 /* Framing of PUB and HPUB: everything a server would refuse is refused before a byte is appended. */
 #include "nats.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -21,7 +21,7 @@
  */
 #include "redis.h"
 
-#include "daemon/config_node.h"
+#include "daemon/config/config_node.h"
 #include "shm/error.h"
 
 #include <stdlib.h>

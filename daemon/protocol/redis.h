@@ -16,7 +16,7 @@
 
 #include "driver.h"
 
-#include "daemon/config_secret.h"
+#include "daemon/config/config_secret.h"
 
 #include <hiredis/read.h>
 

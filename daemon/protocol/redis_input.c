@@ -5,7 +5,7 @@
  * Small pieces also because it moves what is left of its buffer to the front every 1,024 bytes.
  */
 #include "redis.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -14,9 +14,9 @@
  * aborts it with a receipt: a heart-beat has no answer.
  */
 #include "stomp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
-#include "daemon/config_node.h"
+#include "daemon/config/config_node.h"
 #include "shm/error.h"
 
 #include <stdio.h>

@@ -12,7 +12,7 @@
 
 #include "driver.h"
 
-#include "daemon/config_secret.h"
+#include "daemon/config/config_secret.h"
 
 #define STOMP_HEAD_MAX (32u << 10) /* bytes of a broker's frame before its body */
 #define STOMP_HEADERS_MAX 100u     /* its headers */

@@ -1,6 +1,6 @@
 /* Reading the head of a STOMP frame: a command, headers, an empty line. Lines end with LF or CR LF. */
 #include "stomp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include <stdio.h>
 #include <string.h>

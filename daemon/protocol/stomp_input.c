@@ -12,7 +12,7 @@
  * An ERROR that names none ends the session: it may be about any of the unanswered messages.
  */
 #include "stomp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -1,6 +1,6 @@
 /* Framing of STOMP SEND: everything a broker would refuse is refused before a byte is appended. */
 #include "stomp.h"
-#include "utf8.h"
+#include "daemon/base/utf8.h"
 
 #include "shm/error.h"
 

@@ -1,7 +1,7 @@
 #include "rig.h"
 #include "rig_events.h"
 
-#include "daemon/config_node.h"
+#include "daemon/config/config_node.h"
 #include "shm/error.h"
 
 #include <libconfig.h>

@@ -6,8 +6,8 @@
  */
 #include "fuzz.h"
 
-#include "daemon/config.h"
-#include "daemon/config_node.h"
+#include "daemon/config/config.h"
+#include "daemon/config/config_node.h"
 #include "daemon/protocol/driver.h"
 #include "shm/error.h"
 

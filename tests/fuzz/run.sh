@@ -52,7 +52,7 @@ compile() {
 }
 # build TARGET: sets program.
 build() {
-	local daemon=("$root"/daemon/{config_node,config_address,config_source,config_secret}.c)
+	local daemon=("$root"/daemon/config/{config_node,config_address,config_source,config_secret}.c)
 	objects=()
 	case $1 in
 	frame)
@@ -62,17 +62,17 @@ build() {
 		;;
 	config)
 		program=fuzz_config
-		compile $program "${cover[@]}" -- "$root"/daemon/{config,config_keys}.c "${daemon[@]}"
-		compile $program -- "$root"/daemon/protocol/*.c "$root"/daemon/{out,tls,tls_context}.c \
+		compile $program "${cover[@]}" -- "$root"/daemon/config/{config,config_keys}.c "${daemon[@]}"
+		compile $program -- "$root"/daemon/protocol/*.c "$root"/daemon/base/utf8.c "$root"/daemon/link/{tls,tls_context}.c \
 			"$root/tests/fuzz/fuzz_config.c" "$root/shm/error.c"
 		;;
 	*)
 		program=fuzz_driver
 		[ -n "${built:-}" ] && return
 		built=yes
-		compile $program "${cover[@]}" -- "$root"/daemon/protocol/*.c
+		compile $program "${cover[@]}" -- "$root"/daemon/protocol/*.c "$root"/daemon/base/utf8.c
 		compile $program -- "$root"/tests/fuzz/fuzz_driver.c "${daemon[@]}" \
-			"$root"/tests/conformance/{rig,rig_events,transcript,record}.c "$root/daemon/out.c" \
+			"$root"/tests/conformance/{rig,rig_events,transcript,record}.c \
 			"$root/shm/error.c"
 		;;
 	esac

@@ -2,7 +2,7 @@
 
 #include "wire.h"
 
-#include "daemon/log.h"
+#include "daemon/base/log.h"
 
 #include <fcntl.h>
 #include <stdarg.h>

@@ -18,11 +18,11 @@
 
 #include "world_sim.h"
 
-#include "daemon/client.h"
-#include "daemon/config.h"
-#include "daemon/lane.h"
-#include "daemon/pool.h"
-#include "daemon/shard.h"
+#include "daemon/front/client.h"
+#include "daemon/config/config.h"
+#include "daemon/lane/lane.h"
+#include "daemon/flow/pool.h"
+#include "daemon/flow/shard.h"
 
 #include <stdint.h>
 

@@ -10,12 +10,12 @@
  *
  * Exits with 1 if jitter does not spread the arrivals, or a link never becomes ready.
  */
-#include "daemon/broker.h"
-#include "daemon/pool.h"
-#include "daemon/shard.h"
+#include "daemon/link/broker.h"
+#include "daemon/flow/pool.h"
+#include "daemon/flow/shard.h"
 #include "tests/sim/world_sim.h"
 
-#include "daemon/log.h"
+#include "daemon/base/log.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
  * stories. */
 #include "story.h"
 
-#include "daemon/endpoints.h"
+#include "daemon/link/endpoints.h"
 
 /* The pool is configured with `brokers` of the `hosts`; the first announces the hosts in `tells`. */
 static void

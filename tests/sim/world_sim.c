@@ -1,7 +1,7 @@
 #include "world_sim.h"
 #include "tcp_sim.h"
 
-#include "daemon/config.h"
+#include "daemon/config/config.h"
 
 #include <assert.h>
 #include <errno.h>

@@ -1,5 +1,5 @@
 /*
- * The world of daemon/world.h, simulated: one clock, one random source, hosts and TCP between them.
+ * The world of daemon/base/world.h, simulated: one clock, one random source, hosts and TCP between them.
  *
  *   world_sim.c   clock, random source, events, names, and the two ends of a connection
  *   tcp_sim.c     the TCP between them
@@ -19,7 +19,7 @@
 #ifndef TG_TESTS_WORLD_SIM_H
 #define TG_TESTS_WORLD_SIM_H
 
-#include "daemon/world.h"
+#include "daemon/base/world.h"
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,6 +1,6 @@
 #include "config_scratch.h"
 
-#include "daemon/config_node.h"
+#include "daemon/config/config_node.h"
 #include "daemon/protocol/driver.h"
 #include "shm/error.h"
 

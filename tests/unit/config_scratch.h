@@ -5,7 +5,7 @@
 #ifndef TG_TESTS_CONFIG_SCRATCH_H
 #define TG_TESTS_CONFIG_SCRATCH_H
 
-#include "daemon/config.h"
+#include "daemon/config/config.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
 /* Accounts of users: limits of all, of one, and the part that is kept free for others. */
-#include "daemon/account.h"
-#include "daemon/config.h"
+#include "daemon/lane/account.h"
+#include "daemon/config/config.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

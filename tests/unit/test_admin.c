@@ -1,9 +1,9 @@
-/* daemon/admin.h: answers are whole and valid JSON whatever clients and brokers say, or none at all. */
-#include "daemon/admin.h"
-#include "daemon/census.h"
-#include "daemon/client.h"
-#include "daemon/config_node.h"
-#include "daemon/loop.h"
+/* daemon/admin/admin.h: answers are whole and valid JSON whatever clients and brokers say, or none at all. */
+#include "daemon/admin/admin.h"
+#include "daemon/front/census.h"
+#include "daemon/front/client.h"
+#include "daemon/config/config_node.h"
+#include "daemon/life/loop.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

@@ -1,10 +1,10 @@
 /* Lanes that clients hand back, in a daemon without links, also when the client hangs up meanwhile. */
-#include "daemon/attach.h"
-#include "daemon/client.h"
-#include "daemon/config.h"
-#include "daemon/config_node.h"
-#include "daemon/log.h"
-#include "daemon/loop.h"
+#include "daemon/front/attach.h"
+#include "daemon/front/client.h"
+#include "daemon/config/config.h"
+#include "daemon/config/config_node.h"
+#include "daemon/base/log.h"
+#include "daemon/life/loop.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

@@ -2,7 +2,7 @@
 #include "config_scratch.h"
 
 #include "certificates.h"
-#include "daemon/config_keys.h"
+#include "daemon/config/config_keys.h"
 #include "daemon/protocol/driver.h"
 #include "shm/error.h"
 

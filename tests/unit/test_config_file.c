@@ -2,9 +2,9 @@
 #include "config_scratch.h"
 
 #include "certificates.h"
-#include "daemon/config_node.h"
-#include "daemon/config_secret.h"
-#include "daemon/config_source.h"
+#include "daemon/config/config_node.h"
+#include "daemon/config/config_secret.h"
+#include "daemon/config/config_source.h"
 #include "shm/error.h"
 
 #include <stdint.h>

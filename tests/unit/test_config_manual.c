@@ -2,8 +2,8 @@
 #include "config_scratch.h"
 
 #include "certificates.h"
-#include "daemon/config_keys.h"
-#include "daemon/config_node.h"
+#include "daemon/config/config_keys.h"
+#include "daemon/config/config_node.h"
 #include "daemon/protocol/driver.h"
 
 #include <ctype.h>

@@ -1,12 +1,12 @@
 /* The addresses a broker learns, from good and bad announcements. */
-#include "daemon/endpoints.h"
+#include "daemon/link/endpoints.h"
 
-#include "daemon/broker.h"
-#include "daemon/link.h"
-#include "daemon/log.h"
-#include "daemon/pool.h"
+#include "daemon/link/broker.h"
+#include "daemon/link/link.h"
+#include "daemon/base/log.h"
+#include "daemon/flow/pool.h"
 #include "daemon/protocol/driver.h"
-#include "daemon/shard.h"
+#include "daemon/flow/shard.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>

@@ -1,6 +1,6 @@
 /* The new daemon's side of an upgrade: it uses nothing before the old daemon has sent GO. */
-#include "daemon/handover.h"
-#include "daemon/lane.h"
+#include "daemon/life/handover.h"
+#include "daemon/lane/lane.h"
 #include "daemon/protocol/driver.h"
 
 #include <fcntl.h>

@@ -1,5 +1,5 @@
 /* Listening on a path: one daemon at a time, however the starts interleave. */
-#include "daemon/listener.h"
+#include "daemon/front/listener.h"
 #include "shm/error.h"
 
 #include <fcntl.h>

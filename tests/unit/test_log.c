@@ -1,5 +1,5 @@
-/* daemon/log.h: one honest, bounded line an event, whatever the values are. */
-#include "daemon/log.h"
+/* daemon/base/log.h: one honest, bounded line an event, whatever the values are. */
+#include "daemon/base/log.h"
 #include "shm/error.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
 /* struct out against a plain byte string. */
-#include "daemon/out.h"
+#include "daemon/protocol/out.h"
 #include "shm/error.h"
 
 #include <setjmp.h>

@@ -1,5 +1,5 @@
 /* The table of slots: entries never move, and memory follows use. */
-#include "daemon/slots.h"
+#include "daemon/lane/slots.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

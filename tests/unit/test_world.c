@@ -1,6 +1,6 @@
 /* world_uv.c: look-ups, jobs on worker threads, a reset behind the last bytes. */
-#include "daemon/config.h"
-#include "daemon/loop.h"
+#include "daemon/config/config.h"
+#include "daemon/life/loop.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

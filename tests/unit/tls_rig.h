@@ -5,7 +5,7 @@
 #ifndef TG_TESTS_TLS_RIG_H
 #define TG_TESTS_TLS_RIG_H
 
-#include "daemon/tls.h"
+#include "daemon/link/tls.h"
 
 #include <openssl/err.h>
 #include <openssl/ssl.h>

@@ -1,5 +1,5 @@
 /*
- * The admin socket from the asking side: one JSON object a line each way (daemon/admin.h).
+ * The admin socket from the asking side: one JSON object a line each way (daemon/admin/admin.h).
  *
  * Every failure is printed with its remedy on standard error before the call returns. Not
  * for threads.

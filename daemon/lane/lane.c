@@ -1,0 +1,727 @@
+/* Lanes: making them, where they are, and their end. lane_pump.c frames, lane_answer.c completes. */
+#include "lane.h"
+
+#include "daemon/front/client.h"
+#include "daemon/life/keeper.h"
+#include "daemon/base/log.h"
+#include "daemon/flow/pool.h"
+#include "daemon/flow/shard.h"
+
+#include <stddef.h>
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+const char *
+lane_place_word(enum lane_place place)
+{
+	static const char *const words[] = {
+		[LANE_ASLEEP] = "asleep",
+		[LANE_ACTIVE] = "active",
+		[LANE_WAIT_LINK] = "waits-for-link",
+		[LANE_WAIT_POOL] = "waits-for-pool",
+		[LANE_STALLED] = "stalled",
+		[LANE_GONE] = "gone",
+	};
+	return words[place];
+}
+
+/* Gives the memory back; its size is still told. */
+static void
+unmap(struct lane *lane)
+{
+	struct lane_geometry geo = lane->map.geo;
+
+	lane_map_fini(&lane->map);
+	lane->map.geo = geo;
+	slots_fini(&lane->slots);
+}
+
+int
+lane_make(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
+    const struct lane_memory *memory)
+{
+	struct lane *lane = calloc(1, sizeof(*lane));
+	struct shard *shard = pool->shard;
+
+	if (lane == NULL)
+		return -TG_ENOMEM;
+	lane->shard = shard;
+	lane->pool = pool;
+	lane->client = client;
+	lane->id = header->lane_id;
+	lane->nonce = header->nonce;
+	memcpy(lane->secret, header->secret, sizeof(lane->secret));
+	lane->map.geo = memory->geo;
+	lane->ring = memory->ring;
+	lane->answers = memory->answers;
+	lane->old_answers = memory->old_answers;
+	lane->handed_back = memory->answers >= 0 || memory->old_answers >= 0;
+	lane->unready = memory->old_answers >= 0;
+	lane->bell = memory->bell;
+	lane->earliest_ns = UINT64_MAX;
+	lane->cap_ns = UINT64_MAX;
+	lane->floor = UINT64_MAX;
+	lane->place = LANE_GONE;
+	TAILQ_INSERT_TAIL(&shard->making, lane, place_entry);
+	shard->lane_count++;
+	lane->owner.uid = client != NULL ? client->uid : geteuid(); /* until lane_own() says */
+	lane->account = account_hold(&shard->accounts, lane->owner.uid);
+	account_charge(lane->account, ACCOUNT_LANES, 1);
+	account_charge(lane->account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
+	lane_charge(lane, lane_cost_bytes(&memory->geo));
+	*out = lane;
+	return 0;
+}
+
+uint64_t
+lane_cost_bytes(const struct lane_geometry *geo)
+{
+	return lane_memfd_bytes(geo) + (uint64_t)geo->cq_entries * sizeof(struct slot);
+}
+
+void
+lane_charge(struct lane *lane, uint64_t bytes)
+{
+	lane->charged_bytes += bytes;
+	account_charge(lane->account, ACCOUNT_MEMORY, bytes);
+}
+
+void
+lane_refund(struct lane *lane, uint64_t bytes)
+{
+	lane->charged_bytes -= bytes;
+	account_refund(lane->account, ACCOUNT_MEMORY, bytes);
+}
+
+/* It is closed: all but its memory goes back. */
+static void
+refund_closed(struct lane *lane)
+{
+	account_refund(lane->account, ACCOUNT_LANES, 1);
+	account_refund(lane->account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
+	if (lane->counted_orphan)
+		account_refund(lane->account, ACCOUNT_ORPHANS, 1);
+	lane->counted_orphan = 0;
+}
+
+/* It is freed. */
+static void
+refund_freed(struct lane *lane)
+{
+	lane_refund(lane, lane->charged_bytes);
+	account_drop(lane->account);
+}
+
+static void
+count_orphan(struct lane *lane)
+{
+	if (!lane->counted_orphan)
+		account_charge(lane->account, ACCOUNT_ORPHANS, 1);
+	lane->counted_orphan = 1;
+}
+
+static void
+made(struct lane *lane)
+{
+	TAILQ_REMOVE(&lane->shard->making, lane, place_entry);
+}
+
+void
+lane_unmake(struct lane *lane)
+{
+	made(lane);
+	lane->shard->lane_count--;
+	refund_closed(lane);
+	unmap(lane);
+	if (lane->made_answers)
+		close(lane->answers);
+	refund_freed(lane);
+	free(lane);
+}
+
+/* Maps the answers. Without a descriptor of them it makes new ones, with the contents of the old ones. */
+static int
+map_answers(struct lane *lane, const struct lane_header *header, int populate)
+{
+	int answers = lane->answers >= 0 ? lane->answers : lane_answers_create(&lane->map.geo, header);
+
+	if (answers < 0)
+		return answers;
+	int rc = lane_map_answers(&lane->map, answers, LANE_WRITE, populate);
+	if (rc == 0 && lane->old_answers >= 0)
+		rc = lane_answers_copy(&lane->map, lane->old_answers);
+	if (rc != 0 && lane->answers < 0)
+		close(answers);
+	if (rc != 0)
+		return rc;
+	lane->made_answers = lane->answers < 0;
+	lane->answers = answers;
+	return 0;
+}
+
+int
+lane_map_in(struct lane *lane, const struct lane_header *header)
+{
+	struct lane_geometry geo = lane->map.geo;
+	int populate = geo.sq_bytes <= LANE_SQ_DEFAULT;
+	int rc = lane_ring_check(lane->ring, &geo);
+
+	if (rc == 0)
+		rc = lane_map_ring(&lane->map, lane->ring, &geo, LANE_READ, populate);
+	if (rc == 0)
+		rc = map_answers(lane, header, populate);
+	if (rc != 0) {
+		int error = errno;
+		lane_map_fini(&lane->map);
+		lane->map.geo = geo;
+		errno = error;
+	}
+	return rc;
+}
+
+/* Puts it to work, its cursors set. */
+static void
+start(struct lane *lane)
+{
+	struct pool *pool = lane->pool;
+	struct shard *shard = lane->shard;
+
+	made(lane);
+	blame_begin(lane);
+	wake_sleeper_init(&lane->doze, &lane->map.daemon->asleep);
+	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
+	lane->shown_writable = !pool->writable_shown; /* whatever the word says, it is stored */
+	lane_show_writable(lane, pool->writable_shown);
+	TAILQ_INSERT_TAIL(&pool->lanes, lane, pool_entry);
+	pool->lane_count++;
+	shard->count.lanes_opened++;
+	lane_set_place(lane, LANE_ACTIVE);
+}
+
+void
+lane_begin(struct lane *lane)
+{
+	sq_consumer_init(&lane->sq, &lane->map, 0);
+	cq_producer_init(&lane->cq, &lane->map, 0, 0);
+	start(lane);
+}
+
+/* At most once means that what may have been sent is not sent again. */
+static void
+report_maybe_sent(struct lane *lane)
+{
+	for (uint64_t number = lane->slot_head; number != lane->slot_tail; number++) {
+		struct slot *slot = lane_slot(lane, number);
+		if (slot->state == SLOT_PENDING && slot->maybe_sent)
+			lane_give_up(lane, slot, "may have been sent by the daemon before this one; the pool reports such messages");
+	}
+}
+
+/* Releases records that were finished and not released, and reports those that may not be sent again. */
+static void
+serve_again(struct lane *lane)
+{
+	lane_mark_dirty(lane);
+	if (lane->pool->config->on_failure == ON_FAILURE_REPORT)
+		report_maybe_sent(lane);
+}
+
+void
+lane_resume(struct lane *lane)
+{
+	lane->pool->count.accepted += lane->count.records;
+	lane->pool->count.bytes += lane->count.bytes;
+	start(lane);
+	if (!lane->unready) {
+		serve_again(lane);
+		return;
+	}
+	lane->unready_ns = lane->shard->now_ns;
+	lane_set_place(lane, LANE_STALLED);
+	timer_set_earlier(&lane->shard->timers, &lane->shard->late, lane->shard->now_ns + LANE_READY_MS * NS_PER_MS);
+}
+
+void
+lane_ready(struct lane *lane)
+{
+	if (!lane->unready)
+		return;
+	lane->unready = 0;
+	lane_set_place(lane, LANE_ACTIVE);
+	serve_again(lane);
+}
+
+int
+lane_is_late(const struct lane *lane)
+{
+	return lane->unready && lane->shard->now_ns - lane->unready_ns >= LANE_READY_MS * NS_PER_MS;
+}
+
+int
+lane_new(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
+    const struct lane_memory *memory)
+{
+	struct lane *lane;
+	int rc = lane_make(&lane, header, pool, client, memory);
+
+	if (rc != 0)
+		return rc;
+	if ((rc = lane_map_in(lane, header)) != 0) {
+		lane_unmake(lane);
+		return rc;
+	}
+	lane_begin(lane);
+	*out = lane;
+	return 0;
+}
+
+int
+lane_return(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
+    const struct lane_memory *memory)
+{
+	struct lane *lane;
+	int rc = lane_make(&lane, header, pool, client, memory);
+
+	if (rc != 0)
+		return rc;
+	if ((rc = lane_map_in(lane, header)) != 0 || (rc = lane_rebuild(lane, pool->shard->now_ns)) != 0) {
+		lane_unmake(lane);
+		return rc;
+	}
+	lane_resume(lane);
+	*out = lane;
+	return 0;
+}
+
+void
+lane_set_place(struct lane *lane, enum lane_place place)
+{
+	struct shard *shard = lane->shard;
+
+	switch (lane->place) {
+	case LANE_ASLEEP:
+		TAILQ_REMOVE(&lane->client->asleep, lane, place_entry);
+		lane->client->asleep_count--;
+		client_owe_ring(lane->client);
+		wake_rise(&lane->doze);
+		break;
+	case LANE_ACTIVE:
+		TAILQ_REMOVE(&shard->active, lane, place_entry);
+		shard->active_count--;
+		break;
+	case LANE_WAIT_LINK:
+		TAILQ_REMOVE(&lane->link->waiters, lane, place_entry);
+		expiry_remove(&shard->expiry, lane);
+		lane->pool->waiting--;
+		lane->over_share = 0;
+		break;
+	case LANE_WAIT_POOL:
+		TAILQ_REMOVE(&lane->pool->waiters, lane, place_entry);
+		expiry_remove(&shard->expiry, lane);
+		lane->pool->waiting--;
+		break;
+	case LANE_STALLED:
+	case LANE_GONE:
+		break;
+	}
+	lane->place = place;
+	switch (place) {
+	case LANE_ASLEEP:
+		TAILQ_INSERT_TAIL(&lane->client->asleep, lane, place_entry);
+		lane->client->asleep_count++;
+		wake_doze(&lane->doze);
+		break;
+	case LANE_ACTIVE:
+		lane->active_ns = shard->now_ns;
+		TAILQ_INSERT_TAIL(&shard->active, lane, place_entry);
+		shard->active_count++;
+		break;
+	case LANE_WAIT_LINK:
+		TAILQ_INSERT_TAIL(&lane->link->waiters, lane, place_entry);
+		expiry_add(&shard->expiry, lane);
+		lane->pool->waiting++;
+		pool_lane_waits(lane->pool);
+		break;
+	case LANE_WAIT_POOL:
+		TAILQ_INSERT_TAIL(&lane->pool->waiters, lane, place_entry);
+		expiry_add(&shard->expiry, lane);
+		lane->pool->waiting++;
+		pool_lane_waits(lane->pool);
+		break;
+	case LANE_STALLED:
+	case LANE_GONE:
+		break;
+	}
+}
+
+/* ---- the end ---- */
+
+int
+lane_look(struct lane *lane)
+{
+	int rc = sq_consumer_refresh(&lane->sq);
+
+	if (rc < 0) {
+		lane_quarantine(lane, "sq_tail is out of range");
+		return 0;
+	}
+	if (rc > 0)
+		lane_set_place(lane, LANE_ACTIVE);
+	return rc;
+}
+
+int
+lane_hear(struct lane *lane)
+{
+	int rc = lane_look(lane);
+
+	/* Rung late, for what it has had already: that was the one ring of this sleep, so another begins (wake.h). */
+	if (rc == 0 && lane->place == LANE_ASLEEP) {
+		wake_rise(&lane->doze);
+		wake_doze(&lane->doze);
+		lane_doze(lane, &lane->shard->dozed);
+	}
+	return rc;
+}
+
+void
+lane_doze(struct lane *lane, struct lane_list *list)
+{
+	if (lane->dozing != NULL)
+		TAILQ_REMOVE(lane->dozing, lane, dozed_entry);
+	lane->dozing = list;
+	if (list != NULL)
+		TAILQ_INSERT_TAIL(list, lane, dozed_entry);
+}
+
+void
+lane_sleep(struct lane *lane)
+{
+	lane_slots_shrink(lane);
+	if (lane->link != NULL && lane->inflight == 0)
+		lane_unbind(lane, 0); /* balanced anew when it wakes */
+	lane_set_place(lane, LANE_ASLEEP);
+	lane_doze(lane, &lane->shard->dozed);
+}
+
+void
+lane_rest(struct lane *lane)
+{
+	lane_set_place(lane, LANE_STALLED);
+}
+
+int
+lane_is_empty(const struct lane *lane)
+{
+	return lane->unfinished == 0 && lane->sq.cursor == lane->sq.tail_seen;
+}
+
+/* Another user has it from now on. */
+static void
+charge_to(struct lane *lane, uid_t uid)
+{
+	struct account *from = lane->account;
+
+	if (from == NULL || from->uid == uid)
+		return;
+	struct account *to = account_hold(from->accounts, uid);
+	int waits = lane->place == LANE_WAIT_LINK || lane->place == LANE_WAIT_POOL;
+	if (waits)
+		expiry_remove(&lane->shard->expiry, lane);
+	account_refund(from, ACCOUNT_LANES, 1);
+	account_charge(to, ACCOUNT_LANES, 1);
+	account_refund(from, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
+	account_charge(to, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS);
+	account_refund(from, ACCOUNT_ORPHANS, (uint64_t)lane->counted_orphan);
+	account_charge(to, ACCOUNT_ORPHANS, (uint64_t)lane->counted_orphan);
+	account_refund(from, ACCOUNT_MEMORY, lane->charged_bytes);
+	account_charge(to, ACCOUNT_MEMORY, lane->charged_bytes);
+	lane->account = to;
+	if (waits)
+		expiry_add(&lane->shard->expiry, lane);
+	account_drop(from);
+}
+
+void
+lane_own(struct lane *lane, const struct lane_owner *owner)
+{
+	uint8_t digest[EVP_MAX_MD_SIZE];
+	uint64_t from[3] = { lane->secret[0], lane->secret[1], owner->uid };
+
+	charge_to(lane, owner->uid);
+	lane->owner = *owner;
+	/* Without a digest nothing would work that has to do with TLS either; the secret alone is then the best there is. */
+	if (EVP_Digest(from, sizeof(from), digest, NULL, EVP_sha256(), NULL) == 1)
+		memcpy(&lane->id_key, digest, sizeof(lane->id_key));
+	else
+		memcpy(&lane->id_key, lane->secret, sizeof(lane->id_key));
+	OPENSSL_cleanse(digest, sizeof(digest));
+}
+
+int
+lane_is_memory(const struct lane *lane, int ring)
+{
+	struct stat x, y;
+
+	return fstat(lane->ring, &x) == 0 && fstat(ring, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+int
+lane_share(const struct lane *lane)
+{
+	return lane_answers_share(lane->answers);
+}
+
+/* The records that the client left behind are all completed, or will not be by this daemon. */
+static void
+tell_end(const struct lane *lane)
+{
+	const struct lane_counts *now = &lane->count, *was = &lane->before;
+
+	log_limited(&lane->shard->orphan_limit, LOG_LEVEL_INFO, "orphan_done",
+	    "lane=%llu pool=%s pid=%d uid=%u delivered=%llu sent=%llu rejected=%llu expired=%llu unknown=%llu "
+	    "cancelled=%llu left_bytes=%llu ms=%llu",
+	    (unsigned long long)lane->id, lane->pool->config->name, (int)lane->owner.pid, (unsigned)lane->owner.uid,
+	    (unsigned long long)(now->delivered - was->delivered), (unsigned long long)(now->sent - was->sent),
+	    (unsigned long long)(now->rejected - was->rejected), (unsigned long long)(now->expired - was->expired),
+	    (unsigned long long)(now->unknown - was->unknown), (unsigned long long)(now->cancelled - was->cancelled),
+	    (unsigned long long)(lane->sq.tail_seen - lane->sq.head),
+	    (unsigned long long)((lane->shard->now_ns - lane->orphaned_ns) / NS_PER_MS));
+}
+
+static void
+leave_client(struct lane *lane)
+{
+	if (lane->client != NULL)
+		client_lane_gone(lane->client, lane);
+	lane->client = NULL;
+	if (lane->refs == 0)
+		TAILQ_INSERT_TAIL(&lane->shard->graveyard, lane, place_entry);
+}
+
+/* Out of every list but its client's, where it goes on counting; its memory stays while a link refers to it. */
+static void
+leave(struct lane *lane)
+{
+	if (lane->left)
+		tell_end(lane);
+	if (lane_is_empty(lane)) /* else the next daemon may have it */
+		keeper_forget(lane->shard->keeper, lane);
+	lane_unbind(lane, 0);
+	lane_set_place(lane, LANE_GONE);
+	if (lane->dirty) {
+		TAILQ_REMOVE(&lane->shard->dirty, lane, dirty_entry);
+		lane->dirty = 0;
+	}
+	lane_doze(lane, NULL);
+	TAILQ_REMOVE(&lane->pool->lanes, lane, pool_entry);
+	lane->pool->lane_count--;
+	lane->shard->lane_count--;
+	lane->shard->count.lanes_closed++;
+	refund_closed(lane);
+	close(lane->ring); /* which is mapped */
+	if (lane->bell >= 0)
+		close(lane->bell);
+	lane->bell = -1;
+}
+
+/*
+ * No more records will come: looks at the committed ones a last time. Its client has ended; the tail is frozen,
+ * so that no other process with a copy of the memory can publish. Returns whether the lane still exists.
+ */
+static int
+freeze(struct lane *lane)
+{
+	lane->sq.tail_word = &lane->map.client->sq_tail;
+	if (sq_consumer_refresh(&lane->sq) < 0) {
+		lane_quarantine(lane, "sq_tail is out of range");
+		return 0;
+	}
+	if (lane->place == LANE_ASLEEP || (lane->place == LANE_STALLED && !lane->unready))
+		lane_set_place(lane, LANE_ACTIVE);
+	if (lane->client != NULL)
+		client_lane_gone(lane->client, lane);
+	lane->client = NULL;
+	lane->sq.tail_word = &lane->sq.tail_seen;
+	return 1;
+}
+
+static void
+become_orphan(struct lane *lane)
+{
+	lane->shard->count.lanes_orphaned++;
+	count_orphan(lane);
+	lane->cap_ns = lane->orphaned_ns + lane->shard->config->limits.orphan_ms * NS_PER_MS;
+	if (!lane_is_empty(lane) && !lane->shard->stopping) {
+		lane->left = 1;
+		log_limited(&lane->shard->orphan_limit, LOG_LEVEL_INFO, "lane_orphaned",
+		    "lane=%llu pool=%s pid=%d uid=%u left_bytes=%llu", (unsigned long long)lane->id,
+		    lane->pool->config->name, (int)lane->owner.pid, (unsigned)lane->owner.uid,
+		    (unsigned long long)(lane->sq.tail_seen - lane->sq.head));
+	}
+	lane_finish_orphan(lane);
+}
+
+void
+lane_orphan(struct lane *lane)
+{
+	if (lane->place == LANE_GONE) {
+		if (lane->client != NULL)
+			leave_client(lane); /* it was quarantined */
+		return;
+	}
+	if (lane->unready && lane->client != NULL) {
+		/* It may have given up waiting for our answer, and has the old ones: it has its time to come back. */
+		lane->unready_ns = lane->shard->now_ns;
+		timer_set_earlier(&lane->shard->timers, &lane->shard->late, lane->unready_ns + LANE_READY_MS * NS_PER_MS);
+		lane_await(lane);
+		return;
+	}
+	if (!freeze(lane))
+		return;
+	lane->orphaned_ns = lane->shard->now_ns;
+	lane->before = lane->count;
+	become_orphan(lane);
+}
+
+void
+lane_await(struct lane *lane)
+{
+	if (!freeze(lane))
+		return;
+	lane->orphaned_ns = lane->shard->now_ns;
+	count_orphan(lane);
+	lane->awaited = 1;
+	lane->left = !lane_is_empty(lane);
+}
+
+void
+lane_forsake(struct lane *lane)
+{
+	if (!lane->awaited)
+		return;
+	lane->awaited = 0;
+	lane_ready(lane);
+	if (freeze(lane))
+		become_orphan(lane);
+}
+
+void
+lane_reclaim(struct lane *lane, struct client *client, int bell)
+{
+	if (lane->bell >= 0)
+		close(lane->bell);
+	lane->bell = bell;
+	if (lane->counted_orphan)
+		account_refund(lane->account, ACCOUNT_ORPHANS, 1);
+	lane->counted_orphan = 0;
+	lane->awaited = lane->left = 0;
+	lane->unready_ns = lane->shard->now_ns;
+	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
+	lane->client = client;
+	lane->orphaned_ns = 0;
+	lane->cap_ns = UINT64_MAX;
+	lane->sq.tail_word = &lane->map.client->sq_tail;
+	if (lane->place == LANE_STALLED && !lane->unready)
+		lane_set_place(lane, LANE_ACTIVE);
+	lane_mark_dirty(lane); /* rings a client that slept during the change */
+}
+
+void
+lane_finish_orphan(struct lane *lane)
+{
+	/* Completions that are not committed yet come first. */
+	if (lane->place == LANE_GONE || lane->client != NULL || lane->awaited || !lane_is_empty(lane) || lane->dirty)
+		return;
+	leave(lane);
+	leave_client(lane);
+}
+
+void
+lane_quarantine(struct lane *lane, const char *why)
+{
+	if (lane->place == LANE_GONE)
+		return;
+	lane->shard->count.lanes_quarantined++;
+	log_limited(&lane->shard->quarantine_limit, LOG_LEVEL_WARN, "lane_quarantined",
+	    "lane=%llu pool=%s pid=%d why=%s sq_head=%llu cursor=%llu sq_tail=%llu sq_bytes=%llu",
+	    (unsigned long long)lane->id, lane->pool->config->name,
+	    lane->client != NULL ? client_pid(lane->client) : 0, log_quote((char[128]){ 0 }, 128, why, strlen(why)),
+	    (unsigned long long)lane->sq.head, (unsigned long long)lane->sq.cursor,
+	    (unsigned long long)order_load_relaxed_64(lane->sq.tail_word),
+	    (unsigned long long)lane->map.geo.sq_bytes);
+	order_store_relaxed_32(&lane->map.daemon->closed, 1);
+	if (lane->bell >= 0)
+		lane_bell(lane);
+	keeper_forget(lane->shard->keeper, lane); /* the next daemon would think no better of it */
+	leave(lane);
+	if (lane->client == NULL)
+		leave_client(lane);
+}
+
+/* Not before the memory is: a client could have one lane after the other closed while links refer to them. */
+static void
+forget(struct lane *lane)
+{
+	close(lane->answers);
+	refund_freed(lane);
+	free(lane);
+}
+
+void
+lane_free(struct lane *lane)
+{
+	if (lane->place != LANE_GONE) {
+		leave(lane);
+		leave_client(lane);
+	}
+	if (lane->refs == 0)
+		TAILQ_REMOVE(&lane->shard->graveyard, lane, place_entry);
+	unmap(lane);
+	forget(lane);
+}
+
+static void
+run_unmap(struct world_job *job)
+{
+	struct lane *lane = (struct lane *)(void *)((char *)job - offsetof(struct lane, job));
+	uint64_t began = world_now(lane->shard->world);
+
+	unmap(lane);
+	lane_answers_punch(lane->answers, &lane->map.geo);
+	lane->unmap_ns = world_now(lane->shard->world) - began;
+}
+
+static void
+on_unmapped(struct world_job *job)
+{
+	struct lane *lane = (struct lane *)(void *)((char *)job - offsetof(struct lane, job));
+
+	control_charge(&lane->shard->control, lane->unmap_ns);
+	forget(lane);
+}
+
+void
+lane_bury(struct lane *lane)
+{
+	struct shard *shard = lane->shard;
+
+	TAILQ_REMOVE(&shard->graveyard, lane, place_entry);
+	/* To punch what others have mapped takes as long as they like. */
+	if (lane_memfd_bytes(&lane->map.geo) > LANE_INLINE_BYTES || slots_made(&lane->slots) > LANE_INLINE_SLOTS ||
+	    lane_answers_are_shared(lane->answers)) {
+		lane->job.queue = WORLD_JOB_FREE;
+		lane->job.run = run_unmap;
+		lane->job.done = on_unmapped;
+		shard->world->ops->work(shard->world, &lane->job);
+		return;
+	}
+	uint64_t began = control_begin(&shard->control);
+	unmap(lane);
+	forget(lane);
+	control_end(&shard->control, began);
+}

@@ -1,0 +1,274 @@
+#include "broker.h"
+
+#include "daemon/flow/blame.h"
+#include "daemon/base/log.h"
+#include "daemon/flow/pool.h"
+#include "daemon/flow/shard.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SLOW_START_PERCENT 10u /* of its weight, at first */
+#define AT_ONCE_MS 5u          /* a link that was closed over a message connects again within */
+
+static const struct config_breaker *
+breaker_of(const struct broker *broker)
+{
+	return &broker->pool->config->breaker;
+}
+
+int
+broker_init(struct broker *broker, struct pool *pool, const struct config_broker *config, uint32_t index)
+{
+	memset(broker, 0, sizeof(*broker));
+	broker->pool = pool;
+	broker->config = config;
+	broker->index = index;
+	endpoints_init(&broker->endpoints, world_random(pool->shard->world));
+	broker->links = calloc(pool->config->links, sizeof(*broker->links));
+	if (broker->links == NULL)
+		return -TG_ENOMEM;
+	if (pool->config->driver->memory_size > 0 &&
+	    (broker->memory = calloc(1, pool->config->driver->memory_size)) == NULL)
+		return -TG_ENOMEM;
+	for (; broker->link_count < pool->config->links; broker->link_count++) {
+		int rc = link_init(&broker->links[broker->link_count], broker, ++pool->shard->link_ids);
+		if (rc != 0)
+			return rc;
+	}
+	return 0;
+}
+
+void
+broker_fini(struct broker *broker)
+{
+	for (uint32_t i = 0; i < broker->link_count; i++)
+		link_fini(&broker->links[i]);
+	if (broker->apart != NULL)
+		link_fini(broker->apart);
+	free(broker->apart);
+	tls_sessions_fini(&broker->tls_sessions);
+	endpoints_fini(&broker->endpoints);
+	free(broker->links);
+	free(broker->memory);
+	broker->links = NULL;
+	broker->memory = NULL;
+	broker->link_count = 0;
+}
+
+static void
+start_spread(struct broker *broker, const struct link *but, uint32_t within_ms)
+{
+	struct shard *shard = broker->pool->shard;
+
+	for (uint32_t i = 0; i < broker->link_count; i++) {
+		struct link *link = &broker->links[i];
+		if (link == but || (link->state != LINK_IDLE && link->state != LINK_BACKOFF))
+			continue;
+		uint64_t delay_ns = world_between(shard->world, 0, within_ms * NS_PER_MS);
+		timer_set_earlier(&shard->timers, &link->timer, shard->now_ns + delay_ns);
+	}
+}
+
+void
+broker_start(struct broker *broker)
+{
+	/* The first link at once: a daemon that has just started has no other work. */
+	struct shard *shard = broker->pool->shard;
+
+	if (broker->links[0].state == LINK_IDLE)
+		timer_set(&shard->timers, &broker->links[0].timer, shard->now_ns);
+	start_spread(broker, &broker->links[0], breaker_of(broker)->retry_ms);
+}
+
+struct link *
+broker_apart(struct broker *broker)
+{
+	struct shard *shard = broker->pool->shard;
+	struct link *link = broker->apart;
+
+	if (link == NULL) {
+		link = malloc(sizeof(*link));
+		if (link == NULL)
+			return NULL;
+		if (link_init(link, broker, ++shard->link_ids) != 0) {
+			link_fini(link);
+			free(link);
+			return NULL;
+		}
+		link->apart = 1;
+		broker->apart = link;
+	}
+	if ((link->state == LINK_IDLE || link->state == LINK_BACKOFF) && link->timer.place == 0)
+		timer_set(&shard->timers, &link->timer, shard->now_ns);
+	return link;
+}
+
+int
+broker_is_ready(const struct broker *broker)
+{
+	for (uint32_t i = 0; i < broker->link_count; i++)
+		if (link_is_ready(&broker->links[i]))
+			return 1;
+	return 0;
+}
+
+struct link *
+broker_pick_link(const struct broker *broker)
+{
+	struct link *best = NULL;
+
+	for (uint32_t i = 0; i < broker->link_count; i++) {
+		struct link *link = &broker->links[i];
+		if (link_is_writable(link) &&
+		    (best == NULL || link->outstanding_bytes + link->bound_count <
+		                         best->outstanding_bytes + best->bound_count))
+			best = link;
+	}
+	return best;
+}
+
+uint64_t
+broker_weight(const struct broker *broker, uint64_t now_ns)
+{
+	uint64_t full = broker->config->weight * UINT64_C(1000);
+	uint64_t ramp_ns = breaker_of(broker)->slow_start_ms * NS_PER_MS;
+	uint64_t age_ns = now_ns - broker->slow_start_ns;
+
+	if (broker->slow_start_ns == 0 || age_ns >= ramp_ns)
+		return full;
+	uint64_t percent = SLOW_START_PERCENT + (100 - SLOW_START_PERCENT) * (age_ns / NS_PER_MS) / (ramp_ns / NS_PER_MS);
+	return full * percent / 100;
+}
+
+/* ---- breaker and back-off ---- */
+
+static uint64_t
+backoff_ns(const struct broker *broker, const struct link *link, enum driver_fatal kind)
+{
+	const struct config_breaker *breaker = breaker_of(broker);
+	/* That another link is well says nothing about one whose connections the broker has no place for. */
+	uint32_t failures = link->failed > broker->failures ? link->failed : broker->failures;
+	uint64_t cap_ms = breaker->retry_max_ms;
+	uint64_t ms = breaker->retry_ms;
+
+	/* A refusal for credentials must not be hammered at: accounts get locked. */
+	if (kind == FATAL_REFUSED || kind == FATAL_SETTINGS)
+		return world_between(broker->pool->shard->world, cap_ms * NS_PER_MS / 2, cap_ms * NS_PER_MS);
+	if (!pool_is_usable(broker->pool) && cap_ms > BROKER_LONELY_MAX_MS)
+		cap_ms = BROKER_LONELY_MAX_MS;
+	for (uint32_t i = 1; i < failures && ms < cap_ms; i++)
+		ms *= 2;
+	if (ms > cap_ms)
+		ms = cap_ms;
+	return world_between(broker->pool->shard->world, ms * NS_PER_MS / 2, ms * NS_PER_MS);
+}
+
+/* The share cap: whether one more of the pool's breakers may open. */
+static int
+may_open(const struct broker *broker)
+{
+	const struct pool *pool = broker->pool;
+	uint32_t open = 1;
+
+	if (!pool_is_usable(pool))
+		return 1;
+	for (uint32_t i = 0; i < pool->broker_count; i++)
+		open += (uint32_t)pool->brokers[i].open;
+	/* At least one may always: a pool of two with a cap of 50 % must be able to leave a dead one. */
+	return open == 1 || open * 100 <= pool->broker_count * breaker_of(broker)->share_cap;
+}
+
+static void
+open_breaker(struct broker *broker, struct link *prober)
+{
+	struct shard *shard = broker->pool->shard;
+
+	broker->open = 1;
+	broker->prober = prober;
+	broker->opened_ns = shard->now_ns;
+	broker->count.opened++;
+	for (uint32_t i = 0; i < broker->link_count; i++)
+		if (broker->links[i].state == LINK_BACKOFF)
+			timer_stop(&shard->timers, &broker->links[i].timer);
+	if (broker->apart != NULL && (broker->apart->state == LINK_BACKOFF || broker->apart->state == LINK_IDLE)) {
+		timer_stop(&shard->timers, &broker->apart->timer);
+		link_unbind_all(broker->apart);
+	}
+	log_event(LOG_LEVEL_WARN, "breaker_open", "pool=%s broker=%s failures=%u cause=%s",
+	    broker->pool->config->name, broker->config->address.text, broker->failures,
+	    log_quote((char[256]){ 0 }, 256, broker->why, strlen(broker->why)));
+}
+
+uint64_t
+broker_link_failed(struct broker *broker, struct link *link, enum driver_fatal kind)
+{
+	struct shard *shard = broker->pool->shard;
+	int over_a_message = link->closed_over;
+
+	link->closed_over = 0;
+	broker->count.failures++;
+	if (over_a_message && !broker->open && (link->apart || broker->unexplained < BLAME_UNEXPLAINED)) {
+		broker->unexplained += !link->apart;
+		return shard->now_ns + world_between(shard->world, 0, AT_ONCE_MS * NS_PER_MS);
+	}
+	link->failed++;
+	if (link->apart)
+		return TAILQ_EMPTY(&link->bound) || !broker_is_ready(broker) ? 0 : shard->now_ns + backoff_ns(broker, link, kind);
+	broker->failures++;
+	if (!broker->open && broker->failures >= breaker_of(broker)->failures && !broker_is_ready(broker) &&
+	    may_open(broker))
+		open_breaker(broker, link);
+	if (broker->open && broker->prober != link)
+		return 0; /* the prober tries for all of them */
+	return shard->now_ns + backoff_ns(broker, link, kind);
+}
+
+void
+broker_forget(struct broker *broker)
+{
+	if (broker->memory != NULL)
+		memset(broker->memory, 0, broker->pool->config->driver->memory_size);
+}
+
+void
+broker_link_ready(struct broker *broker, struct link *link)
+{
+	struct shard *shard = broker->pool->shard;
+
+	/* A whole pool that comes back has nothing to ramp against, but its brokers come one by one. */
+	if (broker->failures > 0)
+		broker->slow_start_ns = shard->now_ns;
+	endpoints_ready(link);
+	if (!broker->open)
+		return;
+	broker->open = 0;
+	broker->prober = NULL;
+	log_event(LOG_LEVEL_INFO, "breaker_closed", "pool=%s broker=%s open_ms=%llu", broker->pool->config->name,
+	    broker->config->address.text, (unsigned long long)((shard->now_ns - broker->opened_ns) / NS_PER_MS));
+	start_spread(broker, link, breaker_of(broker)->retry_ms);
+}
+
+void
+broker_link_proven(struct broker *broker, struct link *link)
+{
+	link->failed = 0;
+	broker->unexplained = 0;
+	endpoints_proven(link);
+	if (broker->failures == 0 && broker->slow_start_ns == 0)
+		return;
+	broker->failures = 0;
+	broker->slow_start_ns = 0;
+	pool_broker_proven(broker->pool);
+}
+
+const char *
+broker_breaker_word(const struct broker *broker, uint64_t now_ns)
+{
+	if (broker->open)
+		return broker->prober != NULL && broker->prober->state != LINK_BACKOFF ? "half-open" : "open";
+	if (broker->slow_start_ns != 0 &&
+	    now_ns - broker->slow_start_ns < breaker_of(broker)->slow_start_ms * NS_PER_MS)
+		return "slow-start";
+	return "closed";
+}
