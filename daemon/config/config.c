@@ -5,7 +5,7 @@
 #include "config_keys.h"
 #include "config_node.h"
 #include "config_source.h"
-#include "daemon/protocol/driver.h"
+#include "daemon/protocol/drivers.h"
 #include "shm/error.h"
 #include "shm/lane.h"
 #include "daemon/link/tls.h"

@@ -334,10 +334,4 @@ int driver_reject(struct driver_rejection *rejection, uint32_t code, const char 
  * config_node_string() does, or -TG_ENOMEM. */
 int driver_read_text(struct config_node *group, const char *key, char **copy, size_t min, size_t max);
 
-/* Finds a driver by its configuration name, or NULL. */
-const struct driver *driver_find(const char *name);
-
-/* The list, in protocol/drivers.def order; NULL-terminated. */
-extern const struct driver *const driver_list[];
-
 #endif

@@ -13,7 +13,7 @@
 #ifndef TG_TESTS_CONFORMANCE_RIG_H
 #define TG_TESTS_CONFORMANCE_RIG_H
 
-#include "daemon/protocol/driver.h"
+#include "daemon/protocol/drivers.h"
 
 #include <stdint.h>
 

@@ -1,7 +1,7 @@
 #include "config_scratch.h"
 
 #include "daemon/config/config_node.h"
-#include "daemon/protocol/driver.h"
+#include "daemon/protocol/drivers.h"
 #include "shm/error.h"
 
 #include <ctype.h>

@@ -3,7 +3,7 @@
 
 #include "certificates.h"
 #include "daemon/config/config_keys.h"
-#include "daemon/protocol/driver.h"
+#include "daemon/protocol/drivers.h"
 #include "shm/error.h"
 
 #include <stdio.h>

@@ -4,7 +4,7 @@
 #include "certificates.h"
 #include "daemon/config/config_keys.h"
 #include "daemon/config/config_node.h"
-#include "daemon/protocol/driver.h"
+#include "daemon/protocol/drivers.h"
 
 #include <ctype.h>
 #include <stdio.h>

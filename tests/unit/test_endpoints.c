@@ -5,7 +5,7 @@
 #include "daemon/link/link.h"
 #include "daemon/base/log.h"
 #include "daemon/flow/pool.h"
-#include "daemon/protocol/driver.h"
+#include "daemon/protocol/drivers.h"
 #include "daemon/flow/shard.h"
 
 #include <arpa/inet.h>
