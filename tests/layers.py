@@ -1,71 +1,253 @@
 #!/usr/bin/python3
-"""Folders are layers, and includes go one way: shm <- libclient <- tools, shm <- daemon.
+"""Holds the folders to one direction, by the symbols of the built objects and by the includes.
 
-Prints one line for each folder, `ok` or `not ok` with the lines that break the rule, and fails if
-any does. Also refuses includes that name a file of another folder without its folder, since those
-would escape the check.
+    layers.py [ROOT [BUILD]]
+
+BUILD is a folder in which `make` has run (default: the working directory). MAY_CALL is the rule: a folder's files refer
+to functions and data of their own folder and of those listed, and include headers only of these. A row lists rows above
+it, so the folders form no cycle. A lower folder reaches
+an upper one through a struct of callbacks, which leaves no symbol. No knot, a set of files of which each calls every
+other directly or through others, has more than LARGEST_KNOT files.
+
+CEILINGS and KNOT_CEILINGS hold what still breaks the rule. Change them only to lower them; a line says when one can come
+down. Prints `ok` or `not ok` with the places for each folder, then the table of calls and the knots found, as
+ARCHITECTURE.md shows them. Fails if anything is over its ceiling, or if a source has no object to look at.
+tests/layers_broken.py shows that each of these checks can fail.
 """
 
+import collections
 import pathlib
 import re
+import subprocess
 import sys
 
-MAY_INCLUDE = {
-    "shm": {"shm"},
-    "libclient": {"libclient", "shm"},
-    "daemon": {"daemon", "shm"},
-    "tools": {"tools", "libclient", "shm"},
+BELOW_LINK = ("daemon/protocol", "daemon/config", "daemon/base", "shm")
+BELOW_FLOW = ("daemon/lane", "daemon/link", *BELOW_LINK)
+MAY_CALL = {
+    "shm": (),
+    "daemon/base": ("shm",),
+    "daemon/config": ("daemon/base", "shm"),
+    "daemon/protocol": ("daemon/config", "daemon/base", "shm"),
+    "daemon/link": BELOW_LINK,
+    "daemon/lane": ("daemon/config", "daemon/base", "shm"),
+    "daemon/flow": BELOW_FLOW,
+    "daemon/front": ("daemon/flow", *BELOW_FLOW),
+    "daemon/admin": ("daemon/front", "daemon/flow", *BELOW_FLOW),
+    "daemon/life": ("daemon/admin", "daemon/front", "daemon/flow", *BELOW_FLOW),
+    "libclient": ("shm",),
+    "libclient/examples": ("libclient",),
+    "tools/common": (),
+    "tools/pub": ("tools/common", "libclient", "shm"),
+    "tools/bench": ("tools/common", "libclient", "shm"),
+    "tools/sink": ("tools/common", "shm"),
+    "tools/ctl": ("tools/common", "shm"),
 }
-# Users of the library include its one public header by its installed name.
-PUBLIC = {"tidegate.h": "libclient", "build_config.h": None}
-INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')
+LARGEST_KNOT = 4
+# (folder, folder): calls, includes that MAY_CALL forbids.
+CEILINGS = {
+    ("daemon/base", "daemon/config"): (0, 2),
+    ("daemon/base", "daemon/life"): (3, 3),
+    ("daemon/config", "daemon/protocol"): (1, 1),
+    ("daemon/config", "daemon/link"): (2, 1),
+    ("daemon/link", "daemon/lane"): (10, 3),
+    ("daemon/link", "daemon/flow"): (19, 21),
+    ("daemon/lane", "daemon/link"): (0, 1),
+    ("daemon/lane", "daemon/flow"): (6, 8),
+    ("daemon/lane", "daemon/front"): (6, 1),
+    ("daemon/lane", "daemon/life"): (1, 1),
+    ("daemon/flow", "daemon/front"): (8, 4),
+    ("daemon/front", "daemon/life"): (3, 3),
+    ("daemon/admin", "daemon/life"): (2, 2),
+}
+# Files in knots of more than LARGEST_KNOT, and files of the largest knot.
+KNOT_CEILINGS = {
+    "daemon": (47, 24),
+    "libclient": (7, 7),
+    "tools": (17, 11),
+}
+# Sources that not every build compiles, and folders of such.
+OPTIONAL = ("daemon/base/inject.c", "tools/bench")
+# Users of the library include its one public header by its installed name; configure makes the other.
+INSTALLED = {"tidegate.h": "libclient", "build_config.h": None}
+
+SOURCES = (".c", ".h", ".cc", ".hpp", ".def")
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
+DEFINED, UNDEFINED = "TDRBVWGS", "U"
 
 
-def sources(folder):
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".c", ".h", ".cc", ".hpp", ".def") and path.is_file():
-            yield path
+def tops(may_call):
+    return sorted({folder.split("/")[0] for folder in may_call})
 
 
-def owner(root, source, name):
-    """The layer an include belongs to; None when it is generated, "?" when it belongs to none."""
-    if name in PUBLIC and not (source.parent / name).exists():
-        return PUBLIC[name]
-    for base in (source.parent, root):
-        target = (base / name).resolve()
-        if target.is_file() and target.is_relative_to(root):
-            return target.relative_to(root).parts[0]
-    return "?"
+def sources(root, may_call):
+    for top in tops(may_call):
+        for path in sorted((root / top).rglob("*")):
+            if path.suffix in SOURCES and path.is_file():
+                yield path.relative_to(root)
 
 
-def check(root, layer, allowed):
-    wrong = []
-    seen = 0
-    for source in sources(root / layer):
-        seen += 1
-        for number, line in enumerate(source.read_text().splitlines(), 1):
-            match = INCLUDE.match(line)
-            if not match:
-                continue
-            target = owner(root, source, match.group(1))
-            if target is not None and target not in allowed:
-                wrong.append(f'{source.relative_to(root)}:{number}: "{match.group(1)}" is of {target}/, '
-                             f"and {layer}/ may include only {', '.join(sorted(allowed))}")
-    if not seen:
-        wrong.append(f"{layer}/ has no sources")
-    return wrong
+def included(root, source):
+    """(place, folder) of each include; the folder is "?" for a file that is in none."""
+    text = (root / source).read_text()
+    for match in INCLUDE.finditer(text):
+        name = match.group(1)
+        place = f'{source}:{text.count(chr(10), 0, match.start(1)) + 1}: includes "{name}"'
+        if name in INSTALLED and not (root / source).with_name(name).exists():
+            if INSTALLED[name]:
+                yield place, INSTALLED[name]
+            continue
+        found = [(base / name).resolve() for base in ((root / source).parent, root)]
+        found = [path for path in found if path.is_file() and path.is_relative_to(root)]
+        yield place, str(found[0].relative_to(root).parent) if found else "?"
+
+
+def symbols(root, build, may_call):
+    """For each source with an object: the symbols it defines and those it refers to. libtool and automake put an object
+    beside its source, perhaps in .libs and with the program's name before a dash; objects of sources that are gone do
+    not count."""
+    files = collections.defaultdict(lambda: (set(), set()))
+    objects = [path for top in tops(may_call) for path in sorted((build / top).rglob("*.o"))]
+    listed = subprocess.run(["nm", "-A", *objects], check=True, capture_output=True, text=True).stdout if objects else ""
+    for line in listed.splitlines():
+        name, _, words = line.rpartition(":")
+        path = pathlib.Path(name)
+        folder = path.parent.parent if path.parent.name == ".libs" else path.parent
+        source = folder.relative_to(build) / (path.stem.rpartition("-")[2] + ".c")
+        if (root / source).is_file():
+            kind, symbol = words.split()[-2:]
+            if kind in DEFINED:
+                files[source][0].add(symbol)
+            elif kind == UNDEFINED:
+                files[source][1].add(symbol)
+    return files
+
+
+def calls(files):
+    """{source: {source: symbols}}. Programs have names in common: the same folder's comes first, then the same
+    top-level folder's."""
+    owners = collections.defaultdict(set)
+    for source, (defined, _) in files.items():
+        for name in defined:
+            owners[name].add(source)
+    graph = {source: collections.defaultdict(set) for source in files}
+    for source, (_, wanted) in files.items():
+        for name in wanted:
+            found = owners.get(name, ())
+            near = [owner for owner in found if owner.parent == source.parent] or \
+                [owner for owner in found if owner.parts[0] == source.parts[0]] or found
+            for owner in near:
+                if owner != source:
+                    graph[source][owner].add(name)
+    return graph
+
+
+def knots(graph):
+    """The strongly connected components of more than one file, largest first (Tarjan)."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in graph[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return sorted(found, key=lambda knot: (-len(knot), knot))
+
+
+class Report:
+    def __init__(self):
+        self.failed = False
+
+    def say(self, name, wrong, notes=()):
+        self.failed |= bool(wrong)
+        print(f"{'not ok' if wrong else 'ok'} {name}")
+        for line in (*wrong, *notes):
+            print("  " + line)
+
+
+def over(what, places, ceiling):
+    """The lines for places of which `ceiling` are allowed: what is wrong, and what to note."""
+    if len(places) > ceiling:
+        return [f"{what}: {len(places)}, {ceiling} allowed", *("  " + place for place in places)], []
+    if len(places) < ceiling:
+        return [], [f"{what}: {len(places)}: the ceiling of {ceiling} can come down"]
+    return [], [f"{what}: {ceiling}, to come down"] if ceiling else []
+
+
+def check(root, build, may_call, ceilings, knot_ceilings, optional=()):
+    """Prints the report; True when everything holds."""
+    report = Report()
+    graph = calls(symbols(root, build, may_call))
+    every = list(sources(root, may_call))
+    forbidden = collections.defaultdict(lambda: ([], []))
+    table = {folder: set() for folder in may_call}
+    wrong = collections.defaultdict(list)
+    notes = collections.defaultdict(list)
+    for source in every:
+        folder = str(source.parent)
+        if source.suffix == ".c" and source not in graph and folder not in optional and str(source) not in optional:
+            wrong[folder].append(f"{source} has no object in {build}: build it first")
+        for place, other in included(root, source):
+            if other != folder and other not in may_call.get(folder, ()):
+                forbidden[folder, other][1].append(place)
+        for callee, names in sorted(graph.get(source, {}).items()):
+            other = str(callee.parent)
+            if other != folder:
+                table.setdefault(folder, set()).add(other)
+                if other not in may_call.get(folder, ()):
+                    forbidden[folder, other][0].extend(f"{source} refers to {name} of {callee}" for name in sorted(names))
+    for folder in {str(source.parent) for source in every} - set(may_call):
+        wrong[folder].append(f"{folder}/ is not in the table MAY_CALL")
+    for folder in set(may_call) - {str(source.parent) for source in every}:
+        wrong[folder].append(f"{folder}/ has no sources")
+    rows = list(may_call)
+    for row, folder in enumerate(rows):
+        wrong[folder] += [f"{folder} may call {other}, which is no row above its own" for other in may_call[folder]
+                          if other not in rows[:row]]
+    for folder, other in sorted({*forbidden, *ceilings}):
+        for what, places, ceiling in zip(("calls to", "includes of"), forbidden[folder, other],
+                                         ceilings.get((folder, other), (0, 0))):
+            bad, fine = over(f"{what} {other}/", places, ceiling)
+            wrong[folder] += bad
+            notes[folder] += fine
+    for folder in (*may_call, *sorted(set(wrong) - set(may_call))):
+        report.say(f"{folder} calls and includes only what it may", wrong[folder], notes[folder])
+    found = knots(graph)
+    for top in tops(may_call):
+        sizes = [len(knot) for knot in found if knot[0].parts[0] == top and len(knot) > LARGEST_KNOT]
+        bad, fine = [], []
+        for what, value, ceiling in zip(("files in larger knots", "files of the largest one"),
+                                        (sum(sizes), max(sizes, default=0)), knot_ceilings.get(top, (0, 0))):
+            if value > ceiling:
+                bad.append(f"{what}: {value}, {ceiling} allowed")
+            elif value < ceiling:
+                fine.append(f"{what}: {value}: the ceiling of {ceiling} can come down")
+        report.say(f"{top} has no knot of more than {LARGEST_KNOT} files", bad, fine)
+    print()
+    for folder in may_call:
+        below = [other for other in reversed(may_call) if other in table[folder]]
+        print(f"{folder:<18} -> {', '.join(below) or 'nothing'}")
+    for knot in found:
+        print(f"knot of {len(knot)}: {' '.join(str(source.with_suffix('')) for source in knot)}")
+    return not report.failed
 
 
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent).resolve()
-    failed = 0
-    for layer, allowed in MAY_INCLUDE.items():
-        wrong = check(root, layer, allowed)
-        print(f"{'not ok' if wrong else 'ok'} {layer} includes only {', '.join(sorted(allowed))}")
-        for line in wrong:
-            print("  " + line)
-        failed += bool(wrong)
-    return 1 if failed else 0
+    build = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else ".").resolve()
+    return 0 if check(root, build, MAY_CALL, CEILINGS, KNOT_CEILINGS, OPTIONAL) else 1
 
 
 if __name__ == "__main__":

@@ -135,7 +135,6 @@ step_lint() {
 	done < <(find ./libclient ./daemon ./tools -name '*.[1-8]' -type f -print0)
 	analyze_all
 	unit_security
-	python3 tests/layers.py "$source" | tee -a "$logs/lint.out"
 	python3 tests/documents.py "$source" | tee -a "$logs/lint.out"
 	python3 tests/words.py "$source" | tee -a "$logs/lint.out"
 	status=0
