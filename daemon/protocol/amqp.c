@@ -93,62 +93,9 @@ amqp_settings_free(void *settings)
 }
 
 static int
-amqp_open(struct session *session)
-{
-	struct amqp_session *amqp = amqp_session(session);
-	const struct amqp_settings *settings = session->settings;
-	uint32_t bits = 64;
-
-	amqp->frame_max = AMQP_FRAME_MAX;
-	amqp->max_body = UINT64_MAX;
-	/* Queues confirm in their own time, and one may never confirm. */
-	while ((bits / 4 < session->params->window || bits < DRIVER_SPAN) && bits < AMQP_UNANSWERED_MAX)
-		bits *= 2;
-	amqp->early_mask = bits - 1;
-	amqp->early_bits = calloc(bits / 64, sizeof(*amqp->early_bits));
-	amqp->channels = calloc(settings->channels, sizeof(*amqp->channels));
-	return amqp->early_bits != NULL && amqp->channels != NULL ? 0 : -TG_ENOMEM;
-}
-
-static void
-amqp_close(struct session *session)
-{
-	struct amqp_session *amqp = amqp_session(session);
-
-	for (uint32_t i = 0; i < amqp->channel_count; i++) {
-		free(amqp->channels[i]->ring);
-		free(amqp->channels[i]);
-	}
-	free(amqp->channels);
-	free(amqp->early_bits);
-	amqp->channels = NULL;
-	amqp->last = NULL;
-	amqp->early_bits = NULL;
-	amqp->channel_count = 0;
-	amqp->state = AMQP_CLOSED;
-}
-
-static int
-append(struct out *out, const void *bytes, size_t len)
-{
-	out_mark(out);
-	out_copy(out, bytes, len);
-	return out_commit(out);
-}
-
-int
-amqp_send(struct amqp_session *amqp, struct out *out, const void *bytes, size_t len)
-{
-	if (append(out, bytes, len) == 0)
-		return 0;
-	amqp_fatal(amqp, FATAL_PROTOCOL, 0, "out of memory for an answer to the broker");
-	return -TG_ENOMEM;
-}
-
-static int
 amqp_start(struct session *session, struct out *out)
 {
-	int rc = append(out, "AMQP\0\0\x09\x01", 8);
+	int rc = amqp_append(out, "AMQP\0\0\x09\x01", 8);
 
 	if (rc == 0)
 		amqp_session(session)->state = AMQP_STARTING;
@@ -163,7 +110,7 @@ amqp_probe(struct session *session, struct out *out)
 	uint8_t *at = amqp_begin_method(frame, AMQP_PROBE_CHANNEL, CONFIRM_SELECT);
 
 	at = amqp_end_method(frame, amqp_put_u8(at, 0));
-	int rc = append(out, frame, (size_t)(at - frame));
+	int rc = amqp_append(out, frame, (size_t)(at - frame));
 	if (rc == 0)
 		amqp_session(session)->probes++;
 	return rc;
@@ -178,35 +125,7 @@ amqp_goodbye(struct session *session, struct out *out)
 	at = amqp_put_short(amqp_put_u16(at, 200), "goodbye", 7);
 	at = amqp_end_method(frame, amqp_put_u32(at, 0));
 	amqp_session(session)->leaving = 1;
-	return append(out, frame, (size_t)(at - frame));
-}
-
-const char *
-amqp_reply_text(uint32_t code)
-{
-	switch (code) {
-#define X(number, words, fatal) \
-	case number:            \
-		return words;
-#include "amqp_reply.def"
-#undef X
-	default:
-		return "unknown code";
-	}
-}
-
-enum driver_fatal
-amqp_reply_fatal(uint32_t code)
-{
-	switch (code) {
-#define X(number, words, fatal) \
-	case number:            \
-		return fatal;
-#include "amqp_reply.def"
-#undef X
-	default:
-		return FATAL_PROTOCOL;
-	}
+	return amqp_append(out, frame, (size_t)(at - frame));
 }
 
 const struct driver driver_amqp = {

@@ -1,7 +1,14 @@
 /*
- * One AMQP connection as its parts see it: amqp.c (settings, life), amqp_handshake.c (from the
- * protocol header to EV_UP), amqp_publish.c (framing), amqp_confirm.c (what became of messages),
- * amqp_input.c (frames) and amqp_move.c (what a successor has to know).
+ * One AMQP connection as its parts see it. Each file calls only those below it:
+ *
+ *   amqp.c             settings, start, probe, farewell
+ *   amqp_input.c       the broker's frames
+ *   amqp_handshake.c   from the protocol header to EV_UP
+ *   amqp_confirm.c     the fate of messages
+ *   amqp_publish.c     framing
+ *   amqp_move.c        the state that a successor needs
+ *   amqp_session.c     open and close, channels, bytes sent from inside input()
+ *   amqp_wire.c        the elements of frames
  *
  * Channel 1 carries nothing but probes. Every exchange in use has a channel of its own from 2 on, so
  * that RabbitMQ's closing of a channel (no such exchange, no right to write) affects no other
@@ -152,12 +159,11 @@ void amqp_flush_acked(struct amqp_session *amqp);
 	(amqp_flush_acked(amqp), (amqp)->state = AMQP_CLOSED, \
 	    driver_fatal(&(amqp)->base, kind, code, __VA_ARGS__))
 
+/* Appends bytes whole or not at all. Returns 0 or -TG_ENOMEM. */
+int amqp_append(struct out *out, const void *bytes, size_t len);
+
 /* Sends bytes now. Returns 0 or -TG_ENOMEM after EV_FATAL; only inside input(). */
 int amqp_send(struct amqp_session *amqp, struct out *out, const void *bytes, size_t len);
-
-/* channel.open and confirm.select (its answer wanted or not) into bytes; returns the end. */
-#define AMQP_OPEN_SIZE 32u
-uint8_t *amqp_put_open(uint8_t *at, uint32_t channel, int nowait);
 
 /* A method on channel 0 or 1 before EV_UP. Returns 0 or a negative TG_E after EV_FATAL. */
 int amqp_handshake(struct amqp_session *amqp, uint32_t channel, uint32_t method, struct amqp_reader *arguments,
@@ -175,6 +181,8 @@ int amqp_channel_closed(
 int amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel);
 
 /* struct driver's. */
+int amqp_open(struct session *session);
+void amqp_close(struct session *session);
 int amqp_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
     struct driver_rejection *rejection);
 ssize_t amqp_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out);

@@ -23,15 +23,6 @@
 #define TOO_LARGE "PRECONDITION_FAILED - message size "
 #define TOO_LARGE_LIMIT "larger than configured max size "
 
-void
-amqp_flush_acked(struct amqp_session *amqp)
-{
-	if (!amqp->acked)
-		return;
-	amqp->acked = 0;
-	driver_ack(&amqp->base, EV_ACK_UPTO, amqp->oldest - 1, TG_DELIVERED, 0);
-}
-
 static uint64_t *
 early_word(struct amqp_session *amqp, uint64_t seq, uint64_t *bit)
 {

@@ -157,15 +157,6 @@ input_tune(struct amqp_session *amqp, struct amqp_reader *arguments, struct out 
 	return send_open(amqp, amqp->channel_max + 1, out);
 }
 
-uint8_t *
-amqp_put_open(uint8_t *at, uint32_t channel, int nowait)
-{
-	uint8_t *select = amqp_end_method(at, amqp_put_u8(amqp_begin_method(at, channel, CHANNEL_OPEN), 0));
-
-	at = amqp_put_u8(amqp_begin_method(select, channel, CONFIRM_SELECT), nowait != 0);
-	return amqp_end_method(select, at);
-}
-
 static int
 input_open_ok(struct amqp_session *amqp, struct out *out)
 {

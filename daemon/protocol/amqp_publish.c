@@ -173,18 +173,6 @@ is_idle(const struct amqp_channel *channel)
 	return channel->oldest == channel->next && channel->content == CONTENT_NONE;
 }
 
-struct amqp_channel *
-amqp_channel_add(struct amqp_session *amqp)
-{
-	struct amqp_channel *channel = calloc(1, sizeof(*channel));
-
-	if (channel == NULL)
-		return NULL;
-	channel->number = AMQP_FIRST_CHANNEL + amqp->channel_count;
-	amqp->channels[amqp->channel_count++] = channel;
-	return channel;
-}
-
 /*
  * The exchange's channel, else a new one, else the one idle for longest; NULL: all are busy. Returns 0
  * or -TG_ENOMEM.

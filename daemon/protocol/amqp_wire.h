@@ -197,4 +197,8 @@ amqp_take_long(struct amqp_reader *reader)
 	return amqp_take_bytes(reader, amqp_take(reader, 4));
 }
 
+/* channel.open and confirm.select (its answer wanted or not) into bytes; returns the end. */
+#define AMQP_OPEN_SIZE 32u
+uint8_t *amqp_put_open(uint8_t *at, uint32_t channel, int nowait);
+
 #endif
