@@ -110,61 +110,10 @@ settings_free(void *settings)
 	memset(nats, 0, sizeof(*nats));
 }
 
-static void
-inbox_make(char inbox[NATS_INBOX_LEN + 1], uint64_t random)
-{
-	static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-
-	memcpy(inbox, "_INBOX.", 7);
-	for (int i = 7; i < 18; i++, random >>= 6)
-		inbox[i] = letters[random & 63];
-	inbox[18] = '.';
-	inbox[NATS_INBOX_LEN] = '\0';
-}
-
 static int
 tls_first(const void *settings)
 {
 	return ((const struct nats_settings *)settings)->handshake_first;
-}
-
-static int
-open_session(struct session *session)
-{
-	struct nats_session *nats = nats_session(session);
-	const struct nats_settings *settings = session->settings;
-	uint64_t capacity = 1024;
-
-	nats->jetstream = settings->jetstream;
-	nats->msg_id = settings->jetstream && settings->msg_id;
-	nats->state = NATS_WAIT_INFO;
-	nats->max_payload = UINT64_MAX;
-	nats->window = session->params->window > 0 ? session->params->window : 1;
-	struct siphash words = session_words(session, 0), more = session_words(session, 1);
-	inbox_make(nats->inbox, words.word[0]);
-	nats->seed = words.word[1] | 1;
-	nats->mixed = more.word[0];
-	nats->question = more.word[1];
-	/* Sixteen windows, of 16 bytes a message: answers that come out of order, or never, leave holes that the next
-	 * ones need not wait for. */
-	while (capacity < nats->window * (nats->jetstream ? UINT64_C(16) : UINT64_C(1)))
-		capacity *= 2;
-	nats->mask = (uint32_t)(capacity - 1);
-	nats->pending = calloc(capacity, sizeof(*nats->pending));
-	return nats->pending != NULL ? 0 : -TG_ENOMEM;
-}
-
-static void
-close_session(struct session *session)
-{
-	struct nats_session *nats = nats_session(session);
-
-	for (uint32_t i = 0; i < NATS_SUBJECTS; i++)
-		free(nats->subjects[i].text);
-	memset(nats->subjects, 0, sizeof(nats->subjects));
-	free(nats->pending);
-	nats->pending = NULL;
-	nats->state = NATS_CLOSED;
 }
 
 /* The server speaks first; after EV_TLS it has, and it is our turn. */
@@ -174,50 +123,6 @@ start(struct session *session, struct out *out)
 	struct nats_session *nats = nats_session(session);
 
 	return nats->state == NATS_SECURING ? nats_connect(nats, out) : 0;
-}
-
-uint64_t
-nats_hash(const struct nats_session *nats, const uint8_t *subject, size_t len)
-{
-	const uint64_t odd = UINT64_C(0xd6e8feb86659fd93);
-	uint64_t hash = nats->seed ^ len * odd, word = 0;
-
-	for (; len >= sizeof(word); len -= sizeof(word), subject += sizeof(word)) {
-		memcpy(&word, subject, sizeof(word));
-		hash = (hash ^ word) * odd;
-		hash ^= hash >> 32;
-	}
-	word = 0;
-	if (len > 0) /* an empty subject may have no address, which memcpy() must not be given */
-		memcpy(&word, subject, len);
-	hash = (hash ^ word) * odd;
-	hash ^= hash >> 32;
-	return hash * odd & ~NATS_FLAGS;
-}
-
-static int
-send_ping(struct out *out)
-{
-	out_mark(out);
-	out_copy(out, "PING\r\n", 6);
-	return out_commit(out);
-}
-
-int
-nats_flush_core(struct nats_session *nats, struct out *out)
-{
-	if (nats->jetstream || nats->flushed == nats->next)
-		return 0;
-	nats->flush_waits = nats->ping_count == NATS_PINGS;
-	if (nats->flush_waits)
-		return 0;
-	int rc = send_ping(out);
-	if (rc != 0)
-		return rc;
-	nats->pings[(nats->ping_first + nats->ping_count++) % NATS_PINGS] =
-	    (struct nats_ping){ .upto = nats->next, .flush = 1 };
-	nats->flushed = nats->next;
-	return 0;
 }
 
 static int
@@ -230,15 +135,10 @@ static int
 probe(struct session *session, struct out *out)
 {
 	struct nats_session *nats = nats_session(session);
-	int rc = send_ping(out);
+	int rc = nats_ping_probe(nats, out);
 
-	if (rc != 0)
-		return rc;
-	/* Behind the last one: its questions about messages have been asked, or will be. */
-	if (nats->ping_count == 0)
-		nats->pings[(nats->ping_first + nats->ping_count++) % NATS_PINGS] = (struct nats_ping){ 0 };
-	nats->pings[(nats->ping_first + nats->ping_count - 1) % NATS_PINGS].probes++;
-	rc = nats->asking > 0 ? nats_ask_again(nats, out) : 0;
+	if (rc == 0 && nats->asking > 0)
+		rc = nats_ask_again(nats, out);
 	return rc == 0 ? nats_ask_silent(nats, out) : rc;
 }
 
@@ -255,8 +155,8 @@ const struct driver driver_nats = {
 	.configure = configure,
 	.settings_free = settings_free,
 	.tls_first = tls_first,
-	.open = open_session,
-	.close = close_session,
+	.open = nats_open,
+	.close = nats_close,
 	.start = start,
 	.input = nats_input,
 	.publish = nats_publish,

@@ -1,7 +1,14 @@
 /*
- * One NATS connection as its parts see it: nats.c (settings, life, probe), nats_connect.c (INFO and
- * CONNECT), nats_publish.c (framing), nats_input.c (what the server sends), nats_ack.c (what a
- * message's answer is) and nats_move.c (what a successor has to know).
+ * One NATS connection as its parts see it. Each file calls only those below it:
+ *
+ *   nats.c           settings, start, probe
+ *   nats_input.c     the server's lines
+ *   nats_connect.c   INFO and CONNECT
+ *   nats_ack.c       the answer to a message
+ *   nats_publish.c   framing
+ *   nats_move.c      the state that a successor needs
+ *   nats_session.c   open and close, subjects, PINGs in flight
+ *   nats_nkey.c      signatures
  *
  *   seq:  ... answered | oldest .. unanswered, some answered early .. | next ...
  *
@@ -137,6 +144,13 @@ nats_place(uint64_t hash)
 	return (uint32_t)(hash / (NATS_FLAGS + 1)) % NATS_SUBJECTS;
 }
 
+/* A message of the subject was framed: gives the subject its place, unless memory or another's question
+ * forbids. */
+void nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message *message);
+
+/* Sends a PING whose PONG is EV_ALIVE. Returns 0 or -TG_ENOMEM. */
+int nats_ping_probe(struct nats_session *nats, struct out *out);
+
 /* Sends a PING behind what is not flushed yet. Returns 0 or -TG_ENOMEM. */
 int nats_flush_core(struct nats_session *nats, struct out *out);
 
@@ -159,9 +173,6 @@ int nats_answer(struct nats_session *nats, const struct nats_reply *reply, struc
 size_t nats_acks(struct nats_session *nats, const uint8_t *bytes, size_t len);
 /* The server refused a publish to a subject, quoted as Go's %q does. */
 void nats_denied(struct nats_session *nats, const uint8_t *quoted, size_t len);
-/* A message of the subject was framed: gives the subject its place, unless memory or another's question
- * forbids. */
-void nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message *message);
 /* Repeats the questions that were not answered: the server asked may be gone. Returns 0 or -TG_ENOMEM. */
 int nats_ask_again(struct nats_session *nats, struct out *out);
 /* Nothing has come for a while: asks about what is unanswered. Returns 0 or -TG_ENOMEM. */
@@ -169,7 +180,9 @@ int nats_ask_silent(struct nats_session *nats, struct out *out);
 /* Core: a PONG says that everything below upto was taken, or denied. */
 void nats_taken(struct nats_session *nats, uint64_t upto);
 
-/* struct driver's publish, input, save and restore. */
+/* struct driver's. */
+int nats_open(struct session *session);
+void nats_close(struct session *session);
 int nats_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
     struct driver_rejection *rejection);
 ssize_t nats_input(struct session *session, const uint8_t *bytes, size_t len, struct out *out);

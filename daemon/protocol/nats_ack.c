@@ -261,27 +261,6 @@ nack_odd(struct nats_session *nats, uint64_t seq)
 	driver_nack(&nats->base, seq, NATS_NO_RESPONDERS, text, sizeof(text) - 1);
 }
 
-void
-nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message *message)
-{
-	struct nats_subject *subject = &nats->subjects[nats_place(hash)];
-
-	if (subject->asking)
-		return;
-	if (message->topic_len > subject->room) {
-		uint8_t *text = realloc(subject->text, message->topic_len);
-		if (text == NULL)
-			return;
-		subject->text = text;
-		subject->room = message->topic_len;
-	}
-	if (subject->hash != hash)
-		subject->counted = nats->oldest;
-	memcpy(subject->text, message->topic, message->topic_len);
-	subject->len = message->topic_len;
-	subject->hash = hash;
-}
-
 /* {"subject":"..."}: subjects are UTF-8 without control characters. */
 static int
 send_question(const struct nats_session *nats, const struct nats_subject *subject, struct out *out)
