@@ -1,6 +1,10 @@
 /*
- * One Redis connection as its three parts see it: redis.c (settings, handshake, probe),
- * redis_publish.c (framing) and redis_input.c (replies).
+ * One Redis connection as its parts see it. Each file calls only those below it:
+ *
+ *   redis.c           settings, open and close, probe, the state that a successor needs
+ *   redis_input.c     replies
+ *   redis_connect.c   the first commands, and the last
+ *   redis_publish.c   framing
  *
  * Replies are positional: nothing in one says what it answers. So the kind of every command that
  * waits for its reply is kept in a ring of bytes; messages among them are answered in their order:
@@ -149,6 +153,8 @@ int redis_login(struct redis_session *redis, struct out *out);
 int redis_select(struct redis_session *redis, struct out *out);
 
 /* struct driver's. */
+int redis_start(struct session *session, struct out *out);
+int redis_goodbye(struct session *session, struct out *out);
 int redis_publish(struct session *session, uint64_t seq, const struct message *message, struct out *out,
     struct driver_rejection *rejection);
 /* WAIT for what was added since the last one, unless that is still under way: each may take its whole time. */
