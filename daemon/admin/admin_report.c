@@ -75,7 +75,7 @@ add_allocator(struct answer *to)
 		if ((query)->pool == NULL || (query)->pool == pool)
 
 #define FOR_EACH_BROKER(pool, broker) \
-	for (struct broker *broker = (pool)->brokers; broker < (pool)->brokers + (pool)->broker_count; broker++)
+	for (struct broker *broker = (pool)->peers.list; broker < (pool)->peers.list + (pool)->peers.count; broker++)
 
 #define FOR_EACH_LINK(broker, link) \
 	for (struct link *link = (broker)->links; link < (broker)->links + (broker)->link_count; link++)
@@ -222,7 +222,7 @@ pools(struct admin_query *query)
 		answer_init(&row);
 		answer_text(&row, "name", pool->config->name);
 		answer_text(&row, "protocol", pool->config->driver->name);
-		answer_count(&row, "brokers", pool->broker_count);
+		answer_count(&row, "brokers", pool->peers.count);
 		answer_count(&row, "brokers_ready", ready);
 		answer_truth(&row, "writable", pool->writable);
 		answer_count(&row, "lanes", pool->lane_count);
@@ -264,7 +264,7 @@ broker_row(struct answer *row, const struct broker *broker, uint64_t id, uint64_
 {
 	answer_init(row);
 	answer_count(row, "id", id);
-	answer_text(row, "pool", broker->pool->config->name);
+	answer_text(row, "pool", broker->peers->config->name);
 	answer_text(row, "address", broker->config->address.text);
 	answer_count(row, "weight", broker->config->weight);
 	answer_count(row, "priority", broker->config->priority);
@@ -315,10 +315,10 @@ link_row(struct answer *row, const struct link *link)
 		tls_word(link->tls, tls, sizeof(tls));
 	answer_init(row);
 	answer_count(row, "id", link->id);
-	answer_text(row, "pool", link->broker->pool->config->name);
+	answer_text(row, "pool", link->broker->peers->config->name);
 	answer_text(row, "broker", link->broker->config->address.text);
 	answer_text(row, "endpoint", endpoints_of(link) != NULL ? endpoints_of(link) : "");
-	const struct driver *driver = link->broker->pool->config->driver;
+	const struct driver *driver = link->broker->peers->config->driver;
 	const char *speaks = link->session != NULL && driver->speaks != NULL ? driver->speaks(link->session) : NULL;
 	answer_text(row, "speaks", speaks != NULL ? speaks : "");
 	answer_text(row, "state", link_state_word(link->state));

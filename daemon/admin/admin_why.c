@@ -136,7 +136,7 @@ say_upper(struct words *words, const char *word)
 static void
 say_full(struct words *words, const struct link *link)
 {
-	const struct config_pool *config = link->broker->pool->config;
+	const struct config_pool *config = link->broker->peers->config;
 	uint64_t unsent = out_unwritten(&link->out);
 
 	if (link->blocked) {
@@ -231,13 +231,13 @@ say_links(struct words *words, const struct pool *pool)
 {
 	uint32_t named = 0, all = 0;
 
-	for (uint32_t b = 0; b < pool->broker_count; b++)
-		for (uint32_t l = 0; l < pool->brokers[b].link_count; l++) {
+	for (uint32_t b = 0; b < pool->peers.count; b++)
+		for (uint32_t l = 0; l < pool->peers.list[b].link_count; l++) {
 			if (all++ >= LINKS_NAMED)
 				continue;
 			char text[LINK_WORDS];
 			struct words one = { .text = text, .size = sizeof(text) };
-			say_link(&one, &pool->brokers[b].links[l]);
+			say_link(&one, &pool->peers.list[b].links[l]);
 			say(words, "%s%s", named++ > 0 ? ", " : "", text);
 		}
 	if (all > named)

@@ -120,7 +120,11 @@ world_secret(struct world *world, void *bytes, size_t len)
 }
 
 /* A random number in [low, high]. */
-uint64_t world_between(struct world *world, uint64_t low, uint64_t high);
+static inline uint64_t
+world_between(struct world *world, uint64_t low, uint64_t high)
+{
+	return low + world_random(world) % (high - low + 1);
+}
 
 #define NS_PER_MS UINT64_C(1000000)
 #define NS_PER_US UINT64_C(1000)

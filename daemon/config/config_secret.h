@@ -3,7 +3,7 @@
  *
  *   file  = secret [ CR LF | LF ]      one line; no control characters
  *
- * It is read when the configuration is, and again before each connection is made (pool_renew_secrets), so
+ * It is read when the configuration is, and again before each connection is made (peers_renew_secrets), so
  * that a rotated password needs no restart. A file that cannot be used then leaves the last good secret in
  * force.
  *

@@ -4,6 +4,7 @@
 #include "daemon/lane/lane.h"
 #include "daemon/base/log.h"
 #include "pool.h"
+#include "pump.h"
 #include "daemon/base/utf8.h"
 #include "shard.h"
 
@@ -273,7 +274,7 @@ convict(struct lane *lane, const char *cause)
 static void
 enter_in_book(struct link *link, uid_t uid, pid_t pid)
 {
-	struct blame_book *book = &link->broker->pool->blame;
+	struct blame_book *book = &pool_of(link->broker)->blame;
 	uint64_t now = link->shard->now_ns;
 
 	note(book->processes, uid, pid, now);
@@ -284,7 +285,7 @@ enter_in_book(struct link *link, uid_t uid, pid_t pid)
 void
 blame_refused(struct link *link, const struct lane *lane)
 {
-	link->refused = (struct blame_refused){
+	link->refused = (struct link_refusal){
 		.lane = lane->id, .uid = lane->owner.uid, .pid = lane->owner.pid, .ns = link->shard->now_ns };
 }
 
@@ -292,7 +293,7 @@ blame_refused(struct link *link, const struct lane *lane)
 static int
 is_afterword(struct link *link)
 {
-	struct blame_refused refused = link->refused;
+	struct link_refusal refused = link->refused;
 	int said = link->failed_kind == FATAL_ANSWERED;
 
 	link->refused.ns = 0;
@@ -300,9 +301,9 @@ is_afterword(struct link *link)
 		return said;
 	if (!said && link->shard->now_ns - refused.ns > BLAME_AFTERWORD_MS * NS_PER_MS)
 		return 0;
-	struct lane *lane = shard_lane(link->shard, refused.lane);
+	struct lane *lane = pool_lane(pool_of(link->broker), refused.lane);
 	enter_in_book(link, refused.uid, refused.pid);
-	if (lane != NULL && lane->pool == link->broker->pool)
+	if (lane != NULL)
 		convict(lane, link->why); /* its message has its answer */
 	return 1;
 }
@@ -431,22 +432,6 @@ blame_serve(struct link *link)
 	lane_pump(lane, SHARD_QUANTUM);
 }
 
-static void
-next_turn(struct link *link)
-{
-	link->holder = NULL;
-	if (!TAILQ_EMPTY(&link->waiters))
-		link_want_serve(link);
-}
-
-void
-blame_leave(struct link *link, struct lane *lane)
-{
-	lane->blame.accused = 0;
-	if (link->holder == lane)
-		next_turn(link);
-}
-
 void
 blame_turn(struct link *link, int answered)
 {
@@ -467,7 +452,7 @@ blame_turn(struct link *link, int answered)
 		return;
 	}
 	if (blame->state == BLAME_SINGLE || lane->place != LANE_WAIT_LINK || lane->inflight > 0)
-		next_turn(link);
+		link_yield(link, lane);
 	else
 		link_want_serve(link);
 }

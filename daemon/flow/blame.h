@@ -31,13 +31,15 @@
  * With on_failure = "report" a message is never sent a second time, so marks cannot meet: there a lane that
  * had sent on two links that closed within BLAME_NEAR_MS goes one at a time for BLAME_TRIAL answers.
  *
- * Closes that no verdict explains are the broker's: after BLAME_UNEXPLAINED of them, of links that were READY
+ * Closes that no verdict explains are the broker's: after BROKER_UNEXPLAINED of them, of links that were READY
  * for less than BLAME_WELL_MS or had no answer, breaker and back-off count as for any failure.
  *
  * Owner: pool (the book), broker (the apart link), lane (its state). One thread: the shard's.
  */
 #ifndef TG_DAEMON_BLAME_H
 #define TG_DAEMON_BLAME_H
+
+#include "daemon/lane/lane_blame.h"
 
 #include <stdint.h>
 #include <sys/types.h>
@@ -48,7 +50,6 @@ struct link;
 struct pool;
 
 #define BLAME_FADE_MS 600000u     /* what is remembered of a process or a user is halved so often */
-#define BLAME_UNEXPLAINED 4u      /* quick reconnects of a broker without a verdict */
 #define BLAME_WELL_MS 50u         /* a link that was READY for so long, and had answers, shows a broker that is well */
 #define BLAME_AT_ONCE 64u         /* lanes that one close sets apart, at most */
 #define BLAME_REJECT 3u           /* closes over a message that was alone */
@@ -59,29 +60,7 @@ struct pool;
 #define BLAME_TRIAL 4u
 #define BLAME_ANSWERS 16u         /* in a row, after the first verdict */
 #define BLAME_ANSWERS_MAX 4096u
-#define BLAME_IDLE_MS 10000u      /* an apart link without lanes is closed after so long */
 #define BLAME_ATTEMPTS 3u         /* of an apart link to connect, in a row, before its lanes are let go */
-
-enum blame_state {
-	BLAME_NONE,    /* rides the ordinary links */
-	BLAME_SUSPECT, /* apart, until its marked messages are answered */
-	BLAME_SINGLE,  /* apart, one message at a time */
-};
-
-/* A lane's part. Zeroed: BLAME_NONE. */
-struct lane_blame {
-	uint8_t state;
-	uint8_t verdicts;  /* against this lane */
-	uint8_t accused;   /* held the apart link when that closed; the verdict is due when the link is READY again */
-	uint8_t closes;    /* on_failure "report": closes of links that it had sent on, since closes_ns */
-	uint32_t answers;  /* in a row, since the last verdict */
-	uint32_t needed;   /* of them, to return to the ordinary links */
-	uint64_t until;    /* it stays apart while a slot below this is unanswered */
-	uint64_t alone;    /* accused: the one slot that was sent then; UINT64_MAX: there were several */
-	uint64_t closes_ns;
-	uint64_t pause_ns;
-	uint64_t resume_ns;
-};
 
 /* Verdicts against processes and users of a pool. Zeroed: none. Bounded: the least of them makes way. */
 #define BLAME_BOOK 64u
@@ -94,14 +73,6 @@ struct blame_entry {
 struct blame_book {
 	struct blame_entry processes[BLAME_BOOK];
 	struct blame_entry users[BLAME_BOOK];
-};
-
-/* The last message that a broker rejected on a link: whose it was. */
-struct blame_refused {
-	uint64_t lane;
-	uid_t uid;
-	pid_t pid;
-	uint64_t ns; /* 0: none */
 };
 
 /* The broker rejects a message of the lane on this link. */
@@ -127,9 +98,6 @@ int blame_may_send(struct link *link, struct lane *lane);
 /* Nothing in the apart link's window is unanswered any more, after an answer (`answered`), a turn of its holder, or because
  * the rest is late: the turn may be over. */
 void blame_turn(struct link *link, int answered);
-
-/* The lane leaves the apart link. */
-void blame_leave(struct link *link, struct lane *lane);
 
 /* Lets the lane that may have it use the apart link. */
 void blame_serve(struct link *link);

@@ -1,8 +1,9 @@
 #include "pool.h"
 
-#include "daemon/config/config_secret.h"
 #include "daemon/lane/lane.h"
 #include "daemon/base/log.h"
+#include "pump.h"
+#include "riders.h"
 #include "shard.h"
 #include "shm/error.h"
 #include "daemon/link/tls.h"
@@ -11,63 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TICK_MS 20u         /* while lanes wait */
 #define SHOW_MS 10u         /* unwritable for this long: more than a full window's pause */
 #define SPREAD_EVERY_MS 250u
 #define SPREAD_LANES 64u    /* that are moved at a time, at most */
 #define CREDIT_PICKS 1024   /* how far a ready broker that cannot write may fall behind its share */
 
 static void on_tick(struct timer *timer);
-
-/* ---- TLS ---- */
-
-static int
-load_tls(struct pool *pool)
-{
-	struct tls_error error = { .why = "out of memory" };
-
-	if (!pool->config->tls.enabled)
-		return 0;
-	int rc = tls_context_new(&pool->tls, &pool->config->tls, pool->config->driver->alpn, &error);
-	if (rc != 0)
-		log_event(LOG_LEVEL_ERROR, "tls_load_failed", "pool=%s key=%s cause=%s", pool->config->name,
-		    error.key != NULL ? error.key : "-", log_quote((char[320]){ 0 }, 320, error.why, strlen(error.why)));
-	return rc;
-}
-
-void
-pool_renew_tls(struct pool *pool)
-{
-	struct tls_error error = { .why = "out of memory" };
-	int rc = tls_context_reload(pool->tls, &error);
-
-	if (rc > 0)
-		log_event(LOG_LEVEL_INFO, "tls_renewed", "pool=%s", pool->config->name);
-	else if (rc < 0)
-		log_event(LOG_LEVEL_ERROR, "tls_renewal_failed", "pool=%s key=%s cause=%s remedy=\"the old files stay in force\"",
-		    pool->config->name, error.key != NULL ? error.key : "-",
-		    log_quote((char[320]){ 0 }, 320, error.why, strlen(error.why)));
-}
-
-void
-pool_renew_secrets(struct pool *pool)
-{
-	const struct driver *driver = pool->config->driver;
-
-	for (unsigned i = 0; i < driver->secret_count; i++) {
-		struct config_secret *secret =
-		    (void *)((char *)pool->config->driver_settings + driver->secrets[i]);
-		int rc = config_secret_renew(secret);
-		if (rc > 0)
-			log_event(LOG_LEVEL_INFO, "secret_renewed", "pool=%s key=%s.%s", pool->config->name,
-			    driver->name, secret->key);
-		else if (rc < 0)
-			log_event(LOG_LEVEL_ERROR, "secret_renewal_failed",
-			    "pool=%s key=%s.%s cause=%s remedy=\"the old one stays in force\"", pool->config->name,
-			    driver->name, secret->key,
-			    log_quote((char[700]){ 0 }, 700, secret->failed, strlen(secret->failed)));
-	}
-}
+static const struct link_events link_events;
 
 /* ---- life ---- */
 
@@ -80,19 +31,20 @@ pool_init(struct pool *pool, struct shard *shard, const struct config_pool *conf
 	pool->shard = shard;
 	pool->config = config;
 	pool->index = index;
+	pool->peers = (struct peers){ .shard = shard, .config = config, .events = &link_events };
 	pool->tick.fire = on_tick;
 	pool->unwritable_ns = shard->now_ns;
 	TAILQ_INIT(&pool->waiters);
 	TAILQ_INIT(&pool->lanes);
-	pool->brokers = calloc(config->broker_count, sizeof(*pool->brokers));
-	if (pool->brokers == NULL || timers_reserve(&shard->timers) != 0)
+	pool->peers.list = calloc(config->broker_count, sizeof(*pool->peers.list));
+	if (pool->peers.list == NULL || timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
-	rc = load_tls(pool);
+	rc = peers_load_tls(&pool->peers);
 	if (rc != 0)
 		return rc;
-	for (; pool->broker_count < config->broker_count; pool->broker_count++) {
-		struct broker *broker = &pool->brokers[pool->broker_count];
-		rc = broker_init(broker, pool, &config->brokers[pool->broker_count], pool->broker_count);
+	for (; pool->peers.count < config->broker_count; pool->peers.count++) {
+		struct broker *broker = &pool->peers.list[pool->peers.count];
+		rc = broker_init(broker, &pool->peers, &config->brokers[pool->peers.count]);
 		if (rc != 0) {
 			broker_fini(broker);
 			return rc;
@@ -104,25 +56,25 @@ pool_init(struct pool *pool, struct shard *shard, const struct config_pool *conf
 void
 pool_fini(struct pool *pool)
 {
-	if (pool->brokers == NULL)
+	if (pool->peers.list == NULL)
 		return;
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		broker_fini(&pool->brokers[i]);
+	for (uint32_t i = 0; i < pool->peers.count; i++)
+		broker_fini(&pool->peers.list[i]);
 	while (!TAILQ_EMPTY(&pool->lanes))
 		lane_free(TAILQ_FIRST(&pool->lanes));
 	timer_stop(&pool->shard->timers, &pool->tick);
 	timers_unreserve(&pool->shard->timers);
-	free(pool->brokers);
-	tls_context_free(pool->tls);
-	pool->brokers = NULL;
-	pool->tls = NULL;
+	free(pool->peers.list);
+	tls_context_free(pool->peers.tls);
+	pool->peers.list = NULL;
+	pool->peers.tls = NULL;
 }
 
 void
 pool_start(struct pool *pool)
 {
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		broker_start(&pool->brokers[i]);
+	for (uint32_t i = 0; i < pool->peers.count; i++)
+		broker_start(&pool->peers.list[i]);
 }
 
 void
@@ -130,48 +82,32 @@ pool_warm(struct pool *pool)
 {
 	struct shard *shard = pool->shard;
 
-	for (uint32_t b = 0; b < pool->broker_count; b++)
-		for (uint32_t l = 0; l < pool->brokers[b].link_count; l++)
-			timer_set(&shard->timers, &pool->brokers[b].links[l].timer, shard->now_ns);
+	for (uint32_t b = 0; b < pool->peers.count; b++)
+		for (uint32_t l = 0; l < pool->peers.list[b].link_count; l++)
+			timer_set(&shard->timers, &pool->peers.list[b].links[l].timer, shard->now_ns);
 }
 
 int
 pool_is_warm(const struct pool *pool)
 {
-	for (uint32_t b = 0; b < pool->broker_count; b++)
-		for (uint32_t l = 0; l < pool->brokers[b].link_count; l++) {
-			const struct link *link = &pool->brokers[b].links[l];
+	for (uint32_t b = 0; b < pool->peers.count; b++)
+		for (uint32_t l = 0; l < pool->peers.list[b].link_count; l++) {
+			const struct link *link = &pool->peers.list[b].links[l];
 			if (!link_is_ready(link) && link->count.failures == 0)
 				return 0;
 		}
 	return 1;
 }
 
-int
-pool_is_usable(const struct pool *pool)
+struct lane *
+pool_lane(struct pool *pool, uint64_t id)
 {
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		if (broker_is_ready(&pool->brokers[i]))
-			return 1;
-	return 0;
-}
+	struct lane *lane;
 
-int
-pool_has_other(const struct pool *pool, const struct broker *broker)
-{
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		if (&pool->brokers[i] != broker && broker_is_ready(&pool->brokers[i]))
-			return 1;
-	return 0;
-}
-
-int
-pool_has_room_beside(const struct pool *pool, const struct broker *broker)
-{
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		if (&pool->brokers[i] != broker && broker_pick_link(&pool->brokers[i]) != NULL)
-			return 1;
-	return 0;
+	TAILQ_FOREACH (lane, &pool->lanes, pool_entry)
+		if (lane->id == id)
+			return lane;
+	return NULL;
 }
 
 /* ---- balance ---- */
@@ -198,8 +134,8 @@ pick_weighted(struct pool *pool)
 	struct link *best_link = NULL;
 	int64_t best_credit = 0, total = 0;
 
-	for (uint32_t i = 0; i < pool->broker_count; i++) {
-		struct broker *broker = &pool->brokers[i];
+	for (uint32_t i = 0; i < pool->peers.count; i++) {
+		struct broker *broker = &pool->peers.list[i];
 		earns[i] = 0;
 		if (!is_eligible(pool, broker)) {
 			broker->credit = 0;
@@ -220,8 +156,8 @@ pick_weighted(struct pool *pool)
 	}
 	if (best == NULL)
 		return NULL; /* no broker was chosen, so none earns credit */
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		pool->brokers[i].credit += earns[i];
+	for (uint32_t i = 0; i < pool->peers.count; i++)
+		pool->peers.list[i].credit += earns[i];
 	best->credit -= total != 0 ? total : (int64_t)broker_weight(best, pool->shard->now_ns);
 	return best_link;
 }
@@ -243,16 +179,16 @@ pick_least(struct pool *pool)
 	struct link *links[2] = { NULL, NULL };
 	uint32_t eligible = 0;
 
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		eligible += is_eligible(pool, &pool->brokers[i]) && broker_pick_link(&pool->brokers[i]) != NULL;
+	for (uint32_t i = 0; i < pool->peers.count; i++)
+		eligible += is_eligible(pool, &pool->peers.list[i]) && broker_pick_link(&pool->peers.list[i]) != NULL;
 	if (eligible == 0)
 		return NULL;
 	uint32_t first = (uint32_t)world_between(pool->shard->world, 0, eligible - 1);
 	uint32_t second = eligible == 1 ? 0 : (uint32_t)world_between(pool->shard->world, 0, eligible - 2);
 	if (eligible > 1 && second >= first)
 		second++;
-	for (uint32_t i = 0, n = 0; i < pool->broker_count; i++) {
-		struct link *link = is_eligible(pool, &pool->brokers[i]) ? broker_pick_link(&pool->brokers[i]) : NULL;
+	for (uint32_t i = 0, n = 0; i < pool->peers.count; i++) {
+		struct link *link = is_eligible(pool, &pool->peers.list[i]) ? broker_pick_link(&pool->peers.list[i]) : NULL;
 		if (link == NULL)
 			continue;
 		if (n == first)
@@ -284,8 +220,8 @@ pick_key(struct pool *pool, const uint8_t *key, uint32_t key_len)
 	struct broker *best = NULL;
 	double best_score = 0;
 
-	for (uint32_t i = 0; i < pool->broker_count; i++) {
-		struct broker *broker = &pool->brokers[i];
+	for (uint32_t i = 0; i < pool->peers.count; i++) {
+		struct broker *broker = &pool->peers.list[i];
 		const char *name = broker->config->address.text;
 		if (!broker_is_ready(broker))
 			continue;
@@ -332,8 +268,8 @@ choose_group(struct pool *pool)
 	uint32_t proven = UINT32_MAX, ready = UINT32_MAX;
 	int current_ready = 0;
 
-	for (uint32_t i = 0; i < pool->broker_count; i++) {
-		const struct broker *broker = &pool->brokers[i];
+	for (uint32_t i = 0; i < pool->peers.count; i++) {
+		const struct broker *broker = &pool->peers.list[i];
 		uint32_t priority = broker->config->priority;
 		if (!broker_is_ready(broker))
 			continue;
@@ -365,13 +301,13 @@ spread_lanes(struct pool *pool)
 	uint64_t total = 0, bound = 0;
 	uint32_t budget = SPREAD_LANES;
 
-	for (uint32_t i = 0; i < pool->broker_count; i++) {
-		bound += pool->brokers[i].bound_count;
-		if (is_eligible(pool, &pool->brokers[i]))
-			total += broker_weight(&pool->brokers[i], pool->shard->now_ns);
+	for (uint32_t i = 0; i < pool->peers.count; i++) {
+		bound += pool->peers.list[i].bound_count;
+		if (is_eligible(pool, &pool->peers.list[i]))
+			total += broker_weight(&pool->peers.list[i], pool->shard->now_ns);
 	}
-	for (uint32_t i = 0; i < pool->broker_count && total > 0; i++) {
-		struct broker *broker = &pool->brokers[i];
+	for (uint32_t i = 0; i < pool->peers.count && total > 0; i++) {
+		struct broker *broker = &pool->peers.list[i];
 		uint64_t weight =
 		    is_eligible(pool, broker) ? broker_weight(broker, pool->shard->now_ns) : 0;
 		uint64_t fair = (bound * weight + total - 1) / total;
@@ -395,16 +331,18 @@ spread_for(struct pool *pool, uint64_t ns)
 {
 	uint64_t until = pool->shard->now_ns + ns;
 
-	if (pool->config->order != ORDER_BY_LANE || pool->broker_count < 2)
+	if (pool->config->order != ORDER_BY_LANE || pool->peers.count < 2)
 		return;
 	if (until > pool->spread_until_ns)
 		pool->spread_until_ns = until;
-	timer_set_earlier(&pool->shard->timers, &pool->tick, pool->shard->now_ns + TICK_MS * NS_PER_MS);
+	timer_set_earlier(&pool->shard->timers, &pool->tick, pool->shard->now_ns + POOL_TICK_MS * NS_PER_MS);
 }
 
-void
-pool_broker_proven(struct pool *pool)
+static void
+on_trusted(struct broker *broker)
 {
+	struct pool *pool = pool_of(broker);
+
 	if (pool->config->balance == BALANCE_PRIORITY)
 		choose_group(pool);
 	spread_for(pool, 4 * SPREAD_EVERY_MS * NS_PER_MS);
@@ -415,8 +353,8 @@ pool_broker_proven(struct pool *pool)
 static int
 any_writable(const struct pool *pool)
 {
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		if (broker_pick_link(&pool->brokers[i]) != NULL)
+	for (uint32_t i = 0; i < pool->peers.count; i++)
+		if (broker_pick_link(&pool->peers.list[i]) != NULL)
 			return 1;
 	return 0;
 }
@@ -431,9 +369,10 @@ show_writable(struct pool *pool, int writable)
 		lane_show_writable(lane, writable);
 }
 
-void
-pool_link_changed(struct pool *pool, struct link *link)
+static void
+on_changed(struct link *link)
 {
+	struct pool *pool = pool_of(link->broker);
 	struct shard *shard = pool->shard;
 	int ready = link_is_ready(link);
 
@@ -458,7 +397,7 @@ pool_link_changed(struct pool *pool, struct link *link)
 	if (pool->writable && !any_writable(pool)) {
 		pool->writable = 0;
 		pool->unwritable_ns = shard->now_ns;
-		timer_set_earlier(&shard->timers, &pool->tick, shard->now_ns + TICK_MS * NS_PER_MS);
+		timer_set_earlier(&shard->timers, &pool->tick, shard->now_ns + POOL_TICK_MS * NS_PER_MS);
 	}
 }
 
@@ -476,12 +415,6 @@ pool_serve(struct pool *pool)
 
 /* ---- the tick ---- */
 
-void
-pool_lane_waits(struct pool *pool)
-{
-	timer_set_earlier(&pool->shard->timers, &pool->tick, pool->shard->now_ns + TICK_MS * NS_PER_MS);
-}
-
 static void
 on_tick(struct timer *timer)
 {
@@ -490,8 +423,8 @@ on_tick(struct timer *timer)
 	struct link *link;
 
 	if (pool->waiting > 0) {
-		for (uint32_t b = 0; b < pool->broker_count; b++)
-			for (uint32_t l = 0; (link = broker_link(&pool->brokers[b], l)) != NULL; l++)
+		for (uint32_t b = 0; b < pool->peers.count; b++)
+			for (uint32_t l = 0; (link = broker_link(&pool->peers.list[b], l)) != NULL; l++)
 				if (link->apart && !pool->shard->paused && !TAILQ_EMPTY(&link->waiters))
 					link_want_serve(link); /* a lane's pause may be over */
 		if (!pool->shard->paused)
@@ -504,5 +437,27 @@ on_tick(struct timer *timer)
 		spread_lanes(pool);
 	}
 	if (pool->waiting > 0 || now < pool->spread_until_ns || (!pool->writable && pool->writable_shown))
-		timer_set(&pool->shard->timers, &pool->tick, now + TICK_MS * NS_PER_MS);
+		timer_set(&pool->shard->timers, &pool->tick, now + POOL_TICK_MS * NS_PER_MS);
 }
+
+static const struct link_events link_events = {
+	.answered = lane_answer,
+	.given_back = lane_take_back,
+	.look_overdue = lane_overdue,
+	.late = lane_late,
+	.refused = blame_refused,
+	.changed = on_changed,
+	.closed = blame_closed,
+	.apart_ready = blame_ready,
+	.turn = blame_turn,
+	.failed = broker_link_failed,
+	.ready = broker_link_ready,
+	.proven = broker_link_proven,
+	.forget = broker_forget,
+	.trusted = on_trusted,
+	.release = riders_release,
+	.unbind = riders_unbind,
+	.let_go = riders_let_go,
+	.pass_over = riders_pass_over,
+	.retry_late = riders_retry_late,
+};

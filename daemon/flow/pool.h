@@ -22,13 +22,15 @@
 #include "daemon/link/link.h"
 #include "daemon/base/log.h"
 
+#include <stddef.h>
+
+#define POOL_TICK_MS 20u /* while lanes wait */
+
 struct pool {
 	struct shard *shard;
 	const struct config_pool *config;
 	uint32_t index;
-	struct tls_context *tls; /* NULL: in the clear */
-	struct broker *brokers;
-	uint32_t broker_count;
+	struct peers peers; /* its brokers */
 
 	struct lane_list waiters; /* lanes with records and no link to bind to */
 	uint32_t waiting;         /* lanes in any waiting list of this pool */
@@ -67,29 +69,17 @@ int pool_is_warm(const struct pool *pool);
  */
 struct link *pool_pick(struct pool *pool, const uint8_t *key, uint32_t key_len);
 
-/* A broker has become trustworthy (see broker_link_proven). */
-void pool_broker_proven(struct pool *pool);
-
-/* Takes over TLS files that were renewed. Logs files that cannot be used, and keeps the old ones. */
-void pool_renew_tls(struct pool *pool);
-
-/* Reads the files of passwords and the like again, likewise. */
-void pool_renew_secrets(struct pool *pool);
-
-/* A link's readiness or writability changed. */
-void pool_link_changed(struct pool *pool, struct link *link);
-
 /* Lets lanes that wait in the pool have their turn. */
 void pool_serve(struct pool *pool);
 
-/* A lane waits; see to it that its deadlines are kept. */
-void pool_lane_waits(struct pool *pool);
+/* The lane of this number, if it is of this pool; else NULL. */
+struct lane *pool_lane(struct pool *pool, uint64_t id);
 
-/* Whether any link is READY. */
-int pool_is_usable(const struct pool *pool);
-
-/* Whether another broker than this one is READY; and whether one would take records now. */
-int pool_has_other(const struct pool *pool, const struct broker *broker);
-int pool_has_room_beside(const struct pool *pool, const struct broker *broker);
+/* The pool that a broker is of. */
+static inline struct pool *
+pool_of(const struct broker *broker)
+{
+	return (struct pool *)(void *)((char *)(uintptr_t)broker->peers - offsetof(struct pool, peers));
+}
 
 #endif

@@ -1,5 +1,8 @@
 #include "shard.h"
 
+#include "pump.h"
+#include "riders.h"
+
 #include "daemon/front/client.h"
 #include "daemon/base/log.h"
 #include "daemon/front/stray.h"
@@ -9,12 +12,6 @@
 #include <string.h>
 
 #define OWN_DESCRIPTORS 160u /* the loop's, the log's, 64 of admins, certificates, look-ups, and some to spare */
-
-uint64_t
-world_between(struct world *world, uint64_t low, uint64_t high)
-{
-	return low + world_random(world) % (high - low + 1);
-}
 
 /*
  * The barrier that membarrier raises for the publishers can miss one (wake.h): that publisher's store
@@ -149,7 +146,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	if (rc == 0)
 		rc = laneless_init(&shard->laneless, shard);
 	if (rc == 0)
-		rc = expiry_init(&shard->expiry, shard);
+		rc = expiry_init(&shard->expiry, shard, lane_expire);
 	if (rc != 0)
 		return rc;
 	for (; shard->pool_count < config->pool_count; shard->pool_count++) {
@@ -233,9 +230,8 @@ shard_lane(const struct shard *shard, uint64_t id)
 	struct lane *lane;
 
 	for (uint32_t i = 0; i < shard->pool_count; i++)
-		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
-			if (lane->id == id)
-				return lane;
+		if ((lane = pool_lane(&shard->pools[i], id)) != NULL)
+			return lane;
 	TAILQ_FOREACH (lane, &shard->making, place_entry)
 		if (lane->id == id)
 			return lane;
@@ -296,8 +292,8 @@ serve_waiters(struct shard *shard)
 	while (last != NULL && (link = TAILQ_FIRST(&shard->serve)) != NULL) {
 		TAILQ_REMOVE(&shard->serve, link, serve_entry);
 		link->serving = 0;
-		pool_serve(link->broker->pool);
-		link_serve(link);
+		pool_serve(pool_of(link->broker));
+		riders_serve(link);
 		if (link == last)
 			break;
 	}
@@ -439,8 +435,8 @@ shard_farewell(struct shard *shard)
 	struct link *link;
 
 	for (uint32_t p = 0; p < shard->pool_count; p++)
-		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
-			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].brokers[b], l)) != NULL; l++)
+		for (uint32_t b = 0; b < shard->pools[p].peers.count; b++)
+			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].peers.list[b], l)) != NULL; l++)
 				link_farewell(link);
 }
 
@@ -450,8 +446,8 @@ shard_drain_links(struct shard *shard)
 	struct link *link;
 
 	for (uint32_t p = 0; p < shard->pool_count; p++)
-		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
-			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].brokers[b], l)) != NULL; l++)
+		for (uint32_t b = 0; b < shard->pools[p].peers.count; b++)
+			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].peers.list[b], l)) != NULL; l++)
 				link_drain(link);
 	flush_links(shard);
 }

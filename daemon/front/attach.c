@@ -4,6 +4,7 @@
 #include "daemon/base/inject.h"
 #include "daemon/life/keeper.h"
 #include "daemon/base/log.h"
+#include "daemon/flow/blame.h"
 #include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
 #include "stray.h"
@@ -269,6 +270,7 @@ finish(struct attach *attach)
 	if (attach->rc != 0)
 		return fail(attach);
 	lane->client = client;
+	blame_begin(lane);
 	if (attach->returned)
 		lane_resume(lane);
 	else

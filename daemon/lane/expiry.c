@@ -30,7 +30,7 @@ expiry_remove(struct expiry *expiry, struct lane *lane)
 
 /* One look at one lane of the user who is next. Returns 0 when every user has had its looks. */
 static int
-look(struct expiry *expiry)
+look_at_one(struct expiry *expiry)
 {
 	struct account *account;
 	struct lane *lane;
@@ -46,7 +46,7 @@ look(struct expiry *expiry)
 	TAILQ_REMOVE(&expiry->accounts, account, waiting_entry);
 	TAILQ_INSERT_TAIL(&expiry->accounts, account, waiting_entry);
 	account->looks--;
-	lane_expire(lane); /* which may take it, and its account, off the lists */
+	expiry->look(lane); /* which may take it, and its account, off the lists */
 	return 1;
 }
 
@@ -60,16 +60,16 @@ on_tick(struct timer *timer)
 
 	TAILQ_FOREACH (account, &expiry->accounts, waiting_entry)
 		account->looks = account->waiting_count < EXPIRY_LOOKS ? account->waiting_count : EXPIRY_LOOKS;
-	while (look(expiry) && world_now(shard->world) - began_ns < EXPIRY_TICK_NS)
+	while (look_at_one(expiry) && world_now(shard->world) - began_ns < EXPIRY_TICK_NS)
 		;
 	if (!TAILQ_EMPTY(&expiry->accounts))
 		timer_set(&shard->timers, timer, shard->now_ns + EXPIRY_TICK_MS * NS_PER_MS);
 }
 
 int
-expiry_init(struct expiry *expiry, struct shard *shard)
+expiry_init(struct expiry *expiry, struct shard *shard, void (*look)(struct lane *lane))
 {
-	*expiry = (struct expiry){ .shard = shard, .tick.fire = on_tick };
+	*expiry = (struct expiry){ .shard = shard, .tick.fire = on_tick, .look = look };
 	TAILQ_INIT(&expiry->accounts);
 	return timers_reserve(&shard->timers);
 }

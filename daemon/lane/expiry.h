@@ -30,11 +30,12 @@ struct shard;
 struct expiry {
 	struct shard *shard;
 	struct timer tick;
+	void (*look)(struct lane *lane); /* completes what has passed its deadline; it may take the lane off the lists */
 	TAILQ_HEAD(, account) accounts; /* that have waiting lanes, by waiting_entry */
 };
 
 /* Returns 0 or -TG_ENOMEM. */
-int expiry_init(struct expiry *expiry, struct shard *shard);
+int expiry_init(struct expiry *expiry, struct shard *shard, void (*look)(struct lane *lane));
 
 /* A lane begins to wait, or does not any more; or its user changes while it does. */
 void expiry_add(struct expiry *expiry, struct lane *lane);

@@ -1,4 +1,4 @@
-/* Lanes: making them, where they are, and their end. lane_pump.c frames, lane_answer.c completes. */
+/* Lanes: making them, where they are, and their end. lane_admit.c takes records in, lane_answer.c completes them. */
 #include "lane.h"
 
 #include "daemon/front/client.h"
@@ -191,7 +191,6 @@ start(struct lane *lane)
 	struct shard *shard = lane->shard;
 
 	made(lane);
-	blame_begin(lane);
 	wake_sleeper_init(&lane->doze, &lane->map.daemon->asleep);
 	wake_ringer_init(&lane->ringer, &lane->map.client->waiting);
 	lane->shown_writable = !pool->writable_shown; /* whatever the word says, it is stored */
@@ -279,22 +278,11 @@ lane_new(struct lane **out, const struct lane_header *header, struct pool *pool,
 	return 0;
 }
 
-int
-lane_return(struct lane **out, const struct lane_header *header, struct pool *pool, struct client *client,
-    const struct lane_memory *memory)
+/* A lane waits: the pool's tick looks at it. */
+static void
+see_to_deadlines(struct lane *lane)
 {
-	struct lane *lane;
-	int rc = lane_make(&lane, header, pool, client, memory);
-
-	if (rc != 0)
-		return rc;
-	if ((rc = lane_map_in(lane, header)) != 0 || (rc = lane_rebuild(lane, pool->shard->now_ns)) != 0) {
-		lane_unmake(lane);
-		return rc;
-	}
-	lane_resume(lane);
-	*out = lane;
-	return 0;
+	timer_set_earlier(&lane->shard->timers, &lane->pool->tick, lane->shard->now_ns + POOL_TICK_MS * NS_PER_MS);
 }
 
 void
@@ -344,13 +332,13 @@ lane_set_place(struct lane *lane, enum lane_place place)
 		TAILQ_INSERT_TAIL(&lane->link->waiters, lane, place_entry);
 		expiry_add(&shard->expiry, lane);
 		lane->pool->waiting++;
-		pool_lane_waits(lane->pool);
+		see_to_deadlines(lane);
 		break;
 	case LANE_WAIT_POOL:
 		TAILQ_INSERT_TAIL(&lane->pool->waiters, lane, place_entry);
 		expiry_add(&shard->expiry, lane);
 		lane->pool->waiting++;
-		pool_lane_waits(lane->pool);
+		see_to_deadlines(lane);
 		break;
 	case LANE_STALLED:
 	case LANE_GONE:

@@ -29,9 +29,9 @@
 #ifndef TG_DAEMON_LANE_H
 #define TG_DAEMON_LANE_H
 
-#include "daemon/flow/blame.h"
 #include "daemon/link/link.h"
 #include "daemon/base/siphash.h"
+#include "lane_blame.h"
 #include "slots.h"
 #include "shm/ring.h"
 #include "shm/wake.h"
@@ -155,26 +155,9 @@ struct lane_memory {
 /* The most records that one look visits: a client chooses how many wait, and when each expires. */
 #define LANE_SWEEP_SLOTS 4096u
 
-enum lane_pumped {
-	LANE_PUMP_IDLE,  /* nothing to frame now */
-	LANE_PUMP_MORE,  /* its share of this turn is used up */
-	LANE_PUMP_MOVED, /* it waits elsewhere now, or is gone */
-};
-
 /* Makes a lane over a new ring. Returns 0 or a negative TG_E. */
 int lane_new(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
     const struct lane_memory *memory);
-
-/*
- * Takes over a lane that another daemon served: its rings say what is finished, what may have been
- * sent and what was not (ring.h, I5 and I6). Everything in them is checked. Returns 0, -TG_EBROKEN when
- * what is there makes no sense, -TG_ENOMEM, -TG_ESYSTEM.
- */
-int lane_return(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
-    const struct lane_memory *memory);
-
-/* Frames up to `budget` bytes of records onto links. The lane's turn on an apart link ends with it (blame.h). */
-enum lane_pumped lane_pump(struct lane *lane, int32_t budget);
 
 /* Puts it into a place (its old list is left). */
 void lane_set_place(struct lane *lane, enum lane_place place);
@@ -198,17 +181,11 @@ void lane_doze(struct lane *lane, struct lane_list *list);
 void lane_answer(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, uint8_t outcome, uint64_t reference,
     uint32_t code, const char *text, size_t text_len);
 
-enum lane_taken_back {
-	LANE_BACK_AGAIN,  /* certainly not kept by the broker, or the pool says resend */
-	LANE_BACK_UNSENT, /* certainly not one byte of it was given to a socket */
-	LANE_BACK_FAILED, /* may have been sent; the pool's on_failure decides */
-};
-
 /* Its link has taken a slot out of the window. */
 void lane_late(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
 
 /* A link gives a slot back unanswered. Drops the entry's reference. */
-void lane_take_back(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, enum lane_taken_back how);
+void lane_take_back(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, enum link_back how);
 
 /*
  * Completes a slot in flight whose deadline has passed as UNKNOWN. The link's entry stays, and its
@@ -314,6 +291,13 @@ lane_waited_for(const struct lane *lane)
 	return lane->inflight - lane->late;
 }
 
+/* Takes the record at the cursor into a slot, if there is one for it now, in the table and among the completions; 1 if not.
+ * Returns 0, 1, -TG_ENOMEM or -TG_EBROKEN. */
+int lane_admit_next(struct lane *lane);
+
+/* Completes a slot that is not to be sent any more. Returns whether it was one. */
+int lane_finish_unsent(struct lane *lane, struct slot *slot);
+
 /* Gives most of a sleeping lane's table back, if its records are all released. */
 void lane_slots_shrink(struct lane *lane);
 
@@ -328,7 +312,7 @@ void lane_give_up(struct lane *lane, struct slot *slot, const char *why);
 void lane_bell(const struct lane *lane);
 
 /*
- * The steps of lane_new and lane_return. lane_map_in and lane_rebuild take long with a large lane. They
+ * The steps in which a lane is made, or comes back from another daemon. lane_map_in and lane_rebuild take long with a large lane. They
  * touch nothing but the lane and may run beside the loop, while no other code touches it.
  *
  *   lane_make ── lane_map_in ────────────────── lane_begin

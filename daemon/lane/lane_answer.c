@@ -223,7 +223,7 @@ lane_answer(struct lane *lane, uint64_t number, struct link *link, uint64_t seq,
 }
 
 void
-lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t seq, enum lane_taken_back how)
+lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t seq, enum link_back how)
 {
 	struct slot *slot = drop_ref(lane, number);
 
@@ -233,11 +233,11 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 	slot->link = NULL;
 	slot->state = SLOT_PENDING;
 	slot->retried = 0;
-	if (how == LANE_BACK_FAILED && link->max_body != 0 && slot->body_len > link->max_body)
-		how = LANE_BACK_UNSENT; /* the broker has said that it keeps nothing so large */
-	if (how != LANE_BACK_FAILED) /* as if this attempt had not been */
+	if (how == LINK_BACK_FAILED && link->max_body != 0 && slot->body_len > link->max_body)
+		how = LINK_BACK_UNSENT; /* the broker has said that it keeps nothing so large */
+	if (how != LINK_BACK_FAILED) /* as if this attempt had not been */
 		slot->maybe_sent >>= 1;
-	if (how == LANE_BACK_FAILED && lane->pool->config->on_failure == ON_FAILURE_REPORT) {
+	if (how == LINK_BACK_FAILED && lane->pool->config->on_failure == ON_FAILURE_REPORT) {
 		lane_give_up(lane, slot, "sent, and its connection ended before it was answered; the pool reports such messages");
 		return;
 	}
@@ -245,12 +245,12 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 		lane->slot_next = number;
 	if (slot->deadline_ns < lane->earliest_ns)
 		lane->earliest_ns = slot->deadline_ns;
-	if (how == LANE_BACK_AGAIN && (!lane->again || number < lane->again_slot)) {
+	if (how == LINK_BACK_AGAIN && (!lane->again || number < lane->again_slot)) {
 		lane->again = 1;
 		lane->again_slot = number;
 	}
 	/* What the broker has just not taken it would not take at once either: the pool's tick tries again. */
-	enum lane_place place = how == LANE_BACK_AGAIN ? LANE_WAIT_POOL : LANE_ACTIVE;
+	enum lane_place place = how == LINK_BACK_AGAIN ? LANE_WAIT_POOL : LANE_ACTIVE;
 	if (lane->place != place)
 		lane_set_place(lane, place);
 }
@@ -285,7 +285,8 @@ lane_unbind(struct lane *lane, int rewind)
 		link->bound_count--;
 		link->broker->bound_count--;
 		lane->link = NULL;
-		blame_leave(link, lane);
+		lane->blame.accused = 0;
+		link_yield(link, lane);
 	}
 	if (!rewind)
 		return;

@@ -15,8 +15,6 @@
 
 #include "daemon/base/inject.h"
 #include "daemon/base/log.h"
-#include "daemon/flow/pool.h"
-#include "daemon/flow/shard.h"
 
 #include <stdlib.h>
 

@@ -127,7 +127,7 @@ give_link(struct handover *handover, const struct link *link)
 		return 0;
 	int sock = world_uv_sock_fd(link->sock);
 	*frame = frame_of(HANDOVER_LINK);
-	snprintf(frame->u.link.pool, sizeof(frame->u.link.pool), "%s", link->broker->pool->config->name);
+	snprintf(frame->u.link.pool, sizeof(frame->u.link.pool), "%s", link->broker->peers->config->name);
 	snprintf(frame->u.link.broker, sizeof(frame->u.link.broker), "%s", link->broker->config->address.text);
 	memcpy(frame->u.link.client_id, link->client_id, sizeof(link->client_id));
 	frame->u.link.index = (uint32_t)(link - link->broker->links);
@@ -147,9 +147,9 @@ give_links(struct handover *handover)
 
 	handover->links = 0;
 	for (uint32_t p = 0; p < shard->pool_count; p++)
-		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
-			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
-				if ((rc = give_link(handover, &shard->pools[p].brokers[b].links[l])) != 0)
+		for (uint32_t b = 0; b < shard->pools[p].peers.count; b++)
+			for (uint32_t l = 0; l < shard->pools[p].peers.list[b].link_count; l++)
+				if ((rc = give_link(handover, &shard->pools[p].peers.list[b].links[l])) != 0)
 					return rc;
 	return 0;
 }
@@ -273,9 +273,9 @@ is_quiet(const struct shard *shard)
 	if (shard->outstanding > 0 || !TAILQ_EMPTY(&shard->flush) || !TAILQ_EMPTY(&shard->dirty))
 		return 0;
 	for (uint32_t p = 0; p < shard->pool_count; p++)
-		for (uint32_t b = 0; b < shard->pools[p].broker_count; b++)
-			for (uint32_t l = 0; l < shard->pools[p].brokers[b].link_count; l++)
-				if (!is_settled(&shard->pools[p].brokers[b].links[l]))
+		for (uint32_t b = 0; b < shard->pools[p].peers.count; b++)
+			for (uint32_t l = 0; l < shard->pools[p].peers.list[b].link_count; l++)
+				if (!is_settled(&shard->pools[p].peers.list[b].links[l]))
 					return 0;
 	return 1;
 }

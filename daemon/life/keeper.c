@@ -4,6 +4,7 @@
 
 #include "daemon/front/client.h"
 #include "daemon/base/log.h"
+#include "daemon/flow/blame.h"
 #include "daemon/flow/pool.h"
 #include "restore.h"
 #include "daemon/flow/shard.h"
@@ -375,6 +376,7 @@ on_restored(struct restored *restored)
 	char name[NAME_MAX_LEN];
 
 	if (restored->rc == 0) {
+		blame_begin(lane);
 		lane_resume(lane);
 		keeper_keep_on(keeper, lane);
 		lane_await(lane);

@@ -4,6 +4,7 @@
 #include "daemon/front/client.h"
 #include "keeper.h"
 #include "daemon/base/log.h"
+#include "daemon/flow/blame.h"
 #include "daemon/flow/pool.h"
 #include "restore.h"
 
@@ -153,6 +154,7 @@ on_restored(struct restored *restored)
 	int fds[] = { lane->ring, lane->answers, lane->bell };
 
 	if (restored->rc == 0) {
+		blame_begin(lane);
 		lane_resume(lane);
 		if (restored->kept)
 			keeper_keep_on(lane->shard->keeper, lane);
@@ -216,8 +218,8 @@ adopt_link(struct shard *shard, struct taken_item *item)
 	const struct handover_frame *f = &item->packet.frame;
 	struct pool *pool = shard_pool(shard, f->u.link.pool);
 
-	for (uint32_t b = 0; pool != NULL && b < pool->broker_count; b++) {
-		struct broker *broker = &pool->brokers[b];
+	for (uint32_t b = 0; pool != NULL && b < pool->peers.count; b++) {
+		struct broker *broker = &pool->peers.list[b];
 		if (strcmp(broker->config->address.text, f->u.link.broker) != 0 ||
 		    f->u.link.index >= broker->link_count)
 			continue;

@@ -1,8 +1,6 @@
 #include "broker.h"
 
-#include "daemon/flow/blame.h"
 #include "daemon/base/log.h"
-#include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
 
 #include <stdlib.h>
@@ -14,25 +12,24 @@
 static const struct config_breaker *
 breaker_of(const struct broker *broker)
 {
-	return &broker->pool->config->breaker;
+	return &broker->peers->config->breaker;
 }
 
 int
-broker_init(struct broker *broker, struct pool *pool, const struct config_broker *config, uint32_t index)
+broker_init(struct broker *broker, const struct peers *peers, const struct config_broker *config)
 {
 	memset(broker, 0, sizeof(*broker));
-	broker->pool = pool;
+	broker->peers = peers;
 	broker->config = config;
-	broker->index = index;
-	endpoints_init(&broker->endpoints, world_random(pool->shard->world));
-	broker->links = calloc(pool->config->links, sizeof(*broker->links));
+	endpoints_init(&broker->endpoints, world_random(peers->shard->world));
+	broker->links = calloc(peers->config->links, sizeof(*broker->links));
 	if (broker->links == NULL)
 		return -TG_ENOMEM;
-	if (pool->config->driver->memory_size > 0 &&
-	    (broker->memory = calloc(1, pool->config->driver->memory_size)) == NULL)
+	if (peers->config->driver->memory_size > 0 &&
+	    (broker->memory = calloc(1, peers->config->driver->memory_size)) == NULL)
 		return -TG_ENOMEM;
-	for (; broker->link_count < pool->config->links; broker->link_count++) {
-		int rc = link_init(&broker->links[broker->link_count], broker, ++pool->shard->link_ids);
+	for (; broker->link_count < peers->config->links; broker->link_count++) {
+		int rc = link_init(&broker->links[broker->link_count], broker, ++peers->shard->link_ids);
 		if (rc != 0)
 			return rc;
 	}
@@ -59,7 +56,7 @@ broker_fini(struct broker *broker)
 static void
 start_spread(struct broker *broker, const struct link *but, uint32_t within_ms)
 {
-	struct shard *shard = broker->pool->shard;
+	struct shard *shard = broker->peers->shard;
 
 	for (uint32_t i = 0; i < broker->link_count; i++) {
 		struct link *link = &broker->links[i];
@@ -74,7 +71,7 @@ void
 broker_start(struct broker *broker)
 {
 	/* The first link at once: a daemon that has just started has no other work. */
-	struct shard *shard = broker->pool->shard;
+	struct shard *shard = broker->peers->shard;
 
 	if (broker->links[0].state == LINK_IDLE)
 		timer_set(&shard->timers, &broker->links[0].timer, shard->now_ns);
@@ -84,7 +81,7 @@ broker_start(struct broker *broker)
 struct link *
 broker_apart(struct broker *broker)
 {
-	struct shard *shard = broker->pool->shard;
+	struct shard *shard = broker->peers->shard;
 	struct link *link = broker->apart;
 
 	if (link == NULL) {
@@ -102,30 +99,6 @@ broker_apart(struct broker *broker)
 	if ((link->state == LINK_IDLE || link->state == LINK_BACKOFF) && link->timer.place == 0)
 		timer_set(&shard->timers, &link->timer, shard->now_ns);
 	return link;
-}
-
-int
-broker_is_ready(const struct broker *broker)
-{
-	for (uint32_t i = 0; i < broker->link_count; i++)
-		if (link_is_ready(&broker->links[i]))
-			return 1;
-	return 0;
-}
-
-struct link *
-broker_pick_link(const struct broker *broker)
-{
-	struct link *best = NULL;
-
-	for (uint32_t i = 0; i < broker->link_count; i++) {
-		struct link *link = &broker->links[i];
-		if (link_is_writable(link) &&
-		    (best == NULL || link->outstanding_bytes + link->bound_count <
-		                         best->outstanding_bytes + best->bound_count))
-			best = link;
-	}
-	return best;
 }
 
 uint64_t
@@ -154,35 +127,35 @@ backoff_ns(const struct broker *broker, const struct link *link, enum driver_fat
 
 	/* A refusal for credentials must not be hammered at: accounts get locked. */
 	if (kind == FATAL_REFUSED || kind == FATAL_SETTINGS)
-		return world_between(broker->pool->shard->world, cap_ms * NS_PER_MS / 2, cap_ms * NS_PER_MS);
-	if (!pool_is_usable(broker->pool) && cap_ms > BROKER_LONELY_MAX_MS)
+		return world_between(broker->peers->shard->world, cap_ms * NS_PER_MS / 2, cap_ms * NS_PER_MS);
+	if (!peers_are_usable(broker->peers) && cap_ms > BROKER_LONELY_MAX_MS)
 		cap_ms = BROKER_LONELY_MAX_MS;
 	for (uint32_t i = 1; i < failures && ms < cap_ms; i++)
 		ms *= 2;
 	if (ms > cap_ms)
 		ms = cap_ms;
-	return world_between(broker->pool->shard->world, ms * NS_PER_MS / 2, ms * NS_PER_MS);
+	return world_between(broker->peers->shard->world, ms * NS_PER_MS / 2, ms * NS_PER_MS);
 }
 
 /* The share cap: whether one more of the pool's breakers may open. */
 static int
 may_open(const struct broker *broker)
 {
-	const struct pool *pool = broker->pool;
+	const struct peers *peers = broker->peers;
 	uint32_t open = 1;
 
-	if (!pool_is_usable(pool))
+	if (!peers_are_usable(peers))
 		return 1;
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		open += (uint32_t)pool->brokers[i].open;
+	for (uint32_t i = 0; i < peers->count; i++)
+		open += (uint32_t)peers->list[i].open;
 	/* At least one may always: a pool of two with a cap of 50 % must be able to leave a dead one. */
-	return open == 1 || open * 100 <= pool->broker_count * breaker_of(broker)->share_cap;
+	return open == 1 || open * 100 <= peers->count * breaker_of(broker)->share_cap;
 }
 
 static void
 open_breaker(struct broker *broker, struct link *prober)
 {
-	struct shard *shard = broker->pool->shard;
+	struct shard *shard = broker->peers->shard;
 
 	broker->open = 1;
 	broker->prober = prober;
@@ -193,22 +166,22 @@ open_breaker(struct broker *broker, struct link *prober)
 			timer_stop(&shard->timers, &broker->links[i].timer);
 	if (broker->apart != NULL && (broker->apart->state == LINK_BACKOFF || broker->apart->state == LINK_IDLE)) {
 		timer_stop(&shard->timers, &broker->apart->timer);
-		link_unbind_all(broker->apart);
+		broker->peers->events->unbind(broker->apart);
 	}
 	log_event(LOG_LEVEL_WARN, "breaker_open", "pool=%s broker=%s failures=%u cause=%s",
-	    broker->pool->config->name, broker->config->address.text, broker->failures,
+	    broker->peers->config->name, broker->config->address.text, broker->failures,
 	    log_quote((char[256]){ 0 }, 256, broker->why, strlen(broker->why)));
 }
 
 uint64_t
 broker_link_failed(struct broker *broker, struct link *link, enum driver_fatal kind)
 {
-	struct shard *shard = broker->pool->shard;
+	struct shard *shard = broker->peers->shard;
 	int over_a_message = link->closed_over;
 
 	link->closed_over = 0;
 	broker->count.failures++;
-	if (over_a_message && !broker->open && (link->apart || broker->unexplained < BLAME_UNEXPLAINED)) {
+	if (over_a_message && !broker->open && (link->apart || broker->unexplained < BROKER_UNEXPLAINED)) {
 		broker->unexplained += !link->apart;
 		return shard->now_ns + world_between(shard->world, 0, AT_ONCE_MS * NS_PER_MS);
 	}
@@ -228,13 +201,13 @@ void
 broker_forget(struct broker *broker)
 {
 	if (broker->memory != NULL)
-		memset(broker->memory, 0, broker->pool->config->driver->memory_size);
+		memset(broker->memory, 0, broker->peers->config->driver->memory_size);
 }
 
 void
 broker_link_ready(struct broker *broker, struct link *link)
 {
-	struct shard *shard = broker->pool->shard;
+	struct shard *shard = broker->peers->shard;
 
 	/* A whole pool that comes back has nothing to ramp against, but its brokers come one by one. */
 	if (broker->failures > 0)
@@ -244,7 +217,7 @@ broker_link_ready(struct broker *broker, struct link *link)
 		return;
 	broker->open = 0;
 	broker->prober = NULL;
-	log_event(LOG_LEVEL_INFO, "breaker_closed", "pool=%s broker=%s open_ms=%llu", broker->pool->config->name,
+	log_event(LOG_LEVEL_INFO, "breaker_closed", "pool=%s broker=%s open_ms=%llu", broker->peers->config->name,
 	    broker->config->address.text, (unsigned long long)((shard->now_ns - broker->opened_ns) / NS_PER_MS));
 	start_spread(broker, link, breaker_of(broker)->retry_ms);
 }
@@ -259,7 +232,7 @@ broker_link_proven(struct broker *broker, struct link *link)
 		return;
 	broker->failures = 0;
 	broker->slow_start_ns = 0;
-	pool_broker_proven(broker->pool);
+	broker->peers->events->trusted(broker);
 }
 
 const char *

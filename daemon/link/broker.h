@@ -14,7 +14,7 @@
  * the daemon has nothing better to do than to try.
  *
  * A link that the broker closes while messages are unanswered may have been closed over one of them. As long
- * as there were no more than BLAME_UNEXPLAINED such closes without a verdict (blame.h), the link connects
+ * as there were no more than BROKER_UNEXPLAINED such closes without a verdict (blame.h), the link connects
  * again at once and no failure is counted: a broker that accepts and answers the probe is well.
  *
  * Share cap. No more than share_cap percent of a pool's brokers have an open breaker, unless none
@@ -32,14 +32,22 @@
 
 #include <stdint.h>
 
-struct pool;
-
 #define BROKER_LONELY_MAX_MS 2000u
+#define BROKER_UNEXPLAINED 4u /* quick reconnects in a row after closes that may have been over a message */
+
+/* The brokers of one pool, and what they have in common. Constant while the daemon runs, but for the brokers' own state. */
+struct peers {
+	struct shard *shard;
+	const struct config_pool *config;
+	const struct link_events *events;
+	struct tls_context *tls; /* NULL: in the clear */
+	struct broker *list;
+	uint32_t count;
+};
 
 struct broker {
-	struct pool *pool;
+	const struct peers *peers;
 	const struct config_broker *config;
-	uint32_t index; /* in its pool */
 	struct link *links;
 	uint32_t link_count;
 	struct link *apart;   /* for lanes that are set apart (blame.h); NULL: never needed yet */
@@ -63,7 +71,8 @@ struct broker {
 	} count;
 };
 
-int broker_init(struct broker *broker, struct pool *pool, const struct config_broker *config, uint32_t index);
+/* Returns 0 or -TG_ENOMEM. */
+int broker_init(struct broker *broker, const struct peers *peers, const struct config_broker *config);
 void broker_fini(struct broker *broker);
 
 /* Starts its links, spread over a random part of retry_ms (a whole fleet starts at once after a power cut). */
@@ -99,6 +108,20 @@ struct link *broker_pick_link(const struct broker *broker);
 
 /* Whether any link of it is READY. */
 int broker_is_ready(const struct broker *broker);
+
+/* Whether any of them is READY; whether another than this one is; whether another would take records now. */
+int peers_are_usable(const struct peers *peers);
+int peers_have_other(const struct broker *broker);
+int peers_have_room_beside(const struct broker *broker);
+
+/*
+ * Loads a pool's certificates. Returns 0, -TG_ENOMEM, or -TG_EINVAL after logging what is wrong with the files.
+ * The other two take over certificates, or passwords and the like, whose files were renewed. They log files that cannot be
+ * used, and the old contents stay in force.
+ */
+int peers_load_tls(struct peers *peers);
+void peers_renew_tls(const struct peers *peers);
+void peers_renew_secrets(const struct peers *peers);
 
 /* "closed", "open", "half-open" (open and its prober is on its way), "slow-start". */
 const char *broker_breaker_word(const struct broker *broker, uint64_t now_ns);

@@ -2,7 +2,6 @@
 
 #include "broker.h"
 #include "link.h"
-#include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
 
 #include <arpa/inet.h>
@@ -51,10 +50,10 @@ parse(struct config_address *address, const char *text, size_t len, uint16_t por
 }
 
 static int
-is_configured(const struct pool *pool, const struct config_address *address)
+is_configured(const struct peers *peers, const struct config_address *address)
 {
-	for (uint32_t i = 0; i < pool->broker_count; i++)
-		if (config_address_same(&pool->brokers[i].config->address, address))
+	for (uint32_t i = 0; i < peers->count; i++)
+		if (config_address_same(&peers->list[i].config->address, address))
 			return 1;
 	return 0;
 }
@@ -72,7 +71,7 @@ void
 endpoints_learn(struct broker *broker, const char *text, size_t len, uint64_t number)
 {
 	struct endpoints *endpoints = &broker->endpoints;
-	const struct config_pool *config = broker->pool->config;
+	const struct config_pool *config = broker->peers->config;
 	struct config_address address;
 
 	if (number == 0)
@@ -89,7 +88,7 @@ endpoints_learn(struct broker *broker, const char *text, size_t len, uint64_t nu
 		    log_quote(reason, sizeof(reason), why, strlen(why)));
 		return;
 	}
-	if (is_configured(broker->pool, &address) || is_known(endpoints, &address)) {
+	if (is_configured(broker->peers, &address) || is_known(endpoints, &address)) {
 		config_address_fini(&address);
 		return;
 	}
@@ -120,11 +119,11 @@ is_at(const struct world_address *at, const struct config_address *address)
 
 /* Servers tell numbers where the configuration has names. */
 static int
-is_brokers(const struct pool *pool, const struct config_address *address)
+is_brokers(const struct peers *peers, const struct config_address *address)
 {
-	for (uint32_t b = 0; b < pool->broker_count; b++)
-		for (uint32_t l = 0; l < pool->brokers[b].link_count; l++) {
-			const struct link *link = &pool->brokers[b].links[l];
+	for (uint32_t b = 0; b < peers->count; b++)
+		for (uint32_t l = 0; l < peers->list[b].link_count; l++) {
+			const struct link *link = &peers->list[b].links[l];
 			for (unsigned i = 0; i < link->address_count; i++)
 				if (is_at(&link->addresses[i], address))
 					return 1;
@@ -140,7 +139,7 @@ next(struct broker *broker)
 
 	for (uint32_t i = 0; i < endpoints->count; i++) {
 		const struct config_address *address = &endpoints->list[endpoints->turn++ % endpoints->count];
-		if (!is_brokers(broker->pool, address))
+		if (!is_brokers(broker->peers, address))
 			return address;
 	}
 	return NULL;
@@ -166,7 +165,7 @@ void
 endpoints_failed(struct link *link)
 {
 	struct endpoints *endpoints = &link->broker->endpoints;
-	const struct config_breaker *breaker = &link->broker->pool->config->breaker;
+	const struct config_breaker *breaker = &link->broker->peers->config->breaker;
 	int lasted =
 	    link->ready_ns != 0 && link->shard->now_ns - link->ready_ns >= breaker->slow_start_ms * NS_PER_MS;
 
@@ -188,7 +187,7 @@ void
 endpoints_leaving(struct link *link)
 {
 	struct endpoints *endpoints = &link->broker->endpoints;
-	uint32_t enough = link->broker->pool->config->breaker.failures - 1;
+	uint32_t enough = link->broker->peers->config->breaker.failures - 1;
 
 	if (endpoints_of(link) == NULL && endpoints->own_failures < enough)
 		endpoints->own_failures = enough;

@@ -1,11 +1,8 @@
 #include "link.h"
 
-#include "daemon/flow/blame.h"
 #include "broker.h"
 #include "endpoints.h"
-#include "daemon/lane/lane.h"
 #include "daemon/base/log.h"
-#include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
 #include "tls.h"
 
@@ -35,7 +32,7 @@ link_state_word(enum link_state state)
 static const struct config_pool *
 config_of(const struct link *link)
 {
-	return link->broker->pool->config;
+	return link->broker->peers->config;
 }
 
 /* ---- entering a state ---- */
@@ -132,8 +129,8 @@ enter_tls(struct link *link)
 	struct broker *broker = link->broker;
 	const char *name = config_of(link)->tls.server_name;
 
-	pool_renew_tls(broker->pool);
-	link->tls = tls_new(broker->pool->tls, &broker->tls_sessions, link->sock,
+	peers_renew_tls(broker->peers);
+	link->tls = tls_new(broker->peers->tls, &broker->tls_sessions, link->sock,
 	    name != NULL ? name : broker->config->address.host);
 	if (link->tls == NULL) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for TLS");
@@ -182,7 +179,7 @@ enter_handshake(struct link *link)
 
 	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
 	if (link->session == NULL)
-		pool_renew_secrets(link->broker->pool);
+		peers_renew_secrets(link->broker->peers);
 	world_secret(link->shard->world, &secret, sizeof(secret));
 	if (link->session == NULL && session_new(link, NULL, secret) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a session");
@@ -230,15 +227,15 @@ enter_ready(struct link *link)
 	link_update_writable(link);
 	if (link->apart) {
 		link->failed = 0;
-		blame_ready(link);
+		link->events->apart_ready(link);
 	} else {
-		broker_link_ready(link->broker, link);
+		link->events->ready(link->broker, link);
 	}
 	look_soon(link);
 	if (link->blocked) /* said so before it was ready */
 		link_event(link, LINK_EV_SUSPECT);
 	else
-		pool_link_changed(link->broker->pool, link);
+		link->events->changed(link);
 }
 
 void
@@ -248,33 +245,6 @@ link_want_serve(struct link *link)
 		return;
 	link->serving = 1;
 	TAILQ_INSERT_TAIL(&link->shard->serve, link, serve_entry);
-}
-
-void
-link_serve(struct link *link)
-{
-	if (link->apart) {
-		if (link_is_writable(link))
-			blame_serve(link);
-		return;
-	}
-	uint32_t turns = link->broker->pool->waiting; /* no lane has more than one */
-	struct lane *lane;
-
-	while (turns-- > 0 && link_is_writable(link) && (lane = TAILQ_FIRST(&link->waiters)) != NULL) {
-		lane_set_place(lane, LANE_ACTIVE);
-		lane_pump(lane, SHARD_QUANTUM);
-	}
-}
-
-/* Those who wait for this link look for another. */
-static void
-release_waiters(struct link *link)
-{
-	struct lane *lane;
-
-	while ((lane = TAILQ_FIRST(&link->waiters)) != NULL)
-		lane_set_place(lane, LANE_ACTIVE);
 }
 
 static void
@@ -288,8 +258,8 @@ enter_suspect(struct link *link)
 	}
 	link->suspect_ns = link->shard->now_ns;
 	link->gone_looks = 0;
-	release_waiters(link);
-	pool_link_changed(link->broker->pool, link);
+	link->events->release(link);
+	link->events->changed(link);
 	look_soon(link);
 }
 
@@ -299,7 +269,7 @@ enter_recovered(struct link *link)
 	link->probe_misses = 0;
 	link_health_begin(link);
 	link_update_writable(link);
-	pool_link_changed(link->broker->pool, link);
+	link->events->changed(link);
 	look_soon(link);
 }
 
@@ -310,8 +280,8 @@ enter_draining(struct link *link)
 		link_fail(link, FATAL_PROTOCOL, "out of memory while draining");
 		return;
 	}
-	release_waiters(link);
-	pool_link_changed(link->broker->pool, link);
+	link->events->release(link);
+	link->events->changed(link);
 	uint32_t limit_ms = config_of(link)->health.ack_timeout_ms;
 	if (link->worn && WORN_DRAIN_MIN_MS + link->ack_ms8 / 8 * WORN_DRAIN_ACKS < limit_ms)
 		limit_ms = WORN_DRAIN_MIN_MS + link->ack_ms8 / 8 * WORN_DRAIN_ACKS;
@@ -372,13 +342,13 @@ static void
 enter_failed(struct link *link)
 {
 	link->count.failures++;
-	link->closed_over = blame_closed(link);
+	link->closed_over = link->events->closed(link);
 	if (link->failed_kind != FATAL_AGAIN)
 		endpoints_failed(link);
 	link_abandon(link);
-	release_waiters(link);
+	link->events->release(link);
 	disconnect(link);
-	pool_link_changed(link->broker->pool, link);
+	link->events->changed(link);
 }
 
 static void
@@ -393,7 +363,7 @@ enter_closed(struct link *link)
 	endpoints_left(link);
 	link_abandon(link);
 	disconnect(link);
-	pool_link_changed(link->broker->pool, link);
+	link->events->changed(link);
 	if (link->shard->stopping)
 		return;
 	/* The broker asked us to go; it, or what replaces it, is tried again. */
@@ -495,7 +465,7 @@ set_state(struct link *link, enum link_state next)
 
 	log_event(level, "link_state",
 	    "pool=%s broker=%s%s%s link=%u from=%s to=%s after_ms=%llu outstanding=%u unsent=%llu failures=%u cause=%s",
-	    broker->pool->config->name, broker->config->address.text, endpoint != NULL ? " endpoint=" : "",
+	    broker->peers->config->name, broker->config->address.text, endpoint != NULL ? " endpoint=" : "",
 	    endpoint != NULL ? endpoint : "", link->id, link_state_word(link->state), link_state_word(next),
 	    (unsigned long long)held_ms, link->outstanding, (unsigned long long)out_unwritten(&link->out), broker->failures,
 	    level == LOG_LEVEL_WARN ? log_quote(why, sizeof(why), link->why, strlen(link->why)) : "-");
@@ -546,7 +516,7 @@ link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
 		snprintf(link->why + at, sizeof(link->why) - at, "; %s", other);
 	}
 	if (link->state == LINK_CONNECTING && endpoint == NULL)
-		broker_forget(link->broker);
+		link->events->forget(link->broker);
 	link->failed_kind = kind;
 	int draining = link->state == LINK_DRAINING && link->shard->stopping;
 	snprintf(link->broker->why, sizeof(link->broker->why), "%s", link->why);
@@ -558,12 +528,12 @@ link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
 	/* A little apart all the same: a fleet of daemons meets the same broker. */
 	uint64_t at_ns = kind == FATAL_AGAIN
 	    ? link->shard->now_ns + world_between(link->shard->world, 0, AGAIN_MS * NS_PER_MS)
-	    : broker_link_failed(link->broker, link, kind);
+	    : link->events->failed(link->broker, link, kind);
 	link_event(link, LINK_EV_BACKOFF);
 	if (at_ns != 0)
 		timer_set(&link->shard->timers, &link->timer, at_ns);
 	else
-		link_unbind_all(link); /* it does not come back by itself */
+		link->events->unbind(link); /* it does not come back by itself */
 }
 
 void
@@ -593,7 +563,7 @@ link_adopt(struct link *link, struct sock *sock, const struct link_past *past)
 		return;
 	}
 	log_event(LOG_LEVEL_WARN, "link_not_taken", "pool=%s broker=%s link=%u cause=\"%s\"",
-	    link->broker->pool->config->name, link->broker->config->address.text, link->id, why);
+	    link->broker->peers->config->name, link->broker->config->address.text, link->id, why);
 	disconnect(link);
 }
 
@@ -648,12 +618,13 @@ on_timer(struct timer *timer)
 int
 link_init(struct link *link, struct broker *broker, uint32_t id)
 {
-	const struct config_pool *config = broker->pool->config;
+	const struct config_pool *config = broker->peers->config;
 	uint32_t capacity = 1024;
 
 	memset(link, 0, sizeof(*link));
 	link->broker = broker;
-	link->shard = broker->pool->shard;
+	link->shard = broker->peers->shard;
+	link->events = broker->peers->events;
 	link->id = id;
 	link->state = LINK_IDLE;
 	link->state_since_ns = link->shard->now_ns;

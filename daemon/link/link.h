@@ -31,7 +31,6 @@
 #define TG_DAEMON_LINK_H
 
 #include "aside.h"
-#include "daemon/flow/blame.h"
 #include "daemon/config/config.h"
 #include "daemon/protocol/out.h"
 #include "daemon/protocol/driver.h"
@@ -46,6 +45,7 @@
 
 struct broker;
 struct lane;
+struct link;
 struct shard;
 struct tls;
 
@@ -95,11 +95,63 @@ struct inflight {
  * round trips, 64 ms at 1 ms each. Links of more lanes than that open up all the same. */
 #define LINK_CAREFUL_MAX 64u
 
+/* A link that is apart and carries no lane is closed after so long. */
+#define LINK_APART_IDLE_MS 10000u
+
 TAILQ_HEAD(lane_list, lane);
+
+/* The last message that a broker rejected on a link: whose it was. */
+struct link_refusal {
+	uint64_t lane;
+	uid_t uid;
+	pid_t pid;
+	uint64_t ns; /* 0: none */
+};
+
+enum link_back {
+	LINK_BACK_AGAIN,  /* certainly not kept by the broker, or the pool says resend */
+	LINK_BACK_UNSENT, /* certainly not one byte of it was given to a socket */
+	LINK_BACK_FAILED, /* may have been sent; the pool's on_failure decides */
+};
+
+/*
+ * What a link tells those above it. A link knows a lane by its pointer and a record by the lane's number for it, and
+ * looks into neither. seq is the entry's number on the link. One table for the whole daemon (daemon/flow/pool.c).
+ */
+struct link_events {
+	/* A record. The first two drop the entry's reference to the lane. text may be NULL. */
+	void (*answered)(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, uint8_t outcome,
+	    uint64_t reference, uint32_t code, const char *text, size_t text_len);
+	void (*given_back)(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, enum link_back how);
+	void (*look_overdue)(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq); /* may be past its deadline */
+	void (*late)(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq); /* has left the window */
+	void (*refused)(struct link *link, const struct lane *lane); /* the broker rejects a message of the lane */
+
+	/* The link's state. */
+	void (*changed)(struct link *link);      /* its readiness, or whether it takes records */
+	int (*closed)(struct link *link);        /* failed, before records are given back; returns whether it was over a message */
+	void (*apart_ready)(struct link *link);
+	void (*turn)(struct link *link, int answered); /* an apart link: the holder's turn may be over */
+
+	/* Its broker (broker.h): */
+	uint64_t (*failed)(struct broker *broker, struct link *link, enum driver_fatal kind);
+	void (*ready)(struct broker *broker, struct link *link);
+	void (*proven)(struct broker *broker, struct link *link);
+	void (*forget)(struct broker *broker);
+	void (*trusted)(struct broker *broker);  /* no failure of it counts any more */
+
+	/* The lanes that ride it. */
+	void (*release)(struct link *link);      /* those that wait for it look for another */
+	void (*unbind)(struct link *link);       /* all are bound anew, by their next records */
+	void (*let_go)(struct link *link);       /* it is suspect: all it holds is to be sent elsewhere too */
+	int (*pass_over)(struct link *link);     /* no answer for ack_timeout_ms, but probes are answered: riders_pass_over */
+	void (*retry_late)(struct link *link);   /* late messages that were sent stall_timeout_ms ago are due again */
+};
 
 struct link {
 	struct shard *shard;
 	struct broker *broker;
+	const struct link_events *events;
 	uint32_t id; /* unique in the daemon */
 	enum link_state state;
 	uint64_t state_since_ns;
@@ -111,7 +163,7 @@ struct link {
 	uint64_t closed_ns;   /* the last time that it closed over a message of its holder, */
 	uint32_t closed_code; /* and the broker's words then */
 	char closed_why[200];
-	struct blame_refused refused;
+	struct link_refusal refused;
 	int closed_over;      /* this failure may be over a message: broker_link_failed reads it */
 
 	/* the connection */
@@ -276,7 +328,7 @@ enum link_send_result {
 	LINK_SEND_NOMEM,
 };
 
-/* Frames one record of a lane (L1 holds). On OK the entry's reference is taken. */
+/* Frames one record of a lane (L1 holds). On OK the new entry refers to the lane, which the caller counts. */
 enum link_send_result link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes,
     const struct message *message, struct driver_rejection *rejection);
 
@@ -297,9 +349,6 @@ void link_update_writable(struct link *link);
 
 /* Puts it on the shard's list of links whose waiters have a turn coming. */
 void link_want_serve(struct link *link);
-
-/* Lets lanes that wait for it have their turn, as long as it is writable. */
-void link_serve(struct link *link);
 
 /* Sends a probe. */
 void link_probe(struct link *link);
@@ -337,12 +386,6 @@ void link_set_window(struct link *link, uint64_t messages);
 /* Completes what is in flight and past its deadline; its entries go on counting against the window. */
 void link_expire(struct link *link);
 
-/* The lanes bound to it are bound anew, by their next records. */
-void link_unbind_all(struct link *link);
-
-/* A suspect keeps what it holds; its lanes need not wait for it, and send the same elsewhere. */
-void link_let_go(struct link *link);
-
 /* Resolves everything in flight because the connection is over. */
 void link_abandon(struct link *link);
 
@@ -357,21 +400,14 @@ void link_make_room(struct link *link);
 /* The driver has no room while messages are set aside: if it is for their sake, the link is to begin anew. */
 void link_wear(struct link *link);
 
+/* An unanswered entry leaves the window. */
+void link_become_late(struct link *link, uint64_t seq, struct inflight *entry);
+
+/* The apart link's holder gives it up, or is not its holder: the next one may have it. */
+void link_yield(struct link *link, const struct lane *lane);
+
 /* Entries that younger ones have long overtaken leave the window. Looks at most every few milliseconds. */
 void link_pass_over(struct link *link);
-
-/*
- * Nothing was answered for ack_timeout_ms, but probes are. If all that is unanswered is one lane's, those messages
- * leave the window, and the lane sends them once more, to another broker where there is one. Returns whether they were, and
- * not for a second lane in a row: then it is the link that is mute.
- */
-int link_pass_over_lane(struct link *link);
-
-/* Has late messages sent again that were sent stall_timeout_ms ago. */
-void link_retry_late(struct link *link);
-
-/* Whether the lane may have one more message in this link's window. */
-int link_has_share(const struct link *link, const struct lane *lane);
 
 /* link_health.c --------------------------------------------------------------------------- */
 

@@ -1,12 +1,9 @@
 /* The messages in flight on a link, and the broker's answers to them. */
 #include "link.h"
 
-#include "daemon/flow/blame.h"
 #include "broker.h"
 #include "endpoints.h"
-#include "daemon/lane/lane.h"
 #include "daemon/base/log.h"
-#include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
 
 #include <stdio.h>
@@ -70,7 +67,7 @@ answer(struct link *link, uint64_t seq, struct inflight *entry, uint8_t outcome,
 		link->broker->count.rejected++;
 		break;
 	}
-	lane_answer(was.lane, was.slot, link, seq, outcome, reference, code, text, text_len);
+	link->events->answered(was.lane, was.slot, link, seq, outcome, reference, code, text, text_len);
 }
 
 struct call {
@@ -105,9 +102,19 @@ advance_base(struct link *link)
 }
 
 void
+link_yield(struct link *link, const struct lane *lane)
+{
+	if (link->holder != lane)
+		return;
+	link->holder = NULL;
+	if (!TAILQ_EMPTY(&link->waiters))
+		link_want_serve(link);
+}
+
+void
 link_set_window(struct link *link, uint64_t messages)
 {
-	const struct config_pool *config = link->broker->pool->config;
+	const struct config_pool *config = link->broker->peers->config;
 
 	if (messages == 0 || messages > config->window_messages)
 		messages = config->window_messages;
@@ -126,7 +133,7 @@ progress(struct link *link)
 	if (link->careful > 0 && --link->careful == 0)
 		link_set_window(link, link->window_wide);
 	if (link->apart)
-		blame_turn(link, 1);
+		link->events->turn(link, 1);
 	if (link->state == LINK_DRAINING && link_waited_for(link) == 0)
 		link_want_flush(link); /* the flush sees that it has drained */
 }
@@ -274,7 +281,7 @@ on_nack(struct link *link, const struct driver_event *event)
 		fatal_text(link, "out of memory for the rest of a message that the broker refused early");
 		return;
 	}
-	blame_refused(link, entry->lane);
+	link->events->refused(link, entry->lane);
 	answer(link, event->seq, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
 	progress(link);
 }
@@ -292,14 +299,14 @@ on_unsure(struct link *link, const struct driver_event *event)
 }
 
 static void
-on_again(struct link *link, const struct driver_event *event, enum lane_taken_back how)
+on_again(struct link *link, const struct driver_event *event, enum link_back how)
 {
 	struct inflight *entry = outstanding(link, event->seq);
 
 	if (entry == NULL)
 		return;
 	struct inflight was = take(link, event->seq, entry);
-	lane_take_back(was.lane, was.slot, link, event->seq, how);
+	link->events->given_back(was.lane, was.slot, link, event->seq, how);
 	progress(link);
 }
 
@@ -332,7 +339,7 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		return;
 	switch (event->type) {
 	case EV_UP:
-		if (link->broker->pool->config->tls.enabled && link->tls == NULL)
+		if (link->broker->peers->config->tls.enabled && link->tls == NULL)
 			refuse(link, "the broker offers no TLS, and the pool has a tls group");
 		else if (link->state == LINK_IDLE)
 			link->replayed = 1;
@@ -352,10 +359,10 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		on_nack(link, event);
 		break;
 	case EV_AGAIN:
-		on_again(link, event, LANE_BACK_AGAIN);
+		on_again(link, event, LINK_BACK_AGAIN);
 		break;
 	case EV_LOST:
-		on_again(link, event, LANE_BACK_FAILED);
+		on_again(link, event, LINK_BACK_FAILED);
 		break;
 	case EV_UNSURE:
 		on_unsure(link, event);
@@ -386,7 +393,7 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		endpoints_leaving(link);
 		break;
 	case EV_TLS:
-		if (!link->broker->pool->config->tls.enabled)
+		if (!link->broker->peers->config->tls.enabled)
 			refuse(link, "the broker demands TLS, and the pool has no tls group");
 		else if (link->tls != NULL)
 			fatal_text(link, "the broker wants TLS inside of TLS");
@@ -406,33 +413,13 @@ expire_entry(void *arg, uint64_t seq, struct inflight *entry)
 
 	/* L5: a suspect owns what it has not written. */
 	if (entry->end <= out_written(&link->out) || link->state == LINK_SUSPECT)
-		lane_overdue(entry->lane, entry->slot, link, seq);
+		link->events->look_overdue(entry->lane, entry->slot, link, seq);
 }
 
 void
 link_expire(struct link *link)
 {
 	link_each(link, expire_entry, link);
-}
-
-void
-link_unbind_all(struct link *link)
-{
-	while (!TAILQ_EMPTY(&link->bound))
-		lane_unbind(TAILQ_FIRST(&link->bound), 0);
-}
-
-static void
-let_go_entry(void *arg, uint64_t seq, struct inflight *entry)
-{
-	lane_reroute(entry->lane, entry->slot, arg, seq);
-}
-
-void
-link_let_go(struct link *link)
-{
-	link_each(link, let_go_entry, link);
-	link_unbind_all(link);
 }
 
 void
@@ -452,19 +439,19 @@ link_abandon(struct link *link)
 		uint64_t seq;
 		struct inflight *entry = (struct inflight *)aside_any(&link->aside, &seq);
 		struct inflight was = take(link, seq, entry);
-		lane_take_back(was.lane, was.slot, link, seq, LANE_BACK_FAILED);
+		link->events->given_back(was.lane, was.slot, link, seq, LINK_BACK_FAILED);
 	}
 	for (; link->base != link->next; link->base++) {
 		struct inflight *entry = link_entry(link, link->base);
 		if (entry->lane == NULL)
 			continue;
 		struct inflight was = take(link, link->base, entry);
-		lane_take_back(was.lane, was.slot, link, link->base,
-		    was.start >= written ? LANE_BACK_UNSENT : LANE_BACK_FAILED);
+		link->events->given_back(was.lane, was.slot, link, link->base,
+		    was.start >= written ? LINK_BACK_UNSENT : LINK_BACK_FAILED);
 	}
 	link->base = link->next = 0;
 	link->holder = NULL;
 	/* Lanes that are set apart wait for the link: their verdict is due when it is READY again. */
 	if (!keeps)
-		link_unbind_all(link);
+		link->events->unbind(link);
 }

@@ -23,10 +23,8 @@
  */
 #include "link.h"
 
-#include "daemon/flow/blame.h"
 #include "broker.h"
 #include "daemon/base/log.h"
-#include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
 
 #include <stdio.h>
@@ -116,7 +114,7 @@ is_slow(struct link *link, const struct config_health *health)
 		link->excused = 0;
 		return 0;
 	}
-	if (!pool_has_room_beside(link->broker->pool, link->broker) ||
+	if (!peers_have_room_beside(link->broker) ||
 	    (link->shard->world->ops->info(link->sock, &info) == 0 && info.unacked > 0 && info.retransmits > 0))
 		return 0;
 	snprintf(link->why, sizeof(link->why), "slow: %llu messages answered in %llu ms, %u are waited for",
@@ -169,7 +167,7 @@ look(struct link *link, const struct config_health *health)
 		uint64_t due = link->last_progress_ns + health->ack_timeout_ms * NS_PER_MS;
 		if (due < link->grace_ns)
 			due = link->grace_ns;
-		if (now >= due && link->state == LINK_READY && !link_pass_over_lane(link)) {
+		if (now >= due && link->state == LINK_READY && !link->events->pass_over(link)) {
 			snprintf(link->why, sizeof(link->why), "no answer to %u messages in %u ms", link->outstanding,
 			    health->ack_timeout_ms);
 			link_event(link, LINK_EV_SUSPECT);
@@ -288,22 +286,22 @@ link_health_begin(struct link *link)
 void
 link_health_check(struct link *link)
 {
-	const struct config_health *health = &link->broker->pool->config->health;
+	const struct config_health *health = &link->broker->peers->config->health;
 	uint64_t now = link->shard->now_ns;
 
 	if (link->apart && TAILQ_EMPTY(&link->bound) && link->outstanding == 0 &&
-	    now - link->last_progress_ns >= BLAME_IDLE_MS * NS_PER_MS) {
+	    now - link->last_progress_ns >= LINK_APART_IDLE_MS * NS_PER_MS) {
 		link_drain(link);
 		return;
 	}
 	if (!link->apart && link->state == LINK_READY && link->ready_ns != 0 &&
-	    now - link->ready_ns >= link->broker->pool->config->breaker.slow_start_ms * NS_PER_MS)
-		broker_link_proven(link->broker, link);
+	    now - link->ready_ns >= link->broker->peers->config->breaker.slow_start_ms * NS_PER_MS)
+		link->events->proven(link->broker, link);
 	link_expire(link);
 	link_pass_over(link);
-	link_retry_late(link);
+	link->events->retry_late(link);
 	if (link->apart)
-		blame_turn(link, 0); /* what its holder waits for may be late by now */
+		link->events->turn(link, 0); /* what its holder waits for may be late by now */
 	if ((link->worn || link->aside.count > ASIDE_MAX / 2) && link->state == LINK_READY) {
 		link->worn = 1;
 		snprintf(link->why, sizeof(link->why), "%u messages were never answered: a new connection begins without them",
@@ -320,9 +318,9 @@ link_health_check(struct link *link)
 		if (!judge(link, health))
 			return;
 		/* Also for lanes with nothing new: unanswered messages fill their rings. */
-		if (link->broker->pool->config->on_failure == ON_FAILURE_RESEND &&
-		    pool_has_other(link->broker->pool, link->broker))
-			link_let_go(link);
+		if (link->broker->peers->config->on_failure == ON_FAILURE_RESEND &&
+		    peers_have_other(link->broker))
+			link->events->let_go(link);
 		uint64_t soon = now + SUSPECT_LOOK_MS * NS_PER_MS;
 		if (next == 0 || next > soon)
 			next = soon;
@@ -336,7 +334,7 @@ link_health_check(struct link *link)
 void
 link_health_read(struct link *link)
 {
-	const struct config_health *health = &link->broker->pool->config->health;
+	const struct config_health *health = &link->broker->peers->config->health;
 	uint64_t now = link->shard->now_ns;
 
 	/* Detector (d): no answer could come in a silence that is over. Once: a broker that falls silent again

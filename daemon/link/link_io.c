@@ -3,7 +3,6 @@
 
 #include "broker.h"
 #include "daemon/base/log.h"
-#include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
 #include "tls.h"
 
@@ -58,7 +57,6 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 		.sent_ms = (uint32_t)(link->shard->now_ns / NS_PER_MS) & INFLIGHT_MS_MASK,
 		.no_ack = rc == DRIVER_PUBLISHED_NO_ACK,
 	};
-	lane->refs++;
 	link->next++;
 	link->outstanding++;
 	if (link_waited_for(link) == 1) {
@@ -77,7 +75,7 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 void
 link_update_writable(struct link *link)
 {
-	const struct config_pool *config = link->broker->pool->config;
+	const struct config_pool *config = link->broker->peers->config;
 	uint64_t unsent = out_unwritten(&link->out);
 	if (link->next - link->base > link->ring_mask / 2)
 		link_make_room(link);
@@ -104,7 +102,7 @@ link_update_writable(struct link *link)
 	if (writable == link->writable)
 		return;
 	link->writable = writable;
-	pool_link_changed(link->broker->pool, link);
+	link->events->changed(link);
 }
 
 /* ---- plain or TLS ---- */
@@ -195,7 +193,7 @@ must_wait_for_tls(struct link *link)
 {
 	if (link->state == LINK_TLS)
 		return 1;
-	if (link->tls != NULL || !link->broker->pool->config->tls.enabled)
+	if (link->tls != NULL || !link->broker->peers->config->tls.enabled)
 		return 0;
 	if (out_unwritten(&link->out) > 0 && !link->wants_tls)
 		link_fail(link, FATAL_SETTINGS, "the broker offers no TLS, and the pool has a tls group");

@@ -13,7 +13,7 @@
  *   the driver   keeps what is unanswered in its own way, for a span of messages (driver.h). At the end of that,
  *                the link drains, and connects again at once; the lanes send what was never answered anew
  *   the link     silence of the broker about one lane's messages, while it answers probes, is no reason to
- *                suspect the link (link_pass_over_lane)
+ *                suspect the link (riders_pass_over)
  *   the message  is sent again after stall_timeout_ms, once on a connection, if the pool resends; an answer to
  *                either counts
  *   the lane     has at most a window of unanswered messages, LANE_LATE_MAX late ones, and, while the link has
@@ -23,10 +23,7 @@
  */
 #include "link.h"
 
-#include "daemon/flow/blame.h"
 #include "broker.h"
-#include "daemon/lane/lane.h"
-#include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
 #include "shm/error.h"
 
@@ -86,8 +83,8 @@ link_make_room(struct link *link)
 			return;
 }
 
-static void
-become_late(struct link *link, uint64_t seq, struct inflight *entry)
+void
+link_become_late(struct link *link, uint64_t seq, struct inflight *entry)
 {
 	if (entry->late)
 		return;
@@ -95,13 +92,13 @@ become_late(struct link *link, uint64_t seq, struct inflight *entry)
 	link->late++;
 	link->late_bytes += entry->bytes;
 	link->shard->outstanding--;
-	lane_late(entry->lane, entry->slot, link, seq);
+	link->events->late(entry->lane, entry->slot, link, seq);
 }
 
 static uint32_t
 late_after_ms(const struct link *link)
 {
-	const struct config_health *health = &link->broker->pool->config->health;
+	const struct config_health *health = &link->broker->peers->config->health;
 	uint32_t ms = link->ack_ms8 / 8 * LATE_ACKS;
 
 	if (ms < LATE_MIN_MS)
@@ -117,7 +114,7 @@ look_aside(void *arg, uint64_t seq, uintptr_t value)
 	uint32_t ahead = age_ms(entry->sent_ms, link->answered_ms);
 
 	if (ahead <= INFLIGHT_MS_MASK / 2 && ahead > late_after_ms(link))
-		become_late(link, seq, entry);
+		link_become_late(link, seq, entry);
 }
 
 void
@@ -139,7 +136,7 @@ link_pass_over(struct link *link)
 		}
 		if (ahead > INFLIGHT_MS_MASK / 2 || ahead <= after)
 			break;
-		become_late(link, link->base, entry);
+		link_become_late(link, link->base, entry);
 		if (set_aside(link) != 0)
 			break;
 	}
@@ -157,7 +154,7 @@ find_oldest(void *arg, uint64_t seq, uintptr_t value)
 static void
 age_aside(void *arg, uint64_t seq, uintptr_t value)
 {
-	become_late(arg, seq, (struct inflight *)value);
+	link_become_late(arg, seq, (struct inflight *)value);
 }
 
 void
@@ -169,119 +166,9 @@ link_wear(struct link *link)
 		return;
 	aside_each(&link->aside, find_oldest, &oldest);
 	/* Less than any driver's span (DRIVER_SPAN, 16 windows); more than what a small window of the broker's does. */
-	if (link->next - oldest < (uint64_t)WORN_WINDOWS * link->broker->pool->config->window_messages)
+	if (link->next - oldest < (uint64_t)WORN_WINDOWS * link->broker->peers->config->window_messages)
 		return;
 	aside_each(&link->aside, age_aside, link);
 	link->worn = 1;
 	timer_set_earlier(&link->shard->timers, &link->timer, link->shard->now_ns);
-}
-
-/* ---- one lane's silence ---- */
-
-struct one_lane {
-	struct link *link;
-	struct lane *lane;
-	int several;
-	int again;     /* one of its messages was sent more than once already */
-	int unwritten; /* L5: what is not written yet cannot be sent elsewhere, and must not be overtaken */
-};
-
-static void
-find_lane(void *arg, uint64_t seq, struct inflight *entry)
-{
-	struct one_lane *one = arg;
-
-	if (entry->late)
-		return;
-	if (one->lane == NULL)
-		one->lane = entry->lane;
-	one->several |= one->lane != entry->lane;
-	one->unwritten |= entry->end > out_written(&one->link->out);
-}
-
-static void
-pass_over_entry(void *arg, uint64_t seq, struct inflight *entry)
-{
-	struct one_lane *one = arg;
-	const struct slot *slot = lane_carried(entry->lane, entry->slot, one->link, seq);
-
-	become_late(one->link, seq, entry);
-	one->again |= entry->lane == one->lane && slot != NULL && slot->attempts > 1;
-}
-
-static void
-reroute_entry(void *arg, uint64_t seq, struct inflight *entry)
-{
-	const struct one_lane *one = arg;
-
-	if (entry->lane == one->lane)
-		lane_reroute(entry->lane, entry->slot, one->link, seq);
-}
-
-/* Whether the lane's messages may go to another broker: all of them, in order, or none. */
-static int
-may_reroute(const struct one_lane *one)
-{
-	struct pool *pool = one->link->broker->pool;
-
-	return !one->again && pool->config->on_failure == ON_FAILURE_RESEND && pool_has_other(pool, one->link->broker);
-}
-
-int
-link_pass_over_lane(struct link *link)
-{
-	struct one_lane one = { .link = link };
-
-	if (link->alive_ns <= link->last_progress_ns)
-		return 0;
-	link_each(link, find_lane, &one);
-	if (one.lane == NULL || one.several || one.unwritten || (link->mute_lane != 0 && link->mute_lane != one.lane->id))
-		return 0;
-	link->mute_lane = one.lane->id;
-	link_each(link, pass_over_entry, &one);
-	/* Once: the next link may be of the same broker, and what no broker answers would be sent again and again. */
-	if (may_reroute(&one))
-		link_each(link, reroute_entry, &one);
-	if (one.lane->link == link && one.lane->inflight == 0)
-		lane_unbind(one.lane, 0);
-	if (link->apart)
-		blame_turn(link, 0);
-	link_update_writable(link);
-	return 1;
-}
-
-static void
-retry_entry(void *arg, uint64_t seq, struct inflight *entry)
-{
-	struct link *link = arg;
-	uint32_t now_ms = (uint32_t)(link->shard->now_ns / NS_PER_MS) & INFLIGHT_MS_MASK;
-
-	if (!entry->late || age_ms(entry->sent_ms, now_ms) < link->broker->pool->config->health.stall_timeout_ms ||
-	    entry->end > out_written(&link->out))
-		return;
-	struct slot *slot = lane_carried(entry->lane, entry->slot, link, seq);
-	if (slot == NULL || slot->retried)
-		return;
-	slot->retried = 1;
-	lane_reroute(entry->lane, entry->slot, link, seq);
-}
-
-void
-link_retry_late(struct link *link)
-{
-	if (link->late > 0 && link->broker->pool->config->on_failure == ON_FAILURE_RESEND)
-		link_each(link, retry_entry, link);
-}
-
-/* ---- shares ---- */
-
-int
-link_has_share(const struct link *link, const struct lane *lane)
-{
-	if (lane->late >= LANE_LATE_MAX || lane->inflight >= link->window_wide)
-		return 0;
-	/* Without late messages answers come as fast as the broker works: there is nothing to keep for others. */
-	if (link->late == 0 || link_waited_for(link) < link->window / 2 || lane_waited_for(lane) == 0)
-		return 1;
-	return (uint64_t)lane_waited_for(lane) * link->bound_count < link->window;
 }

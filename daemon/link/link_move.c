@@ -9,7 +9,6 @@
 
 #include "broker.h"
 #include "endpoints.h"
-#include "daemon/flow/pool.h"
 #include "shm/error.h"
 
 int
@@ -21,7 +20,7 @@ link_kind_can_move(const struct config_pool *config)
 ssize_t
 link_save(const struct link *link, uint8_t *bytes, size_t room)
 {
-	const struct config_pool *config = link->broker->pool->config;
+	const struct config_pool *config = link->broker->peers->config;
 
 	if (!link_kind_can_move(config))
 		return -TG_ELIMIT;

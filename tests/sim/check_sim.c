@@ -175,10 +175,10 @@ check_on_resolve(void *watcher, void *owner)
 
 	watch->attempts++;
 	if (broker->open && broker->prober != link)
-		sim_fail(sim, "broker %u: link %u tries though its breaker is open and link %u probes", broker->index,
+		sim_fail(sim, "broker %u: link %u tries though its breaker is open and link %u probes", broker_number(broker),
 		    link->id, broker->prober->id);
-	if (watch->failed_ns != 0 && since < watch->wait_ns && sim->broker_ready_ns[broker->index] < watch->failed_ns)
-		sim_fail(sim, "broker %u: link %u tries again %.3f ms after failure %u: at least %.3f", broker->index,
+	if (watch->failed_ns != 0 && since < watch->wait_ns && sim->broker_ready_ns[broker_number(broker)] < watch->failed_ns)
+		sim_fail(sim, "broker %u: link %u tries again %.3f ms after failure %u: at least %.3f", broker_number(broker),
 		    link->id, (double)since / 1e6, broker->failures, (double)watch->wait_ns / 1e6);
 }
 
@@ -217,8 +217,8 @@ check_link(struct sim *sim, struct link *link, uint32_t failed_now)
 	if (link->outstanding_bytes - link->late_bytes > config->window_bytes + LANE_SQ_DEFAULT / 2)
 		sim_fail(sim, "link %u: %llu bytes outstanding", link->id,
 		    (unsigned long long)link->outstanding_bytes);
-	if (link->ready_ns != 0 && link->ready_ns > sim->broker_ready_ns[link->broker->index])
-		sim->broker_ready_ns[link->broker->index] = link->ready_ns;
+	if (link->ready_ns != 0 && link->ready_ns > sim->broker_ready_ns[broker_number(link->broker)])
+		sim->broker_ready_ns[broker_number(link->broker)] = link->ready_ns;
 	if (link->state == LINK_SUSPECT && !watch->suspect)
 		check_suspect(sim, link);
 	watch->suspect = link->state == LINK_SUSPECT;
@@ -239,9 +239,9 @@ check_link(struct sim *sim, struct link *link, uint32_t failed_now)
 static int
 takes_records(const struct pool *pool)
 {
-	for (uint32_t b = 0; b < pool->broker_count; b++)
-		for (uint32_t l = 0; l < pool->brokers[b].link_count; l++)
-			if (link_is_writable(&pool->brokers[b].links[l]))
+	for (uint32_t b = 0; b < pool->peers.count; b++)
+		for (uint32_t l = 0; l < pool->peers.list[b].link_count; l++)
+			if (link_is_writable(&pool->peers.list[b].links[l]))
 				return 1;
 	return 0;
 }
@@ -273,18 +273,18 @@ static void
 check_breakers(struct sim *sim)
 {
 	const struct pool *pool = sim->pool;
-	int usable = pool_is_usable(pool);
+	int usable = peers_are_usable(&pool->peers);
 	uint32_t open = 0, opened = 0;
 
-	for (uint32_t b = 0; b < pool->broker_count; b++) {
-		const struct broker *broker = &pool->brokers[b];
+	for (uint32_t b = 0; b < pool->peers.count; b++) {
+		const struct broker *broker = &pool->peers.list[b];
 		open += (uint32_t)broker->open;
 		opened += broker->count.opened != sim->broker_opened[b];
 		sim->broker_opened[b] = broker->count.opened;
 	}
 	if (opened > 0 && open > 1 && usable && sim->was_usable &&
-	    open * 100 > pool->broker_count * pool->config->breaker.share_cap)
-		sim_fail(sim, "%u of %u breakers are open, the cap is %u %%", open, pool->broker_count,
+	    open * 100 > pool->peers.count * pool->config->breaker.share_cap)
+		sim_fail(sim, "%u of %u breakers are open, the cap is %u %%", open, pool->peers.count,
 		    pool->config->breaker.share_cap);
 	sim->was_usable = usable;
 }
@@ -306,8 +306,8 @@ check_step(struct sim *sim)
 			break;
 		sim->live_from++;
 	}
-	for (uint32_t b = 0; b < pool->broker_count; b++) {
-		struct broker *broker = &pool->brokers[b];
+	for (uint32_t b = 0; b < pool->peers.count; b++) {
+		struct broker *broker = &pool->peers.list[b];
 		uint32_t failed_now = 0;
 		struct link *link;
 		for (uint32_t l = 0; l < broker->link_count; l++)

@@ -118,7 +118,7 @@ sim_publish(struct session *session, uint64_t seq, const struct message *message
 		sim_fail(sim, "sequence number %llu where %llu is next", (unsigned long long)seq,
 		    (unsigned long long)s->next);
 	check_publish(sim, link, producer->lane, message);
-	if ((message->topic_len == 1 && message->topic[0] == TOPIC_REFUSED[0]) || sim->brokers[link->broker->index].refuses) {
+	if ((message->topic_len == 1 && message->topic[0] == TOPIC_REFUSED[0]) || sim->brokers[broker_number(link->broker)].refuses) {
 		producer_entry(producer, message->position)->refused = 1;
 		rejection->code = REJECT_TOPIC;
 		rejection->text = "such a topic is not allowed";
@@ -139,7 +139,7 @@ sim_publish(struct session *session, uint64_t seq, const struct message *message
 	out_body(out, message->body, message->body_len);
 	s->next++;
 	s->unanswered++;
-	return sim->brokers[link->broker->index].ack_mode == ACK_NONE ? DRIVER_PUBLISHED_NO_ACK : DRIVER_PUBLISHED;
+	return sim->brokers[broker_number(link->broker)].ack_mode == ACK_NONE ? DRIVER_PUBLISHED_NO_ACK : DRIVER_PUBLISHED;
 }
 
 /* The socket has taken that much of the connection's bytes. */

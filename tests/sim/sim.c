@@ -113,8 +113,8 @@ sim_start(struct sim *sim)
 		sim_fail(sim, "out of memory for the shard");
 	sim->shard.expedited = 0; /* one thread: a fence does, and costs no system call */
 	sim->pool = &sim->shard.pools[0];
-	for (unsigned i = 0; i < sim->pool->broker_count; i++)
-		sim->brokers[i].broker = &sim->pool->brokers[i];
+	for (unsigned i = 0; i < sim->pool->peers.count; i++)
+		sim->brokers[i].broker = &sim->pool->peers.list[i];
 	sim->client.shard = &sim->shard;
 	sim->client.attach = (struct attach *)(void *)sim; /* one is always on its way: it is never laneless */
 	TAILQ_INIT(&sim->client.asleep);
@@ -230,14 +230,14 @@ sim_fini(struct sim *sim)
 struct link *
 sim_link(struct sim *sim, unsigned broker, unsigned link)
 {
-	return &sim->pool->brokers[broker].links[link];
+	return &sim->pool->peers.list[broker].links[link];
 }
 
 int
 sim_all_ready(struct sim *sim)
 {
-	for (uint32_t b = 0; b < sim->pool->broker_count; b++)
-		for (uint32_t l = 0; l < sim->pool->brokers[b].link_count; l++)
+	for (uint32_t b = 0; b < sim->pool->peers.count; b++)
+		for (uint32_t l = 0; l < sim->pool->peers.list[b].link_count; l++)
 			if (!link_is_ready(sim_link(sim, b, l)))
 				return 0;
 	return 1;

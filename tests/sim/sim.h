@@ -200,6 +200,13 @@ int sim_all_ready(struct sim *sim);
 extern const struct driver driver_sim;
 
 /* broker_sim.c */
+/* Its place among its pool's brokers. */
+static inline unsigned
+broker_number(const struct broker *broker)
+{
+	return (unsigned)(broker - broker->peers->list);
+}
+
 void sim_broker_init(struct sim_broker *broker, struct sim *sim, unsigned index);
 void sim_broker_fini(struct sim_broker *broker);
 void sim_broker_crash(struct sim_broker *broker); /* the port is closed; connections are reset */

@@ -181,8 +181,10 @@ setup(struct storm *storm, struct config_broker *address)
 	for (uint32_t h = 0; h < HOSTS; h++) {
 		struct broker *broker = &storm->brokers[h];
 		storm->pools[h] = (struct pool){
-			.shard = &storm->shard, .config = &storm->config, .brokers = broker, .broker_count = 1 };
-		*broker = (struct broker){ .pool = &storm->pools[h], .config = address, .link_count = LINKS };
+			.shard = &storm->shard,
+			.config = &storm->config,
+			.peers = { .shard = &storm->shard, .config = &storm->config, .list = broker, .count = 1 } };
+		*broker = (struct broker){ .peers = &storm->pools[h].peers, .config = address, .link_count = LINKS };
 		broker->links = calloc(LINKS, sizeof(*broker->links));
 		if (broker->links == NULL)
 			abort();

@@ -49,7 +49,7 @@ duplicates(const struct sim *sim)
 int
 is_0_ready(struct sim *sim)
 {
-	return broker_is_ready(&sim->pool->brokers[0]);
+	return broker_is_ready(&sim->pool->peers.list[0]);
 }
 
 int

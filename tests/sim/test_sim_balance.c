@@ -166,7 +166,7 @@ lanes_come_back_to_a_broker_that_has_recovered(void **state)
 	sim_run_for(&sim, SIM_MS(500));
 	sim_broker_start(&sim.brokers[0]);
 	sim_run_for(&sim, SIM_S(8));
-	assert_between(14, sim.pool->brokers[0].bound_count, 18);
+	assert_between(14, sim.pool->peers.list[0].bound_count, 18);
 	end_all_delivered(&sim, SIM_S(5));
 }
 

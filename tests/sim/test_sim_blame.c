@@ -67,7 +67,7 @@ end_others_unhurt(struct sim *sim)
 	for (unsigned i = 0; i < GOOD; i++)
 		check_unhurt(sim->producers[i]);
 	for (unsigned b = 0; b < sim->pool_config.broker_count; b++)
-		assert_int_equal(sim->pool->brokers[b].count.opened, 0);
+		assert_int_equal(sim->pool->peers.list[b].count.opened, 0);
 	sim_fini(sim);
 }
 
@@ -78,8 +78,8 @@ ordinary_failures(const struct sim *sim)
 	uint64_t sum = 0;
 
 	for (unsigned b = 0; b < sim->pool_config.broker_count; b++)
-		for (uint32_t l = 0; l < sim->pool->brokers[b].link_count; l++)
-			sum += sim->pool->brokers[b].links[l].count.failures;
+		for (uint32_t l = 0; l < sim->pool->peers.list[b].link_count; l++)
+			sum += sim->pool->peers.list[b].links[l].count.failures;
 	return sum;
 }
 
@@ -247,8 +247,8 @@ broker_that_crashes_is_not_mistaken_for_one_that_refuses(void **state)
 	sim_run_for(&sim, SIM_S(5));
 	sim_broker_crash(&sim.brokers[1]);
 	sim_run_for(&sim, SIM_S(20));
-	assert_true(sim.pool->brokers[1].open);
-	assert_false(sim.pool->brokers[0].open);
+	assert_true(sim.pool->peers.list[1].open);
+	assert_false(sim.pool->peers.list[0].open);
 	sim_broker_start(&sim.brokers[1]);
 	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(11)));
 	stop_producers(&sim);
@@ -281,7 +281,7 @@ unanswered_messages_leave_the_window(unsigned brokers, uint32_t count)
 	/* The silent lane's unanswered messages no longer count against the window. */
 	uint32_t outstanding = 0;
 	for (unsigned b = 0; b < brokers; b++)
-		outstanding += link_waited_for(&sim.pool->brokers[b].links[0]);
+		outstanding += link_waited_for(&sim.pool->peers.list[b].links[0]);
 	assert_between(0, outstanding, count / 2 + 50);
 	stop_producers(&sim);
 	sim_settle(&sim, SIM_S(60));

@@ -34,7 +34,7 @@ end(struct sim *sim)
 static uint32_t
 elsewhere(const struct sim *sim)
 {
-	const struct broker *broker = &sim->pool->brokers[0];
+	const struct broker *broker = &sim->pool->peers.list[0];
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < broker->link_count; i++)
@@ -45,7 +45,7 @@ elsewhere(const struct sim *sim)
 static int
 all_are_elsewhere(struct sim *sim)
 {
-	return elsewhere(sim) == sim->pool->brokers[0].link_count;
+	return elsewhere(sim) == sim->pool->peers.list[0].link_count;
 }
 
 static int
@@ -100,7 +100,7 @@ failures_of_the_own_address_are_forgotten(void **state)
 		sim_broker_start(&sim.brokers[0]);
 		assert_true(sim_run_until(&sim, all_are_home, SIM_S(8)));
 		sim_run_for(&sim, SIM_S(8)); /* slow_start_ms is 5 s */
-		assert_int_equal(sim.pool->brokers[0].endpoints.own_failures, 0);
+		assert_int_equal(sim.pool->peers.list[0].endpoints.own_failures, 0);
 	}
 	assert_int_equal(sim.w.hosts[1].connects, 0);
 	publish(&sim);
@@ -152,9 +152,9 @@ attempts_in_vain(struct sim *sim, uint64_t seed, uint32_t tells)
 	begin(sim, seed, 3, 1, 2, tells);
 	for (unsigned i = 0; i < 3; i++)
 		sim_broker_crash(&sim->brokers[i]);
-	uint64_t before = sim->pool->brokers[0].count.attempts;
+	uint64_t before = sim->pool->peers.list[0].count.attempts;
 	sim_run_for(sim, SIM_S(600));
-	return sim->pool->brokers[0].count.attempts - before;
+	return sim->pool->peers.list[0].count.attempts - before;
 }
 
 static void
@@ -202,7 +202,7 @@ configured_brokers_are_no_endpoints(void **state)
 	sim.brokers[0].tells = sim.brokers[1].tells = sim.brokers[2].tells = 7;
 	sim_start(&sim);
 	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
-	assert_int_equal(sim.pool->brokers[0].endpoints.count, 3);
+	assert_int_equal(sim.pool->peers.list[0].endpoints.count, 3);
 	publish(&sim);
 	sim_broker_crash(&sim.brokers[0]);
 	assert_true(sim_run_until(&sim, all_are_elsewhere, SIM_S(20)));

@@ -4,7 +4,7 @@
 static uint64_t
 attempts(const struct sim *sim, unsigned broker)
 {
-	return sim->pool->brokers[broker].count.attempts;
+	return sim->pool->peers.list[broker].count.attempts;
 }
 
 /* ---- breaker and back-off ---- */
@@ -20,7 +20,7 @@ breaker_probes_alone_and_ever_more_seldom(void **state)
 	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(2)));
 	sim_broker_crash(&sim.brokers[0]);
 	sim_run_for(&sim, SIM_S(60));
-	assert_true(sim.pool->brokers[0].open);
+	assert_true(sim.pool->peers.list[0].open);
 	/* By now a step is the cap of 10 s, of which at least half is waited: check_on_resolve holds that. */
 	uint64_t before = attempts(&sim, 0);
 	sim_run_for(&sim, SIM_S(100));
@@ -49,7 +49,7 @@ links_without_a_place_try_ever_more_seldom(void **state)
 	sim_run_for(&sim, SIM_S(100));
 	assert_between(3 * 9, attempts(&sim, 0) - before, 3 * 21);
 	/* The healthy connection stays, and the broker accepts more again. */
-	assert_false(sim.pool->brokers[0].open);
+	assert_false(sim.pool->peers.list[0].open);
 	sim.brokers[0].places = 0;
 	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(11)));
 	end_all_delivered(&sim, SIM_S(1));

@@ -7,7 +7,7 @@
 static int
 is_1_left(struct sim *sim)
 {
-	return !broker_is_ready(&sim->pool->brokers[1]);
+	return !broker_is_ready(&sim->pool->peers.list[1]);
 }
 
 static void

@@ -176,7 +176,7 @@ static void
 hostile_text_makes_valid_json(void **state)
 {
 	struct world_of_one *w = *state;
-	struct link *link = &w->loop.shard.pools[0].brokers[0].links[0];
+	struct link *link = &w->loop.shard.pools[0].peers.list[0].links[0];
 	unsigned seed = 1;
 
 	publish(open_lane(w, &w->loop.shard.pools[0], LANE_SQ_MIN), 3);
@@ -218,7 +218,7 @@ without_memory_there_is_no_answer_or_all_of_it(void **state)
 		publish(open_lane(w, &w->loop.shard.pools[i % 2], LANE_SQ_MIN), 2);
 	for (int i = 0; i < 5; i++)
 		log_event(LOG_LEVEL_INFO, "test", "n=%d", i);
-	snprintf(w->loop.shard.pools[0].brokers[1].why, 200, "refused");
+	snprintf(w->loop.shard.pools[0].peers.list[1].why, 200, "refused");
 	for (size_t r = 0; r < REQUESTS; r++) {
 		json_t *request = json_loads(requests[r], 0, NULL);
 		/* Figures of the process itself change from one answer to the next. */

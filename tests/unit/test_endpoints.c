@@ -56,12 +56,14 @@ setup(void **state)
 		.broker_count = 2,
 		.breaker = { .failures = 3, .slow_start_ms = 5000 } };
 	rig->pool = (struct pool){
-		.shard = &rig->shard, .config = &rig->config, .brokers = rig->brokers, .broker_count = 2
+		.shard = &rig->shard,
+		.config = &rig->config,
+		.peers = { .shard = &rig->shard, .config = &rig->config, .list = rig->brokers, .count = 2 },
 	};
 	for (unsigned i = 0; i < 2; i++) {
 		assert_int_equal(config_address_parse(&rig->configs[i].address, texts[i], 4222, &why), 0);
 		rig->brokers[i] = (struct broker){
-			.pool = &rig->pool, .config = &rig->configs[i], .links = &rig->links[i], .link_count = 1
+			.peers = &rig->pool.peers, .config = &rig->configs[i], .links = &rig->links[i], .link_count = 1
 		};
 		rig->links[i] =
 		    (struct link){ .shard = &rig->shard, .broker = &rig->brokers[i], .state = LINK_BACKOFF };

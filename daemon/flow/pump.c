@@ -1,105 +1,14 @@
-/* From the ring onto links: admission, deadlines and cancels, the choice of a link, framing. */
-#include "daemon/lane/lane.h"
+#include "pump.h"
 
+#include "blame.h"
 #include "daemon/base/inject.h"
-#include "daemon/base/log.h"
+#include "daemon/lane/lane.h"
 #include "pool.h"
+#include "riders.h"
 #include "shard.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define PIECES_KEEP 2u /* of slots; a sleeping lane keeps no more */
-
-/* ---- admission ---- */
-
-/* Gives a sleeping lane's table back; its records are all released. */
-void
-lane_slots_shrink(struct lane *lane)
-{
-	if (lane->slot_head == lane->slot_tail && lane->slots.made > PIECES_KEEP)
-		slots_fini(&lane->slots);
-}
-
-int
-lane_admit(struct lane *lane, uint64_t now_ns, struct slot **out)
-{
-	struct record record;
-	int rc;
-
-	if ((lane->slot_tail % SLOTS_PIECE == 0 || lane->slots.pieces == NULL) &&
-	    (rc = slots_reserve(&lane->slots, lane->slot_head, lane->slot_tail)) != 0)
-		return rc;
-	if (sq_peek(&lane->sq, &record) != 0 || record.size > lane_max_record(&lane->map.geo))
-		return -TG_EBROKEN;
-	struct slot *slot = lane_slot(lane, lane->slot_tail);
-	uint32_t timeout_ms = record.timeout_ms != 0 ? record.timeout_ms : lane->pool->config->message_timeout_ms;
-	/* There is no use in trying for longer than the message is of use. */
-	if (record.expiry_ms != 0 && record.expiry_ms < timeout_ms)
-		timeout_ms = record.expiry_ms;
-	/* The producer's clock is only believed as far as it is not ahead of ours. */
-	uint64_t published = record.published_ns < now_ns ? record.published_ns : now_ns;
-	*slot = (struct slot){
-		.position = lane->sq.cursor,
-		.tag = record.tag,
-		.published_ns = published,
-		.deadline_ns = published + timeout_ms * NS_PER_MS,
-		.size = record.size,
-		.body_len = record.body_len,
-		.topic_len = record.topic_len,
-		.key_len = record.key_len,
-		.headers_len = record.headers_len,
-		.flags = record.flags,
-		.state = SLOT_PENDING,
-	};
-	if (slot->deadline_ns < lane->earliest_ns)
-		lane->earliest_ns = slot->deadline_ns;
-	lane->ordered = lane->slot_head == lane->slot_tail || (lane->ordered && slot->deadline_ns >= lane->latest_ns);
-	if (lane->slot_head == lane->slot_tail || slot->deadline_ns > lane->latest_ns)
-		lane->latest_ns = slot->deadline_ns;
-	lane->sq.cursor += record.size;
-	lane->slot_tail++;
-	lane->unfinished++;
-	lane->count.records++;
-	lane->count.bytes += record.size;
-	*out = slot;
-	INJECT(admitted);
-	return 0;
-}
-
-static int
-admit_next(struct lane *lane)
-{
-	struct slot *slot;
-	int rc = lane_admit(lane, lane->shard->now_ns, &slot);
-
-	if (rc != 0)
-		return rc;
-	lane->pool->count.accepted++;
-	lane->pool->count.bytes += slot->size;
-	return 0;
-}
-
-/* admit_next() if there is a slot for it now, in the table and among the completions; 1 if not. */
-static int
-admit(struct lane *lane)
-{
-	uint64_t floor = lane->floor == UINT64_MAX ? lane->cq.tail : lane->floor;
-
-	/*
-	 * An orphan's completion ring may stay full for ever: its records go on without it. But as long as
-	 * its client may come back, or a successor may take it, the entries must tell what is finished (I5).
-	 */
-	if (lane->client == NULL)
-		return lane->cq.tail - floor + lane->unfinished >= lane->map.geo.cq_entries / 2 ? 1 : admit_next(lane);
-	if (!cq_may_admit(&lane->cq, floor, lane->unfinished)) {
-		if (cq_producer_refresh(&lane->cq) < 0)
-			return -TG_EBROKEN;
-		if (!cq_may_admit(&lane->cq, floor, lane->unfinished))
-			return 1;
-	}
-	return admit_next(lane);
-}
 
 /* ---- framing ---- */
 
@@ -220,7 +129,7 @@ route_by_lane(struct lane *lane, int *rewound)
 		lane_set_place(lane, LANE_WAIT_LINK);
 		return NULL;
 	}
-	if (!link_has_share(link, lane)) {
+	if (!rider_has_share(link, lane)) {
 		lane_set_place(lane, LANE_WAIT_LINK);
 		lane->over_share = 1;
 		lane->resume_at = lane_waited_for(lane) / 2;
@@ -311,22 +220,6 @@ route(struct lane *lane, const struct message *message, int *rewound)
 	abort();
 }
 
-/* A slot that is not to be sent any more. Returns whether it was one. */
-static int
-finish_unsent(struct lane *lane, struct slot *slot)
-{
-	if (!slot->maybe_sent && sq_is_cancelled(&lane->sq, slot->position)) {
-		lane_finish(lane, slot, TG_CANCELLED, 0, 0);
-		return 1;
-	}
-	if (lane->shard->now_ns >= lane_deadline(lane, slot)) {
-		lane_give_up(lane, slot, slot->maybe_sent ? "sent, and not answered before its deadline"
-							  : "not sent before its deadline");
-		return 1;
-	}
-	return 0;
-}
-
 enum framed { FRAMED, FRAMED_NOT_THIS, FRAMED_MOVED };
 
 /* Frames the slot at slot_next, which is PENDING. */
@@ -337,7 +230,7 @@ frame(struct lane *lane, struct slot *slot)
 	struct driver_rejection rejection = { .code = 0 };
 	int rewound = 0;
 
-	if (finish_unsent(lane, slot))
+	if (lane_finish_unsent(lane, slot))
 		return FRAMED_NOT_THIS;
 	if (message_make(lane, slot, &message) != 0) {
 		lane_quarantine(lane, "a record's headers are malformed");
@@ -373,6 +266,7 @@ frame(struct lane *lane, struct slot *slot)
 	}
 	INJECT(framed);
 	slot->state = SLOT_INFLIGHT;
+	lane->refs++;
 	slot->link = link;
 	slot->seq = (uint32_t)(link->next - 1);
 	slot->maybe_sent = slot->maybe_sent ? 3 : 1;
@@ -408,7 +302,7 @@ pump(struct lane *lane, int32_t budget)
 				lane->deficit = 0;
 				return LANE_PUMP_IDLE;
 			}
-			rc = admit(lane);
+			rc = lane_admit_next(lane);
 			if (rc == 1) {
 				lane_set_place(lane, LANE_STALLED);
 				return LANE_PUMP_MOVED;
@@ -452,43 +346,3 @@ lane_pump(struct lane *lane, int32_t budget)
 	return rc;
 }
 
-void
-lane_expire(struct lane *lane)
-{
-	uint64_t now = lane->shard->now_ns;
-
-	if (sq_consumer_refresh(&lane->sq) < 0) {
-		lane_quarantine(lane, "sq_tail is out of range");
-		return;
-	}
-	for (uint32_t n = 0; n < LANE_SWEEP_SLOTS && lane->sq.cursor != lane->sq.tail_seen; n++) {
-		int rc = admit(lane);
-		if (rc == 1 || rc == -TG_ENOMEM)
-			break;
-		if (rc != 0) {
-			lane_quarantine(lane, "what lies at the cursor is not a record");
-			return;
-		}
-	}
-	if (!lane->sweeping) {
-		if (now < lane->earliest_ns && now < lane->cap_ns)
-			return;
-		lane->sweeping = 1;
-		lane->sweep_at = lane->slot_next;
-		lane->earliest_ns = UINT64_MAX;
-	}
-	if (lane->sweep_at < lane->slot_next)
-		lane->sweep_at = lane->slot_next;
-	for (uint32_t n = 0; n < LANE_SWEEP_SLOTS && lane->sweep_at != lane->slot_tail; n++, lane->sweep_at++) {
-		struct slot *slot = lane_slot(lane, lane->sweep_at);
-		if (slot->state != SLOT_PENDING || finish_unsent(lane, slot))
-			continue;
-		if (slot->deadline_ns < lane->earliest_ns)
-			lane->earliest_ns = slot->deadline_ns;
-		if (lane->ordered) {
-			lane->sweeping = 0; /* nor has what is behind it expired */
-			return;
-		}
-	}
-	lane->sweeping = lane->sweep_at != lane->slot_tail;
-}
