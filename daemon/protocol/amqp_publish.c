@@ -286,30 +286,21 @@ put_head(
 	return amqp_put_u8(at, AMQP_FRAME_END);
 }
 
-/* A body of one small frame goes with the head in one piece of a block. */
+/* A body of one small frame goes with the head in one piece. */
 static void
 append_small(
     const struct amqp_session *amqp, const struct message *message, const struct frame *frame, struct out *out)
 {
 	size_t body = message->body_len > 0 ? AMQP_FRAME_EXTRA + message->body_len : 0;
-	uint8_t *large = NULL, *at;
+	uint8_t *at = out_space(out, frame->head + body);
 
-	if (frame->head + body <= OUT_BLOCK)
-		at = out_space(out, frame->head + body);
-	else
-		at = large = malloc(frame->head + body); /* headers beyond a block are rare */
-	if (at == NULL) {
-		out->failed = 1;
+	if (at == NULL)
 		return;
-	}
 	at = put_head(at, amqp->base.settings, message, frame);
 	if (body > 0) {
 		at = amqp_put_frame_head(at, FRAME_BODY, frame->number, message->body_len);
 		amqp_put_u8(amqp_put_bytes(at, message->body, message->body_len), AMQP_FRAME_END);
 	}
-	if (large != NULL)
-		out_copy(out, large, frame->head + body);
-	free(large);
 }
 
 static void
@@ -318,17 +309,12 @@ append_large(
 {
 	uint32_t most = amqp->frame_max - AMQP_FRAME_EXTRA, at = 0;
 	uint8_t between[1 + AMQP_FRAME_HEAD] = { AMQP_FRAME_END };
-	struct message head = *message;
+	uint8_t *head = out_space(out, frame->head);
 
-	/* The head alone; its header names the whole body's size. */
-	uint8_t *bytes = malloc(frame->head);
-	if (bytes == NULL) {
-		out->failed = 1;
+	if (head == NULL)
 		return;
-	}
-	put_head(bytes, amqp->base.settings, &head, frame);
-	out_copy(out, bytes, frame->head);
-	free(bytes);
+	/* The header frame names the size of the whole body. */
+	put_head(head, amqp->base.settings, message, frame);
 	for (uint32_t n; at < message->body_len; at += n) {
 		n = message->body_len - at < most ? message->body_len - at : most;
 		amqp_put_frame_head(between + 1, FRAME_BODY, frame->number, n);

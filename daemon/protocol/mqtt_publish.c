@@ -5,7 +5,6 @@
 #include "shm/error.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 #define MQTT_KEY_NAME "tidegate-key"
 #define MQTT_SLASHES_MAX 200u /* over one more mosquitto closes, in 3.1.1 without a word */
@@ -139,31 +138,19 @@ frame_head(
 	return at;
 }
 
-/* Head and small body in one piece of a block; a large body follows by reference. */
+/* Head and small body in one piece; a large body follows by reference. */
 static int
 frame_append(const struct mqtt_session *mqtt, const struct message *message, const struct mqtt_frame *frame,
     struct out *out)
 {
 	size_t body = message->body_len < OUT_REF_MIN ? message->body_len : 0;
-	uint8_t *large = NULL, *at;
 
 	out_mark(out);
-	if (frame->head + body <= OUT_BLOCK) {
-		at = out_space(out, frame->head + body);
-		if (at == NULL)
-			return out_commit(out);
-		at = frame_head(at, mqtt, message, frame);
-		mqtt_put_bytes(at, message->body, body);
-	} else {
-		/* Headers beyond a block: rare enough for a copy. */
-		large = malloc(frame->head);
-		if (large == NULL)
-			return -TG_ENOMEM;
-		frame_head(large, mqtt, message, frame);
-		out_copy(out, large, frame->head);
-		out_copy(out, message->body, body);
-		free(large);
-	}
+	uint8_t *at = out_space(out, frame->head + body);
+	if (at == NULL)
+		return out_commit(out);
+	at = frame_head(at, mqtt, message, frame);
+	mqtt_put_bytes(at, message->body, body);
 	if (body < message->body_len)
 		out_ref(out, message->body, message->body_len);
 	return out_commit(out);

@@ -5,7 +5,6 @@
 #include "shm/error.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -257,36 +256,22 @@ control_size(const struct nats_session *nats, const struct message *message, con
 	       (frame->headers > 0 ? decimal_len(frame->headers) + 1 : 0) + decimal_len(frame->total);
 }
 
-/* Head, small body and end in one piece of a block; a large body follows by reference. */
+/* Head, small body and end in one piece; a large body follows by reference. */
 static int
 append(
     const struct nats_session *nats, const struct message *message, const struct frame *frame, struct out *out)
 {
 	size_t body = message->body_len < OUT_REF_MIN ? message->body_len : 0;
 	int whole = body == message->body_len;
-	uint8_t *at;
 
 	out_mark(out);
-	if (frame->head + body + 2 <= OUT_BLOCK) {
-		at = out_space(out, frame->head + body + (whole ? 2 : 0));
-		if (at == NULL)
-			return out_commit(out);
-		at = put_head(at, nats, message, frame);
-		at = put(at, message->body, body);
-		if (whole)
-			put(at, "\r\n", 2);
-	} else {
-		/* Headers beyond a block: rare enough for a copy. */
-		uint8_t *large = malloc(frame->head);
-		if (large == NULL)
-			return -TG_ENOMEM;
-		put_head(large, nats, message, frame);
-		out_copy(out, large, frame->head);
-		out_copy(out, message->body, body);
-		if (whole)
-			out_copy(out, "\r\n", 2);
-		free(large);
-	}
+	uint8_t *at = out_space(out, frame->head + body + (whole ? 2 : 0));
+	if (at == NULL)
+		return out_commit(out);
+	at = put_head(at, nats, message, frame);
+	at = put(at, message->body, body);
+	if (whole)
+		put(at, "\r\n", 2);
 	if (!whole) {
 		out_ref(out, message->body, message->body_len);
 		out_copy(out, "\r\n", 2);

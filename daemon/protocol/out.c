@@ -10,8 +10,8 @@
 
 /*
  * Blocks are filled front to back and their pieces leave the ring in that order, so a block is free
- * when the last of its pieces has gone. One that out_own() made is full from the start and is never
- * the open one.
+ * when the last of its pieces has gone. One that holds a single large piece (out_own(), out_space()) is
+ * full from the start and is never the open one.
  */
 struct out_block {
 	uint32_t pieces; /* in the ring, of this block */
@@ -94,9 +94,12 @@ pieces_grow(struct out *out)
 	return 0;
 }
 
+/* The block's next len bytes, or, with block NULL, a reference. */
 static int
-piece_push(struct out *out, struct out_block *block, const uint8_t *bytes, size_t len)
+piece_push(struct out *out, struct out_block *block, const uint8_t *ref, size_t len)
 {
+	const uint8_t *bytes = block != NULL ? block->bytes + block->used : ref;
+
 	if (out->count == out->capacity && pieces_grow(out) != 0)
 		return -TG_ENOMEM;
 	*piece_at(out, out->count++) = (struct out_piece){ .block = block, .bytes = bytes, .len = len };
@@ -155,7 +158,7 @@ append_open(struct out *out, size_t len)
 	}
 	if (len == 0)
 		return bytes; /* a piece is never empty */
-	return piece_push(out, block, bytes, len) == 0 ? bytes : NULL;
+	return piece_push(out, block, NULL, len) == 0 ? bytes : NULL;
 }
 
 /* A new open block; what is left of the old one stays unused. */
@@ -173,14 +176,30 @@ open_next(struct out *out)
 	return 0;
 }
 
+/* A block for this piece alone. */
+static uint8_t *
+append_large(struct out *out, size_t len)
+{
+	struct out_block *block = block_new(out, len);
+
+	if (block == NULL)
+		return NULL;
+	if (piece_push(out, block, NULL, len) == 0)
+		return block->bytes;
+	free(block);
+	return NULL;
+}
+
 uint8_t *
 out_space(struct out *out, size_t len)
 {
-	assert(len <= OUT_BLOCK);
 	if (__builtin_expect(!out->failed, 1)) {
 		uint8_t *bytes = NULL;
-		if (__builtin_expect(out->open != NULL && OUT_BLOCK - out->open->used >= len, 1) ||
-		    open_next(out) == 0)
+		if (__builtin_expect(out->open != NULL && OUT_BLOCK - out->open->used >= len, 1))
+			bytes = append_open(out, len);
+		else if (len > OUT_BLOCK)
+			bytes = append_large(out, len);
+		else if (open_next(out) == 0)
 			bytes = append_open(out, len);
 		if (__builtin_expect(bytes != NULL, 1))
 			return bytes;
@@ -194,7 +213,7 @@ out_trim(struct out *out, size_t n)
 {
 	struct out_piece *last = piece_at(out, out->count - 1);
 
-	assert(last->block == out->open && last->len > n);
+	assert(last->block != NULL && last->len > n);
 	last->len -= n;
 	last->block->used -= n;
 	out->end -= n;

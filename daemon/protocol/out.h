@@ -59,7 +59,10 @@ void out_ref(struct out *out, const void *bytes, size_t len);
 /* By reference if len >= OUT_REF_MIN, else copied. */
 void out_body(struct out *out, const void *bytes, size_t len);
 
-/* len contiguous bytes to write into now (len <= OUT_BLOCK); NULL without memory (remembered). */
+/*
+ * len contiguous bytes to write into now; NULL without memory (remembered). More than OUT_BLOCK, such as a
+ * frame with very long headers, get a block of their own.
+ */
 uint8_t *out_space(struct out *out, size_t len);
 
 /* Takes back the last n bytes of what out_space() gave last, with nothing appended since; not all of them. */

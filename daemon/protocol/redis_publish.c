@@ -4,7 +4,6 @@
 #include "shm/error.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 char *
@@ -101,38 +100,28 @@ frame_head(char *at, const struct redis_settings *settings, const struct message
 	return redis_put_count(at, '$', message->body_len);
 }
 
-/* Head and small body in one piece of a block; a large body goes by reference. size: of the head, at most. */
+/* Head and small body in one piece; a large body goes by reference. size: of the head, at most. */
 static int
 frame_append(const struct redis_settings *settings, const struct message *message, uint32_t fields, size_t size,
     struct out *out)
 {
 	size_t body = message->body_len < OUT_REF_MIN ? message->body_len : 0, room = size + body + 2;
-	char *large = NULL, *at;
 
 	out_mark(out);
-	if (room <= OUT_BLOCK)
-		at = (char *)out_space(out, room);
-	else
-		at = large = malloc(room); /* headers beyond a block: rare enough for a copy */
-	if (at == NULL) {
-		out_rollback(out);
-		return -TG_ENOMEM;
-	}
+	char *at = (char *)out_space(out, room);
+	if (at == NULL)
+		return out_commit(out);
 	char *end = frame_head(at, settings, message, fields);
 	end = (char *)out_put((uint8_t *)end, message->body, body);
 	if (body == message->body_len) {
 		*end++ = '\r';
 		*end++ = '\n';
 	}
-	if (large != NULL)
-		out_copy(out, large, (size_t)(end - large));
-	else
-		out_trim(out, room - (size_t)(end - at));
+	out_trim(out, room - (size_t)(end - at));
 	if (body < message->body_len) {
 		out_ref(out, message->body, message->body_len);
 		out_copy(out, "\r\n", 2);
 	}
-	free(large);
 	return out_commit(out);
 }
 

@@ -5,7 +5,6 @@
 #include "shm/error.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* Headers that are the driver's: the first of a name counts, so a message's own would be lost. */
@@ -311,36 +310,23 @@ frame_head(uint8_t *at, const struct stomp_session *stomp, uint64_t seq, const s
 	return send->head;
 }
 
-/* Head, a small body and the closing zero in one piece of a block; a large body goes by reference. */
+/* Head, a small body and the closing zero in one piece; a large body goes by reference. */
 static int
 frame_append(const struct stomp_session *stomp, uint64_t seq, const struct message *message,
     struct stomp_send *send, struct out *out)
 {
-	int small = message->body_len < OUT_REF_MIN && send->head + message->body_len + 1 <= OUT_BLOCK;
+	int small = message->body_len < OUT_REF_MIN;
 	size_t piece = send->head + (small ? message->body_len + 1 : 0);
-	uint8_t *large = NULL, *at;
 
 	out_mark(out);
-	if (piece <= OUT_BLOCK) {
-		at = out_space(out, piece);
-		if (at == NULL)
-			return out_commit(out);
-		frame_head(at, stomp, seq, message, send);
-		if (small)
-			*put(at + send->head, message->body, message->body_len) = '\0';
-	} else {
-		/* Headers beyond a block: rare enough for a copy. */
-		large = malloc(piece);
-		if (large == NULL) {
-			out_rollback(out);
-			return -TG_ENOMEM;
-		}
-		frame_head(large, stomp, seq, message, send);
-		out_copy(out, large, piece);
-		free(large);
-	}
+	uint8_t *at = out_space(out, piece);
+	if (at == NULL)
+		return out_commit(out);
+	frame_head(at, stomp, seq, message, send);
+	if (small)
+		*put(at + send->head, message->body, message->body_len) = '\0';
 	if (!small) {
-		out_body(out, message->body, message->body_len);
+		out_ref(out, message->body, message->body_len);
 		out_copy(out, "", 1);
 	}
 	return out_commit(out);

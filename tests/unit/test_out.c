@@ -109,9 +109,8 @@ append(struct out *out, struct model *model)
 		out_body(out, bytes, len);
 		break;
 	default:
-		len = len > OUT_BLOCK ? OUT_BLOCK : len;
 		/* More than is needed in the end, as framing asks for. */
-		uint32_t more = len > 0 && len < OUT_BLOCK ? roll(OUT_BLOCK - len) : 0;
+		uint32_t more = len > 0 && roll(2) ? roll(OUT_BLOCK) : 0;
 		uint8_t *space = out_space(out, len + more);
 		if (space == NULL)
 			break;
