@@ -311,20 +311,20 @@ link_row(struct answer *row, const struct link *link)
 	const struct shard *shard = link->shard;
 	char tls[40] = "";
 
-	if (link->tls != NULL)
-		tls_word(link->tls, tls, sizeof(tls));
+	if (link->conn.tls != NULL)
+		tls_word(link->conn.tls, tls, sizeof(tls));
 	answer_init(row);
 	answer_count(row, "id", link->id);
 	answer_text(row, "pool", link->broker->peers->config->name);
 	answer_text(row, "broker", link->broker->config->address.text);
 	answer_text(row, "endpoint", endpoints_of(link) != NULL ? endpoints_of(link) : "");
 	const struct driver *driver = link->broker->peers->config->driver;
-	const char *speaks = link->session != NULL && driver->speaks != NULL ? driver->speaks(link->session) : NULL;
+	const char *speaks = link->conn.session != NULL && driver->speaks != NULL ? driver->speaks(link->conn.session) : NULL;
 	answer_text(row, "speaks", speaks != NULL ? speaks : "");
 	answer_text(row, "state", link_state_word(link->state));
 	answer_count(row, "state_ms", ms_since(shard, link->state_since_ns));
 	answer_truth(row, "writable", link_is_writable(link));
-	answer_truth(row, "blocked", link->blocked);
+	answer_truth(row, "blocked", link->conn.blocked);
 	answer_count(row, "outstanding", link->outstanding);
 	answer_count(row, "outstanding_bytes", link->outstanding_bytes);
 	answer_count(row, "unsent_bytes", out_unwritten(&link->out));
@@ -332,7 +332,7 @@ link_row(struct answer *row, const struct link *link)
 	answer_count(row, "lanes", link->bound_count);
 	answer_truth(row, "apart", link->apart);
 	answer_count(row, "probe_rtt_us", link->probe_rtt_ns / NS_PER_US);
-	answer_count(row, "last_read_ms", ms_since(shard, link->last_read_ns));
+	answer_count(row, "last_read_ms", ms_since(shard, link->health.last_read_ns));
 	answer_count(row, "connects", link->connects);
 	answer_count(row, "failures", link->count.failures);
 	answer_count(row, "framed", link->count.framed);

@@ -139,9 +139,9 @@ say_full(struct words *words, const struct link *link)
 	const struct config_pool *config = link->broker->peers->config;
 	uint64_t unsent = out_unwritten(&link->out);
 
-	if (link->blocked) {
+	if (link->conn.blocked) {
 		say(words, "the broker says that it is blocked");
-	} else if (link->full) {
+	} else if (link->conn.full) {
 		say(words, "the protocol's own window is full, ");
 		say_number(words, link->outstanding);
 		say(words, " unanswered");
@@ -171,7 +171,7 @@ say_full(struct words *words, const struct link *link)
 	}
 	if (link->outstanding > 0) {
 		say(words, ", last answer ");
-		say_since(words, link->shard, link->last_progress_ns);
+		say_since(words, link->shard, link->health.last_progress_ns);
 		say(words, " ago");
 	}
 }
@@ -258,7 +258,7 @@ stalled(const struct lane *lane, const struct census *census)
 static enum reason
 waits_for_link(const struct link *link)
 {
-	if (link->blocked)
+	if (link->conn.blocked)
 		return WHY_BLOCKED;
 	return link_is_ready(link) ? WHY_LINK_FULL : WHY_LINK_GONE;
 }
@@ -396,7 +396,7 @@ say_in_flight(struct words *words, const struct group *group)
 		return;
 	if (link_is_ready(group->link)) {
 		say(words, ", no answer for ");
-		say_since(words, group->link->shard, group->link->last_progress_ns);
+		say_since(words, group->link->shard, group->link->health.last_progress_ns);
 	} else {
 		say(words, ": ");
 		say_link(words, group->link);

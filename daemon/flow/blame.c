@@ -247,9 +247,9 @@ accuse(struct link *link)
 	if (walk.sent == 0)
 		return 0;
 	link->closed_ns = link->shard->now_ns;
-	link->closed_code = link->failed_kind == FATAL_MESSAGE ? link->fatal_code : 0;
+	link->closed_code = link->failed_kind == FATAL_MESSAGE ? link->verdict.code : 0;
 	snprintf(link->closed_why, sizeof(link->closed_why), "%s",
-	    link->failed_kind == FATAL_MESSAGE ? link->fatal_why : "it closed without a word");
+	    link->failed_kind == FATAL_MESSAGE ? link->verdict.why : "it closed without a word");
 	return 1;
 }
 
@@ -313,10 +313,10 @@ blame_closed(struct link *link)
 {
 	uint64_t now = link->shard->now_ns;
 
-	if (link->ready_ns == 0)
+	if (link->conn.ready_ns == 0)
 		return 0;
-	int answered = link->last_progress_ns > link->ready_ns;
-	if (answered && now - link->ready_ns >= BLAME_WELL_MS * NS_PER_MS)
+	int answered = link->health.last_progress_ns > link->conn.ready_ns;
+	if (answered && now - link->conn.ready_ns >= BLAME_WELL_MS * NS_PER_MS)
 		link->broker->unexplained = 0;
 	if (is_afterword(link))
 		return 1;
@@ -325,7 +325,7 @@ blame_closed(struct link *link)
 	if (link->apart)
 		return accuse(link);
 	/* Some brokers acknowledge a message that they close over. */
-	return mark(link) || (answered && now - link->last_progress_ns <= BLAME_AFTERWORD_MS * NS_PER_MS);
+	return mark(link) || (answered && now - link->health.last_progress_ns <= BLAME_AFTERWORD_MS * NS_PER_MS);
 }
 
 /* ---- the verdict ---- */
@@ -337,7 +337,7 @@ has_witness(const struct link *link)
 	const struct broker *broker = link->broker;
 
 	for (uint32_t i = 0; i < broker->link_count; i++)
-		if (link_is_ready(&broker->links[i]) && broker->links[i].ready_ns < link->closed_ns)
+		if (link_is_ready(&broker->links[i]) && broker->links[i].conn.ready_ns < link->closed_ns)
 			return 1;
 	return 0;
 }

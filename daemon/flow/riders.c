@@ -117,12 +117,12 @@ riders_pass_over(struct link *link)
 {
 	struct one_lane one = { .link = link };
 
-	if (link->alive_ns <= link->last_progress_ns)
+	if (link->health.alive_ns <= link->health.last_progress_ns)
 		return 0;
 	link_each(link, find_lane, &one);
-	if (one.lane == NULL || one.several || one.unwritten || (link->mute_lane != 0 && link->mute_lane != one.lane->id))
+	if (one.lane == NULL || one.several || one.unwritten || (link->health.mute_lane != 0 && link->health.mute_lane != one.lane->id))
 		return 0;
-	link->mute_lane = one.lane->id;
+	link->health.mute_lane = one.lane->id;
 	link_each(link, pass_over_entry, &one);
 	/* Once: the next link may be of the same broker, and what no broker answers would be sent again and again. */
 	if (may_reroute(&one))

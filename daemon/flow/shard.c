@@ -369,7 +369,7 @@ flush_links(struct shard *shard)
 
 	while ((link = TAILQ_FIRST(&shard->flush)) != NULL) {
 		TAILQ_REMOVE(&shard->flush, link, flush_entry);
-		link->flushing = 0;
+		link->conn.flushing = 0;
 		link_flush(link);
 	}
 }

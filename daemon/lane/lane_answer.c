@@ -233,7 +233,7 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 	slot->link = NULL;
 	slot->state = SLOT_PENDING;
 	slot->retried = 0;
-	if (how == LINK_BACK_FAILED && link->max_body != 0 && slot->body_len > link->max_body)
+	if (how == LINK_BACK_FAILED && link->conn.max_body != 0 && slot->body_len > link->conn.max_body)
 		how = LINK_BACK_UNSENT; /* the broker has said that it keeps nothing so large */
 	if (how != LINK_BACK_FAILED) /* as if this attempt had not been */
 		slot->maybe_sent >>= 1;

@@ -121,20 +121,20 @@ give_link(struct handover *handover, const struct link *link)
 {
 	struct handover_packet packet;
 	struct handover_frame *frame = &packet.frame;
-	ssize_t saved = link_save(link, packet.bytes + link->hello_len, LINK_SAVED_MAX);
+	ssize_t saved = link_save(link, packet.bytes + link->conn.hello_len, LINK_SAVED_MAX);
 
 	if (saved < 0)
 		return 0;
-	int sock = world_uv_sock_fd(link->sock);
+	int sock = world_uv_sock_fd(link->conn.sock);
 	*frame = frame_of(HANDOVER_LINK);
 	snprintf(frame->u.link.pool, sizeof(frame->u.link.pool), "%s", link->broker->peers->config->name);
 	snprintf(frame->u.link.broker, sizeof(frame->u.link.broker), "%s", link->broker->config->address.text);
-	memcpy(frame->u.link.client_id, link->client_id, sizeof(link->client_id));
+	memcpy(frame->u.link.client_id, link->conn.client_id, sizeof(link->conn.client_id));
 	frame->u.link.index = (uint32_t)(link - link->broker->links);
-	frame->u.link.random = link->params.random;
-	frame->u.link.hello_len = (uint32_t)link->hello_len;
+	frame->u.link.random = link->conn.params.random;
+	frame->u.link.hello_len = (uint32_t)link->conn.hello_len;
 	frame->u.link.saved_len = (uint32_t)saved;
-	memcpy(packet.bytes, link->hello, link->hello_len);
+	memcpy(packet.bytes, link->conn.hello, link->conn.hello_len);
 	handover->links++;
 	return handover_send(handover->fd, frame, &sock, 1);
 }
@@ -263,7 +263,7 @@ is_settled(const struct link *link)
 	uint8_t bytes[LINK_SAVED_MAX];
 
 	if (link->state == LINK_READY)
-		return link->probe_ns == 0 && link_save(link, bytes, sizeof(bytes)) != -TG_EAGAIN;
+		return link->health.probe_ns == 0 && link_save(link, bytes, sizeof(bytes)) != -TG_EAGAIN;
 	return link->state != LINK_HANDSHAKE && link->state != LINK_PROBING;
 }
 

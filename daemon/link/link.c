@@ -62,8 +62,8 @@ enter_resolving(struct link *link)
 	link->broker->count.attempts++;
 	link->broker->last_attempt_ns = link->shard->now_ns;
 	set_deadline(link, config_of(link)->health.connect_timeout_ms);
-	link->resolving = world->ops->resolve(world, endpoints_choose(link), &handlers, link);
-	if (link->resolving == NULL)
+	link->conn.resolving = world->ops->resolve(world, endpoints_choose(link), &handlers, link);
+	if (link->conn.resolving == NULL)
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a name look-up");
 }
 
@@ -72,7 +72,7 @@ on_resolved(void *owner, const struct world_address *addresses, unsigned count, 
 {
 	struct link *link = owner;
 
-	link->resolving = NULL;
+	link->conn.resolving = NULL;
 	if (count == 0) {
 		link_fail(link, FATAL_PROTOCOL, "name look-up: %s", why);
 		return;
@@ -96,9 +96,9 @@ enter_connecting(struct link *link)
 	    : &link->addresses[link->address_next++ % link->address_count];
 	uint64_t low_water = config_of(link)->low_bytes / 2;
 
-	link->sock = world->ops->connect(world, address,
+	link->conn.sock = world->ops->connect(world, address,
 	    low_water < OUT_BLOCK * 2 ? (uint32_t)low_water : OUT_BLOCK * 2, &handlers, link);
-	if (link->sock == NULL)
+	if (link->conn.sock == NULL)
 		link_fail(link, FATAL_PROTOCOL, "connect: %s", strerror(errno));
 }
 
@@ -130,9 +130,9 @@ enter_tls(struct link *link)
 	const char *name = config_of(link)->tls.server_name;
 
 	peers_renew_tls(broker->peers);
-	link->tls = tls_new(broker->peers->tls, &broker->tls_sessions, link->sock,
+	link->conn.tls = tls_new(broker->peers->tls, &broker->tls_sessions, link->conn.sock,
 	    name != NULL ? name : broker->config->address.host);
-	if (link->tls == NULL) {
+	if (link->conn.tls == NULL) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for TLS");
 		return;
 	}
@@ -146,17 +146,17 @@ session_new(struct link *link, const char *client_id, uint64_t random)
 	const struct config_pool *config = config_of(link);
 	const struct driver *driver = config->driver;
 
-	link->session = calloc(1, driver->session_size);
-	if (link->session == NULL)
+	link->conn.session = calloc(1, driver->session_size);
+	if (link->conn.session == NULL)
 		return -TG_ENOMEM;
 	if (client_id != NULL)
-		snprintf(link->client_id, sizeof(link->client_id), "%s", client_id);
+		snprintf(link->conn.client_id, sizeof(link->conn.client_id), "%s", client_id);
 	else
-		snprintf(link->client_id, sizeof(link->client_id), "tidegate-%08x-%u-%llx",
+		snprintf(link->conn.client_id, sizeof(link->conn.client_id), "tidegate-%08x-%u-%llx",
 		    (unsigned)link->shard->start_random, link->id, (unsigned long long)link->connects);
 	uint32_t quiet_s = config->health.idle_ms / 1000 * 4;
-	link->params = (struct session_params){
-		.client_id = link->client_id,
+	link->conn.params = (struct session_params){
+		.client_id = link->conn.client_id,
 		.host = link->broker->config->address.host,
 		.keepalive_s = quiet_s < 10 ? 10 : quiet_s,
 		.window = config->window_messages,
@@ -165,11 +165,11 @@ session_new(struct link *link, const char *client_id, uint64_t random)
 		.replayed = client_id != NULL,
 		.tls_wanted = config->tls.enabled,
 	};
-	link->session->driver = driver;
-	link->session->settings = config->driver_settings;
-	link->session->params = &link->params;
-	link->session->events = (struct driver_events){ .emit = link_on_driver_event, .owner = link };
-	return driver->open(link->session);
+	link->conn.session->driver = driver;
+	link->conn.session->settings = config->driver_settings;
+	link->conn.session->params = &link->conn.params;
+	link->conn.session->events = (struct driver_events){ .emit = link_on_driver_event, .owner = link };
+	return driver->open(link->conn.session);
 }
 
 static void
@@ -177,16 +177,16 @@ enter_handshake(struct link *link)
 {
 	uint64_t secret;
 
-	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
-	if (link->session == NULL)
+	link->health = (struct link_health){ .last_read_ns = link->shard->now_ns, .last_progress_ns = link->shard->now_ns };
+	if (link->conn.session == NULL)
 		peers_renew_secrets(link->broker->peers);
 	world_secret(link->shard->world, &secret, sizeof(secret));
-	if (link->session == NULL && session_new(link, NULL, secret) != 0) {
+	if (link->conn.session == NULL && session_new(link, NULL, secret) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a session");
 		return;
 	}
-	link->params.tls = link->tls != NULL;
-	if (link->session->driver->start(link->session, &link->out) != 0) {
+	link->conn.params.tls = link->conn.tls != NULL;
+	if (link->conn.session->driver->start(link->conn.session, &link->out) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for the handshake");
 		return;
 	}
@@ -205,7 +205,7 @@ enter_probing(struct link *link)
 static void
 enter_adopted(struct link *link)
 {
-	link->last_read_ns = link->last_progress_ns = link->shard->now_ns;
+	link->health = (struct link_health){ .last_read_ns = link->shard->now_ns, .last_progress_ns = link->shard->now_ns };
 	enter_probing(link);
 }
 
@@ -219,10 +219,10 @@ look_soon(struct link *link)
 static void
 enter_ready(struct link *link)
 {
-	link->ready_ns = link->shard->now_ns;
+	link->conn.ready_ns = link->shard->now_ns;
 	link->count.ready++;
-	link->probe_misses = 0;
-	link->last_progress_ns = link->shard->now_ns;
+	link->health.probe_misses = 0;
+	link->health.last_progress_ns = link->shard->now_ns;
 	link_health_begin(link);
 	link_update_writable(link);
 	if (link->apart) {
@@ -232,7 +232,7 @@ enter_ready(struct link *link)
 		link->events->ready(link->broker, link);
 	}
 	look_soon(link);
-	if (link->blocked) /* said so before it was ready */
+	if (link->conn.blocked) /* said so before it was ready */
 		link_event(link, LINK_EV_SUSPECT);
 	else
 		link->events->changed(link);
@@ -256,8 +256,8 @@ enter_suspect(struct link *link)
 		    (unsigned long long)out_unwritten(&link->out));
 		return;
 	}
-	link->suspect_ns = link->shard->now_ns;
-	link->gone_looks = 0;
+	link->health.suspect_ns = link->shard->now_ns;
+	link->health.gone_looks = 0;
 	link->events->release(link);
 	link->events->changed(link);
 	look_soon(link);
@@ -266,7 +266,7 @@ enter_suspect(struct link *link)
 static void
 enter_recovered(struct link *link)
 {
-	link->probe_misses = 0;
+	link->health.probe_misses = 0;
 	link_health_begin(link);
 	link_update_writable(link);
 	link->events->changed(link);
@@ -283,8 +283,8 @@ enter_draining(struct link *link)
 	link->events->release(link);
 	link->events->changed(link);
 	uint32_t limit_ms = config_of(link)->health.ack_timeout_ms;
-	if (link->worn && WORN_DRAIN_MIN_MS + link->ack_ms8 / 8 * WORN_DRAIN_ACKS < limit_ms)
-		limit_ms = WORN_DRAIN_MIN_MS + link->ack_ms8 / 8 * WORN_DRAIN_ACKS;
+	if (link->conn.worn && WORN_DRAIN_MIN_MS + link->conn.ack_ms8 / 8 * WORN_DRAIN_ACKS < limit_ms)
+		limit_ms = WORN_DRAIN_MIN_MS + link->conn.ack_ms8 / 8 * WORN_DRAIN_ACKS;
 	set_deadline(link, limit_ms);
 	link_want_flush(link); /* which sees when nothing is outstanding any more */
 }
@@ -294,48 +294,31 @@ static void
 disconnect(struct link *link)
 {
 	struct world *world = link->shard->world;
+	struct link_connection *conn = &link->conn;
 
 	timer_stop(&link->shard->timers, &link->timer);
-	if (link->resolving != NULL)
-		world->ops->resolve_cancel(world, link->resolving);
-	link->resolving = NULL;
-	if (link->flushing)
+	if (conn->resolving != NULL)
+		world->ops->resolve_cancel(world, conn->resolving);
+	if (conn->flushing)
 		TAILQ_REMOVE(&link->shard->flush, link, flush_entry);
 	if (link->serving)
 		TAILQ_REMOVE(&link->shard->serve, link, serve_entry);
-	link->flushing = link->serving = link->want_write = 0;
-	if (link->session != NULL) {
-		link->session->driver->close(link->session);
-		free(link->session);
-		link->session = NULL;
+	link->serving = 0;
+	if (conn->session != NULL) {
+		conn->session->driver->close(conn->session);
+		free(conn->session);
 	}
-	tls_free(link->tls);
-	link->tls = NULL;
-	link->wants_tls = link->fatal = 0;
-	if (link->sock != NULL)
-		world->ops->close(link->sock, link->state == LINK_FAILED);
-	link->sock = NULL;
-	out_reset(&link->out);
-	link->replies = link->replies_end = 0;
-	free(link->held);
-	link->held = NULL;
-	link->held_len = 0;
-	free(link->hello);
-	link->hello = NULL;
-	link->hello_len = 0;
-	link->answered_ms = link->ack_ms8 = 0;
-	link->mute_lane = link->alive_ns = 0;
-	link->worn = 0;
-	link_set_window(link, 0);
-	link->max_body = 0;
-	link->idle_ns = config_of(link)->health.idle_ms * NS_PER_MS;
-	link->full = link->blocked = link->suspended = link->congested = link->crowded = 0;
-	link->writable = 1;
-	link->probe_ns = 0;
-	link->probe_misses = 0;
-	link->ready_ns = 0;
-	link->unblocked_ns = 0;
+	tls_free(conn->tls);
+	if (conn->sock != NULL)
+		world->ops->close(conn->sock, link->state == LINK_FAILED);
+	free(conn->held);
+	free(conn->hello);
+	*conn = (struct link_connection){ .idle_ns = config_of(link)->health.idle_ms * NS_PER_MS };
+	link->verdict.given = 0;
 	link->refused.ns = 0;
+	out_reset(&link->out);
+	link_set_window(link, 0);
+	link->writable = 1;
 }
 
 static void
@@ -354,12 +337,12 @@ enter_failed(struct link *link)
 static void
 enter_closed(struct link *link)
 {
-	if (link->session != NULL && link->sock != NULL && link->session->driver->goodbye != NULL &&
-	    link->session->driver->goodbye(link->session, &link->out) == 0)
+	if (link->conn.session != NULL && link->conn.sock != NULL && link->conn.session->driver->goodbye != NULL &&
+	    link->conn.session->driver->goodbye(link->conn.session, &link->out) == 0)
 		link_flush(link);
-	if (link->tls != NULL)
-		tls_goodbye(link->tls);
-	int worn = link->worn;
+	if (link->conn.tls != NULL)
+		tls_goodbye(link->conn.tls);
+	int worn = link->conn.worn;
 	endpoints_left(link);
 	link_abandon(link);
 	disconnect(link);
@@ -489,10 +472,10 @@ link_event(struct link *link, enum link_event event)
 static const char *
 ask_unheard(struct link *link)
 {
-	if (link->state != LINK_HANDSHAKE || link->fatal || link->session == NULL ||
-	    link->session->driver->unheard == NULL)
+	if (link->state != LINK_HANDSHAKE || link->verdict.given || link->conn.session == NULL ||
+	    link->conn.session->driver->unheard == NULL)
 		return NULL;
-	return link->session->driver->unheard(link->session);
+	return link->conn.session->driver->unheard(link->conn.session);
 }
 
 void
@@ -555,7 +538,7 @@ link_adopt(struct link *link, struct sock *sock, const struct link_past *past)
 {
 	const char *why = "out of memory for a session";
 
-	link->sock = sock;
+	link->conn.sock = sock;
 	timer_stop(&link->shard->timers, &link->timer);
 	if (session_new(link, past->client_id, past->random) == 0 &&
 	    link_keep_hello(link, past->hello, past->hello_len) == 0 && (why = link_replay(link, past)) == NULL) {
@@ -599,7 +582,7 @@ on_timer(struct timer *timer)
 		link_health_check(link);
 		break;
 	case LINK_DRAINING:
-		if (link->worn) {
+		if (link->conn.worn) {
 			link_event(link, LINK_EV_DRAINED);
 			break;
 		}
@@ -633,8 +616,8 @@ link_init(struct link *link, struct broker *broker, uint32_t id)
 	TAILQ_INIT(&link->bound);
 	out_init(&link->out);
 	link_set_window(link, 0);
-	link->idle_ns = config->health.idle_ms * NS_PER_MS;
 	link->writable = 1;
+	link->conn.idle_ns = config->health.idle_ms * NS_PER_MS;
 	/* Four windows: answers that come out of order leave holes that the next ones must not wait for. */
 	while (capacity < config->window_messages * 4u)
 		capacity *= 2;

@@ -148,6 +148,70 @@ struct link_events {
 	void (*retry_late)(struct link *link);   /* late messages that were sent stall_timeout_ms ago are due again */
 };
 
+/* One connection, from the look-up of its address to its end: reset by disconnect(). */
+struct link_connection {
+	void *resolving; /* the look-up that is under way */
+	struct sock *sock;
+	struct tls *tls; /* NULL: in the clear */
+	int wants_tls;   /* the driver has asked for it; acted on when it has returned */
+	struct session *session;
+	struct session_params params;
+	char client_id[48];
+	uint64_t ready_ns; /* when it was last proven; 0: never */
+	int flushing;      /* on the shard's list of links with something to write */
+	int want_write;
+	uint64_t replies;     /* bytes the driver has answered by itself since the broker had taken them all */
+	uint64_t replies_end; /* where the last of them ends */
+	int replayed;   /* the replay of a handshake has come to its end (EV_UP) */
+	uint8_t *hello; /* the broker's bytes up to EV_UP, for a successor's session */
+	size_t hello_len;
+	uint8_t *held; /* bytes the driver has not consumed */
+	size_t held_len;
+
+	/* what the broker has said */
+	uint64_t max_body; /* 0: no limit known */
+	uint64_t idle_ns;  /* silence after which it is probed: idle_ms, or less if the broker's keep-alive asks */
+	int blocked;
+	int suspended; /* it has said in this input that it is blocked; acted on when the driver has returned */
+	int leaving;   /* it asks its clients to leave; likewise */
+
+	/* room for messages */
+	int congested; /* unsent bytes have passed their high mark and not come to their low one */
+	int crowded;   /* so has what is unanswered, or `full` */
+	int full;      /* the driver had no room until an answer comes */
+	int worn;      /* the driver has no room, though the window has: the link is to begin anew */
+	uint32_t answered_ms; /* sent_ms of the newest answered entry */
+	uint32_t ack_ms8;     /* smoothed time to an answer, in eighths of a millisecond */
+};
+
+/* What the detectors go by (link_health.c): zeroed when a connection's handshake begins. */
+struct link_health {
+	uint64_t last_read_ns;
+	uint64_t last_progress_ns; /* last answer, or since when something is outstanding */
+	uint64_t probe_ns;         /* when the pending probe was sent; 0: none pending */
+	uint32_t probe_misses;
+	uint64_t alive_ns;     /* when a probe was answered last */
+	uint64_t suspect_ns;   /* since when it is suspect */
+	uint64_t unblocked_ns; /* when the broker has last said that it is no longer blocked; 0: never */
+	uint32_t gone_looks;   /* looks in a row at which its peer's TCP seemed to be gone */
+	uint64_t slow_mark;    /* `next` at slow_ns: messages before it are to be answered in good time */
+	uint64_t slow_base;    /* `base` at slow_ns */
+	uint64_t slow_ns;
+	int excused;       /* a silence has moved the mark, and what was in flight then is not answered yet */
+	int cut_off;       /* in this silence its TCP has gone without acknowledgements */
+	uint64_t grace_ns; /* until then it is not suspected: its TCP has just come back */
+	uint64_t mute_lane; /* whose messages alone were unanswered when the link had no progress; 0: none */
+	uint64_t late_looked_ns;
+};
+
+/* The driver's last words, acted on when it has returned. */
+struct link_verdict {
+	int given;
+	enum driver_fatal kind;
+	uint32_t code;
+	char why[200];
+};
+
 struct link {
 	struct shard *shard;
 	struct broker *broker;
@@ -166,14 +230,7 @@ struct link {
 	struct link_refusal refused;
 	int closed_over;      /* this failure may be over a message: broker_link_failed reads it */
 
-	/* the connection */
-	void *resolving;
-	struct sock *sock;
-	struct tls *tls; /* NULL: in the clear */
-	int wants_tls;   /* the driver has asked for it; acted on when it has returned */
-	struct session *session;
-	struct session_params params;
-	char client_id[48];
+	/* connecting */
 	uint64_t connects; /* attempts, ever */
 	uint32_t failed;   /* failures in a row: since it has last stayed READY long enough to be trusted */
 	struct world_address addresses[WORLD_ADDRESSES]; /* the broker's own */
@@ -181,16 +238,11 @@ struct link {
 	int try_endpoint;               /* instead, the next time (endpoints.h) */
 	struct config_address endpoint; /* where it is or is going instead; zeroed: it is not */
 	struct world_address endpoint_at;
+
+	struct link_connection conn;
+	struct link_health health;
+	struct link_verdict verdict;
 	struct out out;
-	uint64_t replies;     /* bytes the driver has answered by itself since the broker had taken them all */
-	uint64_t replies_end; /* where the last of them ends */
-	int replayed;   /* the replay of a handshake has come to its end (EV_UP) */
-	uint8_t *hello; /* the broker's bytes up to EV_UP, for a successor's session */
-	size_t hello_len;
-	uint8_t *held; /* bytes the driver has not consumed */
-	size_t held_len;
-	int want_write;
-	int flushing; /* on the shard's list of links with something to write */
 	TAILQ_ENTRY(link) flush_entry;
 
 	/* in flight */
@@ -202,60 +254,24 @@ struct link {
 	struct aside aside;      /* entries before base that are unanswered: struct inflight, malloced, by seq */
 	uint32_t late;           /* outstanding ones that have left the window (link_late.c), and */
 	uint64_t late_bytes;
-	uint32_t answered_ms;    /* sent_ms of the newest answered entry */
-	uint32_t ack_ms8;        /* smoothed time to an answer, in eighths of a millisecond */
-	uint64_t late_looked_ns;
-	int worn;                /* the driver has no room, though the window has: it is to begin anew */
-	uint64_t mute_lane;      /* whose messages alone were unanswered when the link had no progress; 0: none */
 
 	/* flow */
 	uint32_t window;     /* messages, the pool's or the broker's if that is less */
 	uint32_t window_low;
 	uint32_t window_wide; /* the window of a link that is not careful */
 	uint32_t careful;     /* L6: answers to come one at a time before it opens again */
-	uint64_t max_body; /* the broker's; 0: no limit known */
 	int writable;      /* below the marks; whether it is READY is another matter */
-	int congested;     /* unsent bytes have passed their high mark and not come to their low one */
-	int crowded;       /* so has what is unanswered, or `full` */
 	int counted_ready; /* the state that the pool was last told */
-	int full;          /* the driver had no room until an answer comes */
-	int blocked;       /* the broker has said so */
 	int serving;       /* on the shard's list of links whose waiters have a turn coming */
 	TAILQ_ENTRY(link) serve_entry;
 	struct lane_list waiters; /* lanes bound to it that have records and must wait */
 	struct lane_list bound;   /* lanes whose records ride it */
 	uint32_t bound_count;
 
-	/* health */
-	uint64_t idle_ns; /* silence after which it is probed: idle_ms, or less if the broker's keep-alive asks */
-	uint64_t last_read_ns;
-	uint64_t last_progress_ns; /* last answer, or since when something is outstanding */
-	uint64_t probe_ns;         /* when the pending probe was sent; 0: none pending */
-	uint32_t probe_misses;
-	uint64_t alive_ns;         /* when a probe was answered last */
-	uint64_t probe_rtt_ns;     /* of the last answered one */
-	uint64_t suspect_ns;       /* since when it is suspect */
-	uint64_t unblocked_ns;     /* when the broker has last said that it is no longer blocked; 0: never */
-	uint32_t gone_looks;       /* looks in a row at which its peer's TCP seemed to be gone */
-	uint64_t slow_mark;        /* `next` at slow_ns: messages before it are to be answered in good time */
-	uint64_t slow_base;        /* `base` at slow_ns */
-	uint64_t slow_ns;
-	int excused;       /* a silence has moved the mark, and what was in flight then is not answered yet */
-	int cut_off;       /* in this silence its TCP has gone without acknowledgements */
-	uint64_t grace_ns; /* until then it is not suspected: its TCP has just come back */
-	uint64_t ready_ns;         /* when it was last proven; 0: never on this connection */
-
-	/* the driver's last words, acted on when it has returned */
-	int leaving;
-	int suspended; /* the broker has said in this input that it is blocked */
-	int fatal;
-	enum driver_fatal fatal_kind;
-	uint32_t fatal_code;
-	char fatal_why[200];
-
 	/* for admins */
 	char why[200]; /* cause of the last failure or suspicion */
 	enum driver_fatal failed_kind; /* of the last failure */
+	uint64_t probe_rtt_ns;         /* of the last answered probe */
 	struct {
 		uint64_t framed, delivered, sent, rejected, resent, bytes_out, bytes_in, failures, ready;
 		uint64_t writes, reads;
@@ -316,7 +332,7 @@ link_is_ready(const struct link *link)
 static inline int
 link_is_writable(const struct link *link)
 {
-	return link->state == LINK_READY && link->writable && !link->blocked;
+	return link->state == LINK_READY && link->writable && !link->conn.blocked;
 }
 
 /* link_io.c ------------------------------------------------------------------------------- */

@@ -126,9 +126,9 @@ link_set_window(struct link *link, uint64_t messages)
 static void
 progress(struct link *link)
 {
-	link->last_progress_ns = link->shard->now_ns;
-	link->full = 0;
-	link->mute_lane = 0;
+	link->health.last_progress_ns = link->shard->now_ns;
+	link->conn.full = 0;
+	link->health.mute_lane = 0;
 	advance_base(link);
 	if (link->careful > 0 && --link->careful == 0)
 		link_set_window(link, link->window_wide);
@@ -161,16 +161,16 @@ link_answer_written(struct link *link)
 static void
 fatal(struct link *link, enum driver_fatal kind, uint32_t code, const char *text, size_t len)
 {
-	if (link->fatal)
+	if (link->verdict.given)
 		return;
-	if (len >= sizeof(link->fatal_why))
-		len = sizeof(link->fatal_why) - 1;
+	if (len >= sizeof(link->verdict.why))
+		len = sizeof(link->verdict.why) - 1;
 	/* Acted on when the driver has returned: failing frees the session it is running in. */
-	link->fatal = 1;
-	link->fatal_kind = kind;
-	link->fatal_code = code;
-	memcpy(link->fatal_why, text, len);
-	link->fatal_why[len] = '\0';
+	link->verdict.given = 1;
+	link->verdict.kind = kind;
+	link->verdict.code = code;
+	memcpy(link->verdict.why, text, len);
+	link->verdict.why[len] = '\0';
 }
 
 static void
@@ -313,21 +313,21 @@ on_again(struct link *link, const struct driver_event *event, enum link_back how
 static void
 on_alive(struct link *link)
 {
-	if (link->probe_ns != 0)
-		link->probe_rtt_ns = link->shard->now_ns - link->probe_ns;
-	link->probe_ns = 0;
-	link->probe_misses = 0;
-	link->alive_ns = link->shard->now_ns;
+	if (link->health.probe_ns != 0)
+		link->probe_rtt_ns = link->shard->now_ns - link->health.probe_ns;
+	link->health.probe_ns = 0;
+	link->health.probe_misses = 0;
+	link->health.alive_ns = link->shard->now_ns;
 	link_event(link, LINK_EV_PROVEN);
 }
 
 static void
 on_blocked(struct link *link, const struct driver_event *event)
 {
-	link->blocked = 1;
+	link->conn.blocked = 1;
 	snprintf(link->why, sizeof(link->why), "the broker says it is blocked: %.*s", (int)event->text_len,
 	    event->text != NULL ? event->text : "");
-	link->suspended = 1; /* acted on when the driver has returned: it may end the session */
+	link->conn.suspended = 1; /* acted on when the driver has returned: it may end the session */
 }
 
 void
@@ -335,14 +335,14 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 {
 	struct link *link = owner;
 
-	if (link->fatal)
+	if (link->verdict.given)
 		return;
 	switch (event->type) {
 	case EV_UP:
-		if (link->broker->peers->config->tls.enabled && link->tls == NULL)
+		if (link->broker->peers->config->tls.enabled && link->conn.tls == NULL)
 			refuse(link, "the broker offers no TLS, and the pool has a tls group");
 		else if (link->state == LINK_IDLE)
-			link->replayed = 1;
+			link->conn.replayed = 1;
 		else
 			link_event(link, LINK_EV_UP);
 		break;
@@ -371,34 +371,34 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		on_blocked(link, event);
 		break;
 	case EV_UNBLOCKED:
-		link->blocked = 0;
-		link->unblocked_ns = link->shard->now_ns;
+		link->conn.blocked = 0;
+		link->health.unblocked_ns = link->shard->now_ns;
 		break;
 	case EV_WINDOW:
 		link_set_window(link, event->seq);
 		break;
 	case EV_MAX_BODY:
-		link->max_body = event->seq;
+		link->conn.max_body = event->seq;
 		break;
 	case EV_KEEPALIVE:
 		/* Silence is broken by a probe: twice in the time the broker allows. */
-		if (event->seq * 1000 * NS_PER_MS / 2 < link->idle_ns)
-			link->idle_ns = event->seq * 1000 * NS_PER_MS / 2;
+		if (event->seq * 1000 * NS_PER_MS / 2 < link->conn.idle_ns)
+			link->conn.idle_ns = event->seq * 1000 * NS_PER_MS / 2;
 		break;
 	case EV_ENDPOINT:
 		endpoints_learn(link->broker, event->text, event->text_len, event->seq);
 		break;
 	case EV_LEAVING:
-		link->leaving = 1;
+		link->conn.leaving = 1;
 		endpoints_leaving(link);
 		break;
 	case EV_TLS:
 		if (!link->broker->peers->config->tls.enabled)
 			refuse(link, "the broker demands TLS, and the pool has no tls group");
-		else if (link->tls != NULL)
+		else if (link->conn.tls != NULL)
 			fatal_text(link, "the broker wants TLS inside of TLS");
 		else
-			link->wants_tls = 1;
+			link->conn.wants_tls = 1;
 		break;
 	case EV_FATAL:
 		fatal(link, event->fatal, event->code, event->text != NULL ? event->text : "", event->text_len);
@@ -426,7 +426,7 @@ void
 link_abandon(struct link *link)
 {
 	uint64_t written = out_written(&link->out);
-	int keeps = link->apart && link->ready_ns != 0 && link->state == LINK_FAILED;
+	int keeps = link->apart && link->conn.ready_ns != 0 && link->state == LINK_FAILED;
 
 	/* The broker may take messages again at any moment (a leader was elected): the first message of each
 	 * lane goes alone, so that none overtakes one that is refused. */

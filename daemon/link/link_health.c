@@ -52,13 +52,13 @@ has_come_back(struct link *link)
 {
 	struct sock_info info;
 
-	if (link->shard->world->ops->info(link->sock, &info) != 0)
+	if (link->shard->world->ops->info(link->conn.sock, &info) != 0)
 		return 0;
 	if (info.unacked > 0 && info.retransmits > 0) {
-		link->cut_off = 1;
+		link->health.cut_off = 1;
 		return 0;
 	}
-	return link->cut_off;
+	return link->health.cut_off;
 }
 
 static uint64_t
@@ -70,23 +70,23 @@ slow_after_ns(const struct config_health *health)
 void
 link_health_mark(struct link *link)
 {
-	link->slow_mark = link->next;
-	link->slow_base = link->base;
-	link->slow_ns = link->shard->now_ns;
+	link->health.slow_mark = link->next;
+	link->health.slow_base = link->base;
+	link->health.slow_ns = link->shard->now_ns;
 }
 
 /* A silence so long is not slowness. */
 static uint64_t
 silence_ns(const struct link *link, const struct config_health *health)
 {
-	return link->idle_ns + health->probe_timeout_ms * NS_PER_MS / 2;
+	return link->conn.idle_ns + health->probe_timeout_ms * NS_PER_MS / 2;
 }
 
 /* Everything that was in flight at the mark has been answered. */
 static int
 has_passed_mark(const struct link *link)
 {
-	return link_waited_for(link) == 0 || link->base >= link->slow_mark;
+	return link_waited_for(link) == 0 || link->base >= link->health.slow_mark;
 }
 
 /*
@@ -98,24 +98,24 @@ static int
 is_slow(struct link *link, const struct config_health *health)
 {
 	uint64_t now = link->shard->now_ns;
-	uint64_t elapsed = now - link->slow_ns;
+	uint64_t elapsed = now - link->health.slow_ns;
 	struct sock_info info;
 
 	if (has_passed_mark(link)) {
 		link_health_mark(link);
-		link->excused = 0;
+		link->health.excused = 0;
 		return 0;
 	}
-	if (elapsed < slow_after_ns(health) || now - link->last_progress_ns >= silence_ns(link, health))
+	if (elapsed < slow_after_ns(health) || now - link->health.last_progress_ns >= silence_ns(link, health))
 		return 0;
-	uint64_t answered = link->base - link->slow_base;
+	uint64_t answered = link->base - link->health.slow_base;
 	if (elapsed / NS_PER_MS * link->outstanding <= answered * health->stall_timeout_ms) {
 		link_health_mark(link);
-		link->excused = 0;
+		link->health.excused = 0;
 		return 0;
 	}
 	if (!peers_have_room_beside(link->broker) ||
-	    (link->shard->world->ops->info(link->sock, &info) == 0 && info.unacked > 0 && info.retransmits > 0))
+	    (link->shard->world->ops->info(link->conn.sock, &info) == 0 && info.unacked > 0 && info.retransmits > 0))
 		return 0;
 	snprintf(link->why, sizeof(link->why), "slow: %llu messages answered in %llu ms, %u are waited for",
 	    (unsigned long long)answered, (unsigned long long)(elapsed / NS_PER_MS), link->outstanding);
@@ -137,14 +137,14 @@ hope_ms(struct link *link, const struct config_health *health, uint64_t late_ms)
 {
 	uint64_t half = health->probe_timeout_ms / 2, most = half, reply = half / 2;
 	uint64_t forgiven = (uint64_t)health->probe_misses * health->probe_timeout_ms;
-	uint64_t asked = link->outstanding > 0 ? (link->shard->now_ns - link->last_progress_ns) / NS_PER_MS : forgiven;
+	uint64_t asked = link->outstanding > 0 ? (link->shard->now_ns - link->health.last_progress_ns) / NS_PER_MS : forgiven;
 	struct sock_info info;
 	uint64_t hope;
 
 	if (late_ms >= most)
 		return 0;
 	most -= late_ms;
-	if (link->shard->world->ops->info(link->sock, &info) != 0)
+	if (link->shard->world->ops->info(link->conn.sock, &info) != 0)
 		return most;
 	reply += info.rtt_us / 1000;
 	if (info.unacked == 0 || info.retransmits == 0)
@@ -164,9 +164,9 @@ look(struct link *link, const struct config_health *health)
 	uint64_t next = now + health->ack_timeout_ms * NS_PER_MS;
 
 	if (link_waited_for(link) > 0) {
-		uint64_t due = link->last_progress_ns + health->ack_timeout_ms * NS_PER_MS;
-		if (due < link->grace_ns)
-			due = link->grace_ns;
+		uint64_t due = link->health.last_progress_ns + health->ack_timeout_ms * NS_PER_MS;
+		if (due < link->health.grace_ns)
+			due = link->health.grace_ns;
 		if (now >= due && link->state == LINK_READY && !link->events->pass_over(link)) {
 			snprintf(link->why, sizeof(link->why), "no answer to %u messages in %u ms", link->outstanding,
 			    health->ack_timeout_ms);
@@ -179,43 +179,43 @@ look(struct link *link, const struct config_health *health)
 				return 0;
 			}
 			uint64_t soon = now + SLOW_LOOK_MS * NS_PER_MS;
-			uint64_t slow = link->slow_ns + slow_after_ns(health);
+			uint64_t slow = link->health.slow_ns + slow_after_ns(health);
 			next = slow > now && slow < soon ? slow : soon;
 			if (due < next)
 				next = due;
 		}
 	}
-	if (link->blocked) {
+	if (link->conn.blocked) {
 		/* Round trips hang while it is blocked; its TCP is what is judged, which shows nothing
 		 * unless there is something to acknowledge. */
-		uint64_t last = link->probe_ns > link->last_read_ns ? link->probe_ns : link->last_read_ns;
-		if (now >= last + link->idle_ns && out_unwritten(&link->out) == 0) {
+		uint64_t last = link->health.probe_ns > link->health.last_read_ns ? link->health.probe_ns : link->health.last_read_ns;
+		if (now >= last + link->conn.idle_ns && out_unwritten(&link->out) == 0) {
 			link_probe(link);
 			last = now;
 		}
-		return last + link->idle_ns < next ? last + link->idle_ns : next;
+		return last + link->conn.idle_ns < next ? last + link->conn.idle_ns : next;
 	}
 	/* Whatever is read while a probe is under way ends the silence that it was sent into. */
-	if (link->probe_ns == 0 || (link->state == LINK_READY && link->last_read_ns > link->probe_ns)) {
-		uint64_t due = link->last_read_ns + link->idle_ns;
+	if (link->health.probe_ns == 0 || (link->state == LINK_READY && link->health.last_read_ns > link->health.probe_ns)) {
+		uint64_t due = link->health.last_read_ns + link->conn.idle_ns;
 		if (now >= due) {
 			link_probe(link);
 			due = now + health->probe_timeout_ms * NS_PER_MS;
 		}
 		return due < next ? due : next;
 	}
-	uint64_t due = link->probe_ns + health->probe_timeout_ms * NS_PER_MS;
-	if (now >= due && link->probe_misses + 1 == health->probe_misses)
+	uint64_t due = link->health.probe_ns + health->probe_timeout_ms * NS_PER_MS;
+	if (now >= due && link->health.probe_misses + 1 == health->probe_misses)
 		due = now + hope_ms(link, health, (now - due) / NS_PER_MS) * NS_PER_MS;
 	if (now >= due) {
-		link->probe_misses++;
+		link->health.probe_misses++;
 		if (link->state == LINK_READY && has_come_back(link)) {
-			link->cut_off = 0;
-			link->grace_ns = now + (uint64_t)health->probe_misses * health->probe_timeout_ms * NS_PER_MS;
+			link->health.cut_off = 0;
+			link->health.grace_ns = now + (uint64_t)health->probe_misses * health->probe_timeout_ms * NS_PER_MS;
 		}
-		if (link->probe_misses >= health->probe_misses && link->state == LINK_READY && now >= link->grace_ns) {
+		if (link->health.probe_misses >= health->probe_misses && link->state == LINK_READY && now >= link->health.grace_ns) {
 			snprintf(link->why, sizeof(link->why), "nothing read for %llu ms, %u probes of %u ms unanswered",
-			    (unsigned long long)((now - link->last_read_ns) / NS_PER_MS), link->probe_misses,
+			    (unsigned long long)((now - link->health.last_read_ns) / NS_PER_MS), link->health.probe_misses,
 			    health->probe_timeout_ms);
 			link_event(link, LINK_EV_SUSPECT);
 			return 0;
@@ -223,7 +223,7 @@ look(struct link *link, const struct config_health *health)
 		if (link->state == LINK_READY)
 			link_probe(link);
 		else
-			link->probe_ns = now; /* a suspect has enough of them in its buffer */
+			link->health.probe_ns = now; /* a suspect has enough of them in its buffer */
 		due = now + health->probe_timeout_ms * NS_PER_MS;
 	}
 	return due < next ? due : next;
@@ -234,31 +234,31 @@ static int
 judge(struct link *link, const struct config_health *health)
 {
 	struct world *world = link->shard->world;
-	uint64_t since_ns = link->last_progress_ns > link->suspect_ns ? link->last_progress_ns : link->suspect_ns;
+	uint64_t since_ns = link->health.last_progress_ns > link->health.suspect_ns ? link->health.last_progress_ns : link->health.suspect_ns;
 	struct sock_info info;
 
-	if (since_ns < link->unblocked_ns)
-		since_ns = link->unblocked_ns;
+	if (since_ns < link->health.unblocked_ns)
+		since_ns = link->health.unblocked_ns;
 	uint64_t since_ms = (link->shard->now_ns - since_ns) / NS_PER_MS;
 
 	/* A broker that has just sent something is alive, however badly our own segments get through. */
-	if (link->shard->now_ns - link->last_read_ns >= GONE_UNANSWERED_MS * NS_PER_MS &&
-	    world->ops->info(link->sock, &info) == 0 &&
+	if (link->shard->now_ns - link->health.last_read_ns >= GONE_UNANSWERED_MS * NS_PER_MS &&
+	    world->ops->info(link->conn.sock, &info) == 0 &&
 	    ((info.unacked > 0 && info.retransmits >= GONE_RETRANSMITS &&
 	         info.last_ack_ms >= info.last_sent_ms + GONE_UNANSWERED_MS) ||
 	        info.probes >= GONE_PROBES))
-		link->gone_looks++;
+		link->health.gone_looks++;
 	else
-		link->gone_looks = 0;
+		link->health.gone_looks = 0;
 	/* Twice: the last retransmission may be on its way this very moment, to a peer that is back. */
-	if (link->gone_looks >= 2) {
+	if (link->health.gone_looks >= 2) {
 		link_fail(link, FATAL_PROTOCOL,
 		    "vanished: nothing read for %llu ms, %u retransmissions and %u window probes unanswered",
-		    (unsigned long long)((link->shard->now_ns - link->last_read_ns) / NS_PER_MS), info.retransmits,
+		    (unsigned long long)((link->shard->now_ns - link->health.last_read_ns) / NS_PER_MS), info.retransmits,
 		    info.probes);
 		return 0;
 	}
-	if (!link->blocked && since_ms >= health->stall_timeout_ms) {
+	if (!link->conn.blocked && since_ms >= health->stall_timeout_ms) {
 		link_fail(link, FATAL_PROTOCOL, "stalled for %llu ms: %u messages unanswered, though its TCP answers",
 		    (unsigned long long)since_ms, link->outstanding);
 		return 0;
@@ -270,17 +270,17 @@ judge(struct link *link, const struct config_health *health)
 static int
 has_recovered(const struct link *link)
 {
-	return !link->blocked && link->last_read_ns > link->suspect_ns && link->probe_ns == 0 &&
-	    has_passed_mark(link) && (link->outstanding == 0 || link->last_progress_ns > link->suspect_ns);
+	return !link->conn.blocked && link->health.last_read_ns > link->health.suspect_ns && link->health.probe_ns == 0 &&
+	    has_passed_mark(link) && (link->outstanding == 0 || link->health.last_progress_ns > link->health.suspect_ns);
 }
 
 void
 link_health_begin(struct link *link)
 {
 	link_health_mark(link);
-	link->excused = 0;
-	link->cut_off = 0;
-	link->grace_ns = 0;
+	link->health.excused = 0;
+	link->health.cut_off = 0;
+	link->health.grace_ns = 0;
 }
 
 void
@@ -290,27 +290,27 @@ link_health_check(struct link *link)
 	uint64_t now = link->shard->now_ns;
 
 	if (link->apart && TAILQ_EMPTY(&link->bound) && link->outstanding == 0 &&
-	    now - link->last_progress_ns >= LINK_APART_IDLE_MS * NS_PER_MS) {
+	    now - link->health.last_progress_ns >= LINK_APART_IDLE_MS * NS_PER_MS) {
 		link_drain(link);
 		return;
 	}
-	if (!link->apart && link->state == LINK_READY && link->ready_ns != 0 &&
-	    now - link->ready_ns >= link->broker->peers->config->breaker.slow_start_ms * NS_PER_MS)
+	if (!link->apart && link->state == LINK_READY && link->conn.ready_ns != 0 &&
+	    now - link->conn.ready_ns >= link->broker->peers->config->breaker.slow_start_ms * NS_PER_MS)
 		link->events->proven(link->broker, link);
 	link_expire(link);
 	link_pass_over(link);
 	link->events->retry_late(link);
 	if (link->apart)
 		link->events->turn(link, 0); /* what its holder waits for may be late by now */
-	if ((link->worn || link->aside.count > ASIDE_MAX / 2) && link->state == LINK_READY) {
-		link->worn = 1;
+	if ((link->conn.worn || link->aside.count > ASIDE_MAX / 2) && link->state == LINK_READY) {
+		link->conn.worn = 1;
 		snprintf(link->why, sizeof(link->why), "%u messages were never answered: a new connection begins without them",
 		    link->late);
 		link_drain(link);
 		return;
 	}
 	uint64_t next = look(link, health);
-	if (link->state == LINK_SUSPECT && now > link->suspect_ns) {
+	if (link->state == LINK_SUSPECT && now > link->health.suspect_ns) {
 		if (has_recovered(link)) {
 			link_event(link, LINK_EV_RECOVERED);
 			return;
@@ -339,12 +339,12 @@ link_health_read(struct link *link)
 
 	/* Detector (d): no answer could come in a silence that is over. Once: a broker that falls silent again
 	 * before it has answered those messages is slow. */
-	if (!link->excused && link->state == LINK_READY &&
-	    (link->cut_off || now < link->grace_ns || now - link->last_read_ns >= silence_ns(link, health))) {
+	if (!link->health.excused && link->state == LINK_READY &&
+	    (link->health.cut_off || now < link->health.grace_ns || now - link->health.last_read_ns >= silence_ns(link, health))) {
 		link_health_mark(link);
-		link->excused = 1;
+		link->health.excused = 1;
 	}
-	link->last_read_ns = now;
-	link->probe_misses = 0;
-	link->cut_off = 0;
+	link->health.last_read_ns = now;
+	link->health.probe_misses = 0;
+	link->health.cut_off = 0;
 }

@@ -19,9 +19,9 @@
 void
 link_want_flush(struct link *link)
 {
-	if (link->flushing)
+	if (link->conn.flushing)
 		return;
-	link->flushing = 1;
+	link->conn.flushing = 1;
 	TAILQ_INSERT_TAIL(&link->shard->flush, link, flush_entry);
 }
 
@@ -32,12 +32,12 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 	uint64_t start = out_end(&link->out);
 
 	out_mark(&link->out);
-	int rc = link->session->driver->publish(link->session, link->next, message, &link->out, rejection);
+	int rc = link->conn.session->driver->publish(link->conn.session, link->next, message, &link->out, rejection);
 	if (rc == DRIVER_REJECTED || rc == DRIVER_FULL) {
 		out_rollback(&link->out);
 		if (rc == DRIVER_REJECTED)
 			return LINK_SEND_REJECTED;
-		link->full = 1;
+		link->conn.full = 1;
 		if (link->aside.count > 0)
 			link_wear(link);
 		link_update_writable(link);
@@ -60,7 +60,7 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 	link->next++;
 	link->outstanding++;
 	if (link_waited_for(link) == 1) {
-		link->last_progress_ns = link->shard->now_ns;
+		link->health.last_progress_ns = link->shard->now_ns;
 		link_health_mark(link);
 	}
 	link->outstanding_bytes += bytes;
@@ -79,7 +79,7 @@ link_update_writable(struct link *link)
 	uint64_t unsent = out_unwritten(&link->out);
 	if (link->next - link->base > link->ring_mask / 2)
 		link_make_room(link);
-	if (link->crowded)
+	if (link->conn.crowded)
 		link_pass_over(link);
 	uint64_t span = link->next - link->base;
 	uint32_t waited_for = link_waited_for(link);
@@ -89,16 +89,16 @@ link_update_writable(struct link *link)
 
 	/* Two pairs of marks: a link that has sent what it had takes more, however many answers are to come. */
 	if (unsent + in_socket >= config->high_bytes)
-		link->congested = 1;
+		link->conn.congested = 1;
 	else if (unsent + in_socket <= config->low_bytes)
-		link->congested = 0;
+		link->conn.congested = 0;
 	if (waited_for >= link->window || waited_bytes >= config->window_bytes ||
-	    span > link->ring_mask || link->full)
-		link->crowded = 1;
+	    span > link->ring_mask || link->conn.full)
+		link->conn.crowded = 1;
 	else if (waited_for <= link->window_low && waited_bytes <= config->window_bytes / 2 &&
 	    span <= link->ring_mask / 2 + 1)
-		link->crowded = 0;
-	int writable = !link->congested && !link->crowded;
+		link->conn.crowded = 0;
+	int writable = !link->conn.congested && !link->conn.crowded;
 	if (writable == link->writable)
 		return;
 	link->writable = writable;
@@ -110,17 +110,17 @@ link_update_writable(struct link *link)
 static ssize_t
 send_pieces(struct link *link, const struct iovec *iov, int count)
 {
-	if (link->tls != NULL)
-		return tls_writev(link->tls, iov, count);
-	return link->shard->world->ops->writev(link->sock, iov, count);
+	if (link->conn.tls != NULL)
+		return tls_writev(link->conn.tls, iov, count);
+	return link->shard->world->ops->writev(link->conn.sock, iov, count);
 }
 
 static ssize_t
 receive(struct link *link, void *bytes, size_t len)
 {
-	if (link->tls != NULL)
-		return tls_read(link->tls, bytes, len);
-	return link->shard->world->ops->read(link->sock, bytes, len);
+	if (link->conn.tls != NULL)
+		return tls_read(link->conn.tls, bytes, len);
+	return link->shard->world->ops->read(link->conn.sock, bytes, len);
 }
 
 static void
@@ -128,38 +128,38 @@ fail_io(struct link *link, const char *what)
 {
 	char why[256];
 
-	if (link->tls == NULL || errno != EPROTO) {
+	if (link->conn.tls == NULL || errno != EPROTO) {
 		link_fail(link, errno == ECONNRESET || errno == EPIPE ? FATAL_DROPPED : FATAL_PROTOCOL, "%s: %s", what,
 		    strerror(errno));
 		return;
 	}
-	snprintf(why, sizeof(why), "%s", tls_why(link->tls)); /* which does not outlive the failure */
-	link_fail(link, tls_why_kind(link->tls), "TLS: %s", why);
+	snprintf(why, sizeof(why), "%s", tls_why(link->conn.tls)); /* which does not outlive the failure */
+	link_fail(link, tls_why_kind(link->conn.tls), "TLS: %s", why);
 }
 
 /* Whether anything waits for the socket. */
 static int
 has_unsent(const struct link *link)
 {
-	return out_unwritten(&link->out) > 0 || (link->tls != NULL && tls_unsent(link->tls) > 0);
+	return out_unwritten(&link->out) > 0 || (link->conn.tls != NULL && tls_unsent(link->conn.tls) > 0);
 }
 
 static void
 want_write(struct link *link)
 {
-	link->want_write = 1;
-	link->shard->world->ops->want_write(link->sock);
+	link->conn.want_write = 1;
+	link->shard->world->ops->want_write(link->conn.sock);
 }
 
 int
 link_secure(struct link *link)
 {
-	switch (tls_handshake(link->tls)) {
+	switch (tls_handshake(link->conn.tls)) {
 	case 1:
 		link_event(link, LINK_EV_SECURED);
 		return link->state == LINK_HANDSHAKE;
 	case 0:
-		if (tls_unsent(link->tls) > 0 && !link->want_write)
+		if (tls_unsent(link->conn.tls) > 0 && !link->conn.want_write)
 			want_write(link);
 		return 0;
 	default:
@@ -173,7 +173,7 @@ link_secure(struct link *link)
 static void
 begin_tls(struct link *link, size_t rest)
 {
-	link->wants_tls = 0;
+	link->conn.wants_tls = 0;
 	/* Whoever is in the middle could have put them there, for us to believe later. */
 	if (rest > 0 || out_unwritten(&link->out) > 0) {
 		link_fail(link, FATAL_PROTOCOL,
@@ -181,9 +181,9 @@ begin_tls(struct link *link, size_t rest)
 		    (unsigned long long)out_unwritten(&link->out));
 		return;
 	}
-	free(link->held);
-	link->held = NULL;
-	link->held_len = 0;
+	free(link->conn.held);
+	link->conn.held = NULL;
+	link->conn.held_len = 0;
 	link_event(link, LINK_EV_CONNECTED_TLS);
 }
 
@@ -193,9 +193,9 @@ must_wait_for_tls(struct link *link)
 {
 	if (link->state == LINK_TLS)
 		return 1;
-	if (link->tls != NULL || !link->broker->peers->config->tls.enabled)
+	if (link->conn.tls != NULL || !link->broker->peers->config->tls.enabled)
 		return 0;
-	if (out_unwritten(&link->out) > 0 && !link->wants_tls)
+	if (out_unwritten(&link->out) > 0 && !link->conn.wants_tls)
 		link_fail(link, FATAL_SETTINGS, "the broker offers no TLS, and the pool has a tls group");
 	return 1;
 }
@@ -209,11 +209,11 @@ link_flush(struct link *link)
 
 	if (must_wait_for_tls(link))
 		return;
-	if (link->session->driver->flush != NULL && link->session->driver->flush(link->session, &link->out) != 0) {
+	if (link->conn.session->driver->flush != NULL && link->conn.session->driver->flush(link->conn.session, &link->out) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a flush");
 		return;
 	}
-	while (!link->want_write && has_unsent(link)) {
+	while (!link->conn.want_write && has_unsent(link)) {
 		int count = out_iovec(&link->out, iov, IOVECS);
 		ssize_t n = send_pieces(link, iov, count);
 		if (n < 0) {
@@ -223,11 +223,11 @@ link_flush(struct link *link)
 				while (read_once(link))
 					;
 				errno = error;
-				if (link->sock != NULL)
+				if (link->conn.sock != NULL)
 					fail_io(link, "write");
 				return;
 			}
-			if (link->tls == NULL || tls_unsent(link->tls) > 0)
+			if (link->conn.tls == NULL || tls_unsent(link->conn.tls) > 0)
 				want_write(link);
 			break; /* or TLS waits for the broker: reading flushes again */
 		}
@@ -248,10 +248,10 @@ link_farewell(struct link *link)
 
 	if (link_can_move(link) || link->state != LINK_READY || link->outstanding > 0 || out_unwritten(&link->out) > 0)
 		return;
-	if (link->session->driver->goodbye != NULL && link->session->driver->goodbye(link->session, &link->out) == 0)
+	if (link->conn.session->driver->goodbye != NULL && link->conn.session->driver->goodbye(link->conn.session, &link->out) == 0)
 		(void)send_pieces(link, iov, out_iovec(&link->out, iov, IOVECS));
-	if (link->tls != NULL)
-		tls_goodbye(link->tls);
+	if (link->conn.tls != NULL)
+		tls_goodbye(link->conn.tls);
 }
 
 void
@@ -259,7 +259,7 @@ link_on_writable(void *owner)
 {
 	struct link *link = owner;
 
-	link->want_write = 0;
+	link->conn.want_write = 0;
 	if (link->state == LINK_TLS)
 		link_secure(link);
 	else
@@ -270,9 +270,9 @@ void
 link_probe(struct link *link)
 {
 	/* One that finds no memory is never answered, and counts as a miss. */
-	if (link->session->driver->probe(link->session, &link->out) == 0)
+	if (link->conn.session->driver->probe(link->conn.session, &link->out) == 0)
 		link_want_flush(link);
-	link->probe_ns = link->shard->now_ns;
+	link->health.probe_ns = link->shard->now_ns;
 }
 
 /* ---- in ---- */
@@ -281,34 +281,34 @@ link_probe(struct link *link)
 static int
 hold(struct link *link, const uint8_t *bytes, size_t len)
 {
-	free(link->held);
-	link->held = NULL;
-	link->held_len = 0;
+	free(link->conn.held);
+	link->conn.held = NULL;
+	link->conn.held_len = 0;
 	if (len == 0)
 		return 0;
-	link->held = malloc(len);
-	if (link->held == NULL)
+	link->conn.held = malloc(len);
+	if (link->conn.held == NULL)
 		return -TG_ENOMEM;
-	memcpy(link->held, bytes, len);
-	link->held_len = len;
+	memcpy(link->conn.held, bytes, len);
+	link->conn.held_len = len;
 	return 0;
 }
 
 int
 link_keep_hello(struct link *link, const uint8_t *bytes, size_t len)
 {
-	uint8_t *hello = link->hello_len + len <= LINK_HELLO_MAX ? realloc(link->hello, link->hello_len + len) : NULL;
+	uint8_t *hello = link->conn.hello_len + len <= LINK_HELLO_MAX ? realloc(link->conn.hello, link->conn.hello_len + len) : NULL;
 
 	if (hello == NULL) {
 		/* Longer than anybody's: no successor will have it, that is all. */
-		free(link->hello);
-		link->hello = NULL;
-		link->hello_len = 0;
+		free(link->conn.hello);
+		link->conn.hello = NULL;
+		link->conn.hello_len = 0;
 		return -TG_ENOMEM;
 	}
-	memcpy(hello + link->hello_len, bytes, len);
-	link->hello = hello;
-	link->hello_len += len;
+	memcpy(hello + link->conn.hello_len, bytes, len);
+	link->conn.hello = hello;
+	link->conn.hello_len += len;
 	return 0;
 }
 
@@ -318,11 +318,11 @@ count_replies(struct link *link, uint64_t end)
 {
 	if (out_end(&link->out) == end)
 		return 1;
-	if (out_written(&link->out) >= link->replies_end)
-		link->replies = 0;
-	link->replies += out_end(&link->out) - end;
-	link->replies_end = out_end(&link->out);
-	return link->replies <= LINK_REPLIES_MAX;
+	if (out_written(&link->out) >= link->conn.replies_end)
+		link->conn.replies = 0;
+	link->conn.replies += out_end(&link->out) - end;
+	link->conn.replies_end = out_end(&link->out);
+	return link->conn.replies <= LINK_REPLIES_MAX;
 }
 
 /* Returns 1 if there may be more to read, 0 if not or the link is gone. */
@@ -330,10 +330,10 @@ static int
 read_once(struct link *link)
 {
 	uint8_t *buffer = link->shard->read_buffer;
-	size_t held = link->held_len;
+	size_t held = link->conn.held_len;
 
 	if (held > 0)
-		memcpy(buffer, link->held, held);
+		memcpy(buffer, link->conn.held, held);
 	ssize_t n = receive(link, buffer + held, SHARD_READ_BYTES);
 	if (n < 0) {
 		if (errno != EAGAIN)
@@ -350,21 +350,21 @@ read_once(struct link *link)
 	size_t len = held + (size_t)n;
 	int greeting = link->state == LINK_HANDSHAKE;
 	uint64_t end = out_end(&link->out);
-	link->fatal = 0;
-	ssize_t used = link->session->driver->input(link->session, buffer, len, &link->out);
-	if (link->fatal || used < 0) {
-		char why[sizeof(link->fatal_why)];
-		memcpy(why, link->fatal_why, sizeof(why));
-		link_fail(link, link->fatal_kind, "%s", link->fatal ? why : "the driver gave up");
+	link->verdict.given = 0;
+	ssize_t used = link->conn.session->driver->input(link->conn.session, buffer, len, &link->out);
+	if (link->verdict.given || used < 0) {
+		char why[sizeof(link->verdict.why)];
+		memcpy(why, link->verdict.why, sizeof(why));
+		link_fail(link, link->verdict.kind, "%s", link->verdict.given ? why : "the driver gave up");
 		return 0;
 	}
 	if (!count_replies(link, end)) {
 		link_fail(link, FATAL_PROTOCOL,
 		    "the broker reads none of the %llu bytes of answers that it has asked for; %u are the limit",
-		    (unsigned long long)link->replies, LINK_REPLIES_MAX);
+		    (unsigned long long)link->conn.replies, LINK_REPLIES_MAX);
 		return 0;
 	}
-	if (link->wants_tls) {
+	if (link->conn.wants_tls) {
 		begin_tls(link, len - (size_t)used);
 		return 0;
 	}
@@ -377,21 +377,21 @@ read_once(struct link *link)
 	link_update_writable(link);
 	if (out_unwritten(&link->out) > 0)
 		link_want_flush(link);
-	if (link->suspended) {
-		link->suspended = 0;
-		if (link->blocked)
+	if (link->conn.suspended) {
+		link->conn.suspended = 0;
+		if (link->conn.blocked)
 			link_event(link, LINK_EV_SUSPECT);
-		if (link->sock == NULL)
+		if (link->conn.sock == NULL)
 			return 0;
 	}
 	/* Not before: without anything outstanding, draining ends with the session. */
-	if (link->leaving) {
-		link->leaving = 0;
+	if (link->conn.leaving) {
+		link->conn.leaving = 0;
 		link_drain(link);
-		if (link->sock == NULL)
+		if (link->conn.sock == NULL)
 			return 0;
 	}
-	return n == SHARD_READ_BYTES || (link->tls != NULL && tls_has_ended(link->tls));
+	return n == SHARD_READ_BYTES || (link->conn.tls != NULL && tls_has_ended(link->conn.tls));
 }
 
 void
@@ -400,17 +400,17 @@ link_on_readable(void *owner)
 	struct link *link = owner;
 	int reads = 0;
 
-	if (link->tls == NULL) {
+	if (link->conn.tls == NULL) {
 		while (read_once(link) && ++reads < READS_A_TURN)
 			;
 		return;
 	}
 	/* What is inside OpenSSL must come out, for no socket announces it: the bound is on what goes in. */
-	tls_may_read(link->tls, (size_t)READS_A_TURN * SHARD_READ_BYTES);
+	tls_may_read(link->conn.tls, (size_t)READS_A_TURN * SHARD_READ_BYTES);
 	if (link->state == LINK_TLS && !link_secure(link))
 		return;
 	while (read_once(link))
 		;
-	if (link->tls != NULL && tls_unsent(link->tls) > 0)
+	if (link->conn.tls != NULL && tls_unsent(link->conn.tls) > 0)
 		link_want_flush(link);
 }

@@ -48,10 +48,10 @@ link_note_answer(struct link *link, const struct inflight *entry)
 	/* Late ones would raise the time by which others become late. */
 	if (entry->late)
 		return;
-	link->ack_ms8 += age_ms(entry->sent_ms, now_ms) - link->ack_ms8 / 8;
+	link->conn.ack_ms8 += age_ms(entry->sent_ms, now_ms) - link->conn.ack_ms8 / 8;
 	/* Newer than the newest so far: less than half of the circle ahead. */
-	if (age_ms(link->answered_ms, entry->sent_ms) <= INFLIGHT_MS_MASK / 2)
-		link->answered_ms = entry->sent_ms;
+	if (age_ms(link->conn.answered_ms, entry->sent_ms) <= INFLIGHT_MS_MASK / 2)
+		link->conn.answered_ms = entry->sent_ms;
 }
 
 /* Moves the ring's oldest entry out of it. Returns 0, or a negative TG_E: it stays. */
@@ -99,7 +99,7 @@ static uint32_t
 late_after_ms(const struct link *link)
 {
 	const struct config_health *health = &link->broker->peers->config->health;
-	uint32_t ms = link->ack_ms8 / 8 * LATE_ACKS;
+	uint32_t ms = link->conn.ack_ms8 / 8 * LATE_ACKS;
 
 	if (ms < LATE_MIN_MS)
 		ms = LATE_MIN_MS;
@@ -111,7 +111,7 @@ look_aside(void *arg, uint64_t seq, uintptr_t value)
 {
 	struct link *link = arg;
 	struct inflight *entry = (struct inflight *)value;
-	uint32_t ahead = age_ms(entry->sent_ms, link->answered_ms);
+	uint32_t ahead = age_ms(entry->sent_ms, link->conn.answered_ms);
 
 	if (ahead <= INFLIGHT_MS_MASK / 2 && ahead > late_after_ms(link))
 		link_become_late(link, seq, entry);
@@ -122,14 +122,14 @@ link_pass_over(struct link *link)
 {
 	uint32_t after = late_after_ms(link);
 
-	if (link->shard->now_ns - link->late_looked_ns < LATE_LOOK_MS * NS_PER_MS)
+	if (link->shard->now_ns - link->health.late_looked_ns < LATE_LOOK_MS * NS_PER_MS)
 		return;
-	link->late_looked_ns = link->shard->now_ns;
+	link->health.late_looked_ns = link->shard->now_ns;
 	aside_each(&link->aside, look_aside, link);
 	/* Entries are in the order in which they were sent. */
 	while (link->base != link->next) {
 		struct inflight *entry = link_entry(link, link->base);
-		uint32_t ahead = age_ms(entry->sent_ms, link->answered_ms);
+		uint32_t ahead = age_ms(entry->sent_ms, link->conn.answered_ms);
 		if (entry->lane == NULL) {
 			link->base++;
 			continue;
@@ -162,13 +162,13 @@ link_wear(struct link *link)
 {
 	uint64_t oldest = link->next;
 
-	if (link->worn || link_waited_for(link) > link->window / 2 + link->aside.count)
+	if (link->conn.worn || link_waited_for(link) > link->window / 2 + link->aside.count)
 		return;
 	aside_each(&link->aside, find_oldest, &oldest);
 	/* Less than any driver's span (DRIVER_SPAN, 16 windows); more than what a small window of the broker's does. */
 	if (link->next - oldest < (uint64_t)WORN_WINDOWS * link->broker->peers->config->window_messages)
 		return;
 	aside_each(&link->aside, age_aside, link);
-	link->worn = 1;
+	link->conn.worn = 1;
 	timer_set_earlier(&link->shard->timers, &link->timer, link->shard->now_ns);
 }

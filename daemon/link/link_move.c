@@ -24,13 +24,13 @@ link_save(const struct link *link, uint8_t *bytes, size_t room)
 
 	if (!link_kind_can_move(config))
 		return -TG_ELIMIT;
-	if (link->state != LINK_READY || link->blocked || link->outstanding > 0 || out_unwritten(&link->out) > 0 ||
-	    link->held_len > 0 || link->probe_ns != 0)
+	if (link->state != LINK_READY || link->conn.blocked || link->outstanding > 0 || out_unwritten(&link->out) > 0 ||
+	    link->conn.held_len > 0 || link->health.probe_ns != 0)
 		return -TG_EAGAIN;
 	/* The successor would take an endpoint for the broker's own address. */
-	if (link->tls != NULL || link->hello == NULL || endpoints_of(link) != NULL)
+	if (link->conn.tls != NULL || link->conn.hello == NULL || endpoints_of(link) != NULL)
 		return -TG_ELIMIT;
-	return config->driver->save != NULL ? config->driver->save(link->session, bytes, room) : 0;
+	return config->driver->save != NULL ? config->driver->save(link->conn.session, bytes, room) : 0;
 }
 
 int
@@ -44,21 +44,21 @@ link_can_move(const struct link *link)
 const char *
 link_replay(struct link *link, const struct link_past *past)
 {
-	const struct driver *driver = link->session->driver;
+	const struct driver *driver = link->conn.session->driver;
 	struct out heard; /* the broker has heard it all */
 	const char *why = NULL;
 
-	link->fatal = link->replayed = 0;
+	link->verdict.given = link->conn.replayed = 0;
 	out_init(&heard);
-	if (driver->start(link->session, &heard) != 0 ||
-	    driver->input(link->session, past->hello, past->hello_len, &heard) != (ssize_t)past->hello_len ||
-	    link->fatal || !link->replayed)
+	if (driver->start(link->conn.session, &heard) != 0 ||
+	    driver->input(link->conn.session, past->hello, past->hello_len, &heard) != (ssize_t)past->hello_len ||
+	    link->verdict.given || !link->conn.replayed)
 		why = "its handshake cannot be replayed";
-	else if (driver->restore != NULL ? driver->restore(link->session, past->saved, past->saved_len) != 0
+	else if (driver->restore != NULL ? driver->restore(link->conn.session, past->saved, past->saved_len) != 0
 					 : past->saved_len > 0)
 		why = "it was made with other settings, or what was saved of it cannot be read";
 	/* What the broker said around its handshake is over: no link moves while it is blocked or has to leave. */
-	link->blocked = link->suspended = link->leaving = 0;
+	link->conn.blocked = link->conn.suspended = link->conn.leaving = 0;
 	out_fini(&heard);
 	return why;
 }

@@ -129,7 +129,7 @@ check_publish(struct sim *sim, struct link *link, const struct lane *lane, const
 		    (unsigned long long)waited_ms);
 	if (!link_is_writable(link))
 		sim_fail(sim, "link %u is given a record: %s, writable %d, blocked %d", link->id,
-		    link_state_word(link->state), link->writable, link->blocked);
+		    link_state_word(link->state), link->writable, link->conn.blocked);
 	if (link_waited_for(link) >= link->window)
 		sim_fail(sim, "link %u is given a record: %u outstanding, window %u", link->id, link_waited_for(link),
 		    link->window);
@@ -187,14 +187,14 @@ static void
 check_suspect(struct sim *sim, const struct link *link)
 {
 	const struct config_health *health = &sim->pool_config.health;
-	uint64_t silent_ns = sim->w.now_ns - link->last_read_ns;
-	uint64_t stuck_ns = sim->w.now_ns - link->last_progress_ns;
+	uint64_t silent_ns = sim->w.now_ns - link->health.last_read_ns;
+	uint64_t stuck_ns = sim->w.now_ns - link->health.last_progress_ns;
 
 	sim->suspects++;
 	/* A link whose broker unblocks at once is checked again all the same. */
 	int blocked = strncmp(link->why, "the broker says", 15) == 0;
-	int slow = strncmp(link->why, "slow:", 5) == 0 && link->outstanding > 0 && link->base < link->slow_mark &&
-	    sim->w.now_ns - link->slow_ns >= SIM_MS(health->ack_timeout_ms) / 2;
+	int slow = strncmp(link->why, "slow:", 5) == 0 && link->outstanding > 0 && link->base < link->health.slow_mark &&
+	    sim->w.now_ns - link->health.slow_ns >= SIM_MS(health->ack_timeout_ms) / 2;
 	if (!blocked && !slow && silent_ns < SIM_MS(health->idle_ms + health->probe_misses * health->probe_timeout_ms) &&
 	    (link->outstanding == 0 || stuck_ns < SIM_MS(health->ack_timeout_ms)))
 		sim_fail(sim, "link %u is left after %.3f ms of silence and %.3f ms without progress: %s", link->id,
@@ -217,8 +217,8 @@ check_link(struct sim *sim, struct link *link, uint32_t failed_now)
 	if (link->outstanding_bytes - link->late_bytes > config->window_bytes + LANE_SQ_DEFAULT / 2)
 		sim_fail(sim, "link %u: %llu bytes outstanding", link->id,
 		    (unsigned long long)link->outstanding_bytes);
-	if (link->ready_ns != 0 && link->ready_ns > sim->broker_ready_ns[broker_number(link->broker)])
-		sim->broker_ready_ns[broker_number(link->broker)] = link->ready_ns;
+	if (link->conn.ready_ns != 0 && link->conn.ready_ns > sim->broker_ready_ns[broker_number(link->broker)])
+		sim->broker_ready_ns[broker_number(link->broker)] = link->conn.ready_ns;
 	if (link->state == LINK_SUSPECT && !watch->suspect)
 		check_suspect(sim, link);
 	watch->suspect = link->state == LINK_SUSPECT;

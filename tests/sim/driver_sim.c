@@ -147,7 +147,7 @@ void
 driver_sim_written(void *watcher, void *owner, uint64_t written)
 {
 	struct link *link = owner;
-	struct driver_session *s = (struct driver_session *)link->session;
+	struct driver_session *s = (struct driver_session *)link->conn.session;
 
 	while (s->first != s->count && s->framed[s->first].start < written) {
 		struct framed *framed = &s->framed[s->first++];
