@@ -31,6 +31,7 @@
 
 #include "amqp_wire.h"
 #include "driver.h"
+#include "window.h"
 
 #include "daemon/config/config_secret.h"
 
@@ -38,9 +39,6 @@
 #define AMQP_FIRST_CHANNEL 2u
 #define AMQP_CHANNELS_MAX 2000u
 #define AMQP_TEXT_MAX 160u
-
-/* Messages of a connection that are unanswered or were answered early: four of the widest windows. */
-#define AMQP_UNANSWERED_MAX (UINT32_C(1) << 24)
 
 /* EV_NACK's code for basic.nack, which has none of its own: its method number. */
 #define AMQP_CODE_NACK 120u
@@ -114,12 +112,9 @@ struct amqp_channel {
 
 struct amqp_session {
 	struct session base;
-	uint64_t oldest, next;
-	uint64_t early;       /* how many above oldest are answered already */
-	uint64_t *early_bits; /* by seq & early_mask */
+	struct window unanswered;
 	uint64_t max_body;    /* UINT64_MAX: not known */
 	uint64_t before;      /* messages of the connection before this session took it over */
-	uint32_t early_mask;
 	uint32_t probes;    /* unanswered */
 	uint32_t frame_max; /* both ways, once tuned */
 	uint32_t heartbeat_s;
@@ -129,7 +124,6 @@ struct amqp_session {
 	struct amqp_channel *last;      /* the one published on last */
 	enum amqp_state state;
 	uint8_t leaving; /* goodbye was said */
-	uint8_t acked;   /* everything before oldest is delivered and has not been said yet */
 };
 
 static inline struct amqp_session *
@@ -151,12 +145,9 @@ amqp_id(const struct siphash *id)
 /* A channel at the end of those there are. Returns NULL without memory. */
 struct amqp_channel *amqp_channel_add(struct amqp_session *amqp);
 
-/* Says what acknowledgements in order have been gathered. */
-void amqp_flush_acked(struct amqp_session *amqp);
-
 /* Ends the session; returns a negative TG_E. */
-#define amqp_fatal(amqp, kind, code, ...)                     \
-	(amqp_flush_acked(amqp), (amqp)->state = AMQP_CLOSED, \
+#define amqp_fatal(amqp, kind, code, ...)                                \
+	(window_flush(&(amqp)->unanswered), (amqp)->state = AMQP_CLOSED, \
 	    driver_fatal(&(amqp)->base, kind, code, __VA_ARGS__))
 
 /* Appends bytes whole or not at all. Returns 0 or -TG_ENOMEM. */

@@ -23,56 +23,10 @@
 #define TOO_LARGE "PRECONDITION_FAILED - message size "
 #define TOO_LARGE_LIMIT "larger than configured max size "
 
-static uint64_t *
-early_word(struct amqp_session *amqp, uint64_t seq, uint64_t *bit)
-{
-	uint64_t index = seq & amqp->early_mask;
-
-	*bit = UINT64_C(1) << (index & 63);
-	return &amqp->early_bits[index / 64];
-}
-
-/* Takes seq, which is unanswered, from the unanswered ones. */
-static void
-settle(struct amqp_session *amqp, uint64_t seq)
-{
-	uint64_t bit, *word;
-
-	if (seq != amqp->oldest) {
-		word = early_word(amqp, seq, &bit);
-		*word |= bit;
-		amqp->early++;
-		return;
-	}
-	amqp->oldest++;
-	while (amqp->early > 0) {
-		word = early_word(amqp, amqp->oldest, &bit);
-		if ((*word & bit) == 0)
-			break;
-		*word &= ~bit;
-		amqp->early--;
-		amqp->oldest++;
-	}
-}
-
-static void
-delivered(struct amqp_session *amqp, uint64_t seq)
-{
-	if (seq == amqp->oldest) {
-		settle(amqp, seq);
-		amqp->acked = 1;
-		return;
-	}
-	amqp_flush_acked(amqp);
-	settle(amqp, seq);
-	driver_ack(&amqp->base, EV_ACK, seq, TG_DELIVERED, 0);
-}
-
 static void
 rejected(struct amqp_session *amqp, uint64_t seq, uint32_t code, const char *text)
 {
-	amqp_flush_acked(amqp);
-	settle(amqp, seq);
+	window_take(&amqp->unanswered, seq);
 	driver_nack(&amqp->base, seq, code, text, strlen(text));
 }
 
@@ -97,7 +51,7 @@ confirm_one(struct amqp_session *amqp, struct amqp_channel *channel, struct amqp
 	}
 	pending->confirmed = 1;
 	if (!pending->returned)
-		delivered(amqp, pending->seq);
+		window_ack(&amqp->unanswered, pending->seq);
 	if (channel->careful > 0)
 		channel->careful--;
 }
@@ -324,7 +278,7 @@ learn_max_body(struct amqp_session *amqp, const char *text)
 	if (bytes == 0 || bytes >= amqp->max_body)
 		return;
 	amqp->max_body = bytes;
-	amqp_flush_acked(amqp);
+	window_flush(&amqp->unanswered);
 	driver_emit(&amqp->base, EV_MAX_BODY, bytes);
 }
 
@@ -417,8 +371,7 @@ amqp_channel_opened(struct amqp_session *amqp, struct amqp_channel *channel)
 		if (refused) {
 			rejected(amqp, pending->seq, channel->close_code, channel->close_text);
 		} else {
-			amqp_flush_acked(amqp);
-			settle(amqp, pending->seq);
+			window_take(&amqp->unanswered, pending->seq);
 			driver_emit(&amqp->base, EV_LOST, pending->seq);
 		}
 	}

@@ -8,7 +8,7 @@
 static int
 is_over_a_message(const struct amqp_session *amqp, uint32_t code, uint32_t method)
 {
-	return amqp->oldest != amqp->next && (method == BASIC_PUBLISH || code == AMQP_CODE_CRASH);
+	return !window_is_empty(&amqp->unanswered) && (method == BASIC_PUBLISH || code == AMQP_CODE_CRASH);
 }
 
 /* "the broker closed the connection: words (code): the broker's text". */
@@ -36,7 +36,7 @@ input_blocked(struct amqp_session *amqp, struct amqp_reader *arguments)
 
 	if (arguments->bad)
 		return amqp_fatal(amqp, FATAL_PROTOCOL, 502, "connection.blocked: cut short");
-	amqp_flush_acked(amqp);
+	window_flush(&amqp->unanswered);
 	amqp->base.events.emit(amqp->base.events.owner,
 	    &(struct driver_event){ .type = EV_BLOCKED, .text = said, .text_len = len });
 	return 0;
@@ -57,7 +57,7 @@ input_connection(struct amqp_session *amqp, uint32_t method, struct amqp_reader 
 	case CONNECTION_BLOCKED:
 		return input_blocked(amqp, arguments);
 	case CONNECTION_UNBLOCKED:
-		amqp_flush_acked(amqp);
+		window_flush(&amqp->unanswered);
 		driver_emit(&amqp->base, EV_UNBLOCKED, 0);
 		return 0;
 	case CONNECTION_CLOSE_OK:
@@ -82,7 +82,7 @@ input_probe_channel(struct amqp_session *amqp, uint32_t method, struct amqp_read
 	if (method != CONFIRM_SELECT_OK || amqp->probes == 0)
 		return unexpected(amqp, AMQP_PROBE_CHANNEL, method);
 	amqp->probes--;
-	amqp_flush_acked(amqp);
+	window_flush(&amqp->unanswered);
 	driver_emit(&amqp->base, EV_ALIVE, 0);
 	return 0;
 }
@@ -223,6 +223,6 @@ amqp_input(struct session *session, const uint8_t *bytes, size_t len, struct out
 			break;
 		at += (size_t)n;
 	}
-	amqp_flush_acked(amqp);
+	window_flush(&amqp->unanswered);
 	return (ssize_t)at;
 }

@@ -50,7 +50,7 @@ amqp_save(const struct session *session, uint8_t *bytes, size_t room)
 	uint8_t piece[HEAD_LEN > CHANNEL_LEN ? HEAD_LEN : CHANNEL_LEN], *at = piece;
 	size_t len;
 
-	if (amqp->state != AMQP_UP || amqp->leaving || amqp->oldest != amqp->next || amqp->probes > 0)
+	if (amqp->state != AMQP_UP || amqp->leaving || !window_is_empty(&amqp->unanswered) || amqp->probes > 0)
 		return -TG_EAGAIN;
 	for (uint32_t i = 0; i < amqp->channel_count; i++)
 		if (!is_at_rest(amqp->channels[i]))
@@ -58,7 +58,7 @@ amqp_save(const struct session *session, uint8_t *bytes, size_t room)
 	at = amqp_put_u32(amqp_put_u32(at, MAGIC), amqp->frame_max);
 	at = amqp_put_u32(amqp_put_u32(at, amqp->heartbeat_s), amqp->channel_max);
 	at = amqp_put_short(at, settings->vhost, strlen(settings->vhost));
-	at = amqp_put_u64(amqp_put_u64(at, amqp->max_body), amqp->before + amqp->next);
+	at = amqp_put_u64(amqp_put_u64(at, amqp->max_body), amqp->before + amqp->unanswered.next);
 	at = amqp_put_u32(at, amqp->channel_count);
 	len = (size_t)(at - piece);
 	if (len > room)
@@ -86,7 +86,7 @@ take_channel(struct amqp_session *amqp, struct amqp_reader *from)
 	/* A tag is 1 or more, where there are any; a channel is careful for as many messages as waited on it once,
 	 * perhaps in a wider window than this session has. */
 	if (from->bad || (flags & ~(uint32_t)SAVED_ALL) != 0 || next > COUNT_MAX ||
-	    ((flags & SAVED_OPEN) != 0 && next == 0) || used > amqp->before || careful > AMQP_UNANSWERED_MAX)
+	    ((flags & SAVED_OPEN) != 0 && next == 0) || used > amqp->before || careful > WINDOW_ROOM_MAX)
 		return -TG_EINVAL;
 	struct amqp_channel *channel = amqp_channel_add(amqp);
 	if (channel == NULL)

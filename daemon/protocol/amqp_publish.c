@@ -355,7 +355,7 @@ note_published(struct amqp_session *amqp, struct amqp_channel *channel, uint64_t
 	channel->ring[channel->next++ & channel->ring_mask] =
 	    (struct amqp_pending){ .seq = seq, .id = amqp_id(&frame->id) };
 	amqp->last = channel;
-	amqp->next = seq + 1;
+	amqp->unanswered.next = seq + 1;
 }
 
 int
@@ -365,7 +365,7 @@ amqp_publish(struct session *session, uint64_t seq, const struct message *messag
 	struct amqp_session *amqp = amqp_session(session);
 	struct frame frame = { .table = 0 };
 
-	if (amqp->state != AMQP_UP || amqp->next - amqp->oldest > amqp->early_mask)
+	if (amqp->state != AMQP_UP || window_is_full(&amqp->unanswered))
 		return DRIVER_FULL;
 	if (measure(amqp, message, &frame, rejection) != 0)
 		return DRIVER_REJECTED;

@@ -10,17 +10,13 @@ amqp_open(struct session *session)
 {
 	struct amqp_session *amqp = amqp_session(session);
 	const struct amqp_settings *settings = session->settings;
-	uint32_t bits = 64;
 
 	amqp->frame_max = AMQP_FRAME_MAX;
 	amqp->max_body = UINT64_MAX;
-	/* Queues confirm in their own time, and one may never confirm. */
-	while ((bits / 4 < session->params->window || bits < DRIVER_SPAN) && bits < AMQP_UNANSWERED_MAX)
-		bits *= 2;
-	amqp->early_mask = bits - 1;
-	amqp->early_bits = calloc(bits / 64, sizeof(*amqp->early_bits));
+	if (window_init(&amqp->unanswered, session, TG_DELIVERED, window_room(session->params->window)) != 0)
+		return -TG_ENOMEM;
 	amqp->channels = calloc(settings->channels, sizeof(*amqp->channels));
-	return amqp->early_bits != NULL && amqp->channels != NULL ? 0 : -TG_ENOMEM;
+	return amqp->channels != NULL ? 0 : -TG_ENOMEM;
 }
 
 void
@@ -33,10 +29,9 @@ amqp_close(struct session *session)
 		free(amqp->channels[i]);
 	}
 	free(amqp->channels);
-	free(amqp->early_bits);
+	window_fini(&amqp->unanswered);
 	amqp->channels = NULL;
 	amqp->last = NULL;
-	amqp->early_bits = NULL;
 	amqp->channel_count = 0;
 	amqp->state = AMQP_CLOSED;
 }
@@ -51,15 +46,6 @@ amqp_channel_add(struct amqp_session *amqp)
 	channel->number = AMQP_FIRST_CHANNEL + amqp->channel_count;
 	amqp->channels[amqp->channel_count++] = channel;
 	return channel;
-}
-
-void
-amqp_flush_acked(struct amqp_session *amqp)
-{
-	if (!amqp->acked)
-		return;
-	amqp->acked = 0;
-	driver_ack(&amqp->base, EV_ACK_UPTO, amqp->oldest - 1, TG_DELIVERED, 0);
 }
 
 int

@@ -93,22 +93,16 @@ mqtt_open(struct session *session)
 {
 	struct mqtt_session *mqtt = mqtt_session(session);
 	const struct mqtt_settings *settings = session->settings;
-	uint32_t bits = 64;
 
 	mqtt->version = mqtt_version_choose(mqtt, settings->version);
 	mqtt->dollar_topics = settings->dollar_topics != 0;
 	mqtt->qos = (uint8_t)settings->qos;
-	mqtt->next_id = mqtt->oldest_id = 1;
 	mqtt->retain_available = 1;
 	mqtt->max_packet = 1 + 4 + MQTT_REMAINING_MAX;
 	mqtt->window = session->params->window;
 	if (mqtt->window == 0 || mqtt->window >= MQTT_IDS)
 		mqtt->window = MQTT_IDS;
-	while (bits < MQTT_IDS)
-		bits *= 2;
-	mqtt->early_mask = bits - 1;
-	mqtt->early_bits = calloc(bits / 64, sizeof(*mqtt->early_bits));
-	return mqtt->early_bits != NULL ? 0 : -TG_ENOMEM;
+	return window_init(&mqtt->unanswered, session, TG_DELIVERED, MQTT_IDS);
 }
 
 static void
@@ -116,8 +110,7 @@ mqtt_close(struct session *session)
 {
 	struct mqtt_session *mqtt = mqtt_session(session);
 
-	free(mqtt->early_bits);
-	mqtt->early_bits = NULL;
+	window_fini(&mqtt->unanswered);
 	mqtt->state = MQTT_CLOSED;
 }
 

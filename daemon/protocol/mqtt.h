@@ -2,18 +2,15 @@
  * One MQTT connection as its parts see it: mqtt.c (settings, connect, probe), mqtt_version.c (which version
  * it is of), mqtt_publish.c (framing) and mqtt_input.c (answers).
  *
- *   seq:   ... answered | oldest .. unanswered, some answered early .. | next ...
- *   id:                   oldest_id                                      next_id
- *
- * Packet ids follow the sequence numbers, so that the id of an answer names its seq as long as the
- * span of unanswered ones is at most 65,535. Brokers answer in order; early answers are
- * remembered in a bitmap as large as the window.
+ * Packet ids follow the sequence numbers (mqtt_id()), so that the id of an answer names its seq as long as
+ * the span of unanswered ones is at most 65,535.
  */
 #ifndef TG_DAEMON_PROTOCOL_MQTT_H
 #define TG_DAEMON_PROTOCOL_MQTT_H
 
 #include "driver.h"
 #include "mqtt_packet.h"
+#include "window.h"
 
 enum mqtt_state { MQTT_CLOSED, MQTT_CONNECTING, MQTT_UP };
 
@@ -26,14 +23,8 @@ struct mqtt_memory {
 
 struct mqtt_session {
 	struct session base;
-	uint64_t oldest;    /* the first unanswered seq */
-	uint64_t next;      /* one more than the last framed seq; oldest == next: nothing is outstanding */
-	uint32_t oldest_id; /* packet ids of the two */
-	uint32_t next_id;
-	uint32_t window;      /* unanswered messages stay at or below it, next - oldest at or below MQTT_IDS */
-	uint32_t early;       /* how many above oldest are answered already */
-	uint32_t early_mask;  /* capacity of early_bits, less one */
-	uint64_t *early_bits; /* by seq & early_mask */
+	struct window unanswered;
+	uint32_t window;      /* unanswered messages stay at or below it, their span at or below MQTT_IDS */
 	uint32_t max_packet;  /* the most bytes of a PUBLISH */
 	uint32_t probes;      /* unanswered */
 	enum mqtt_state state;
@@ -41,7 +32,6 @@ struct mqtt_session {
 	uint8_t qos;
 	uint8_t retain_available;
 	uint8_t dollar_topics; /* topics that begin with $ are passed on */
-	uint8_t acked;   /* everything before oldest is delivered and has not been said yet */
 	uint8_t refused; /* the last packet was a PUBACK with this reason, from 0x80 on; 0: it was another */
 	uint8_t pinned;  /* the pool says which version */
 	uint8_t asked_knowing; /* the known versions when it began */
@@ -53,6 +43,12 @@ static inline struct mqtt_session *
 mqtt_session(struct session *session)
 {
 	return (struct mqtt_session *)session;
+}
+
+static inline uint32_t
+mqtt_id(uint64_t seq)
+{
+	return (uint32_t)(seq % MQTT_IDS) + 1;
 }
 
 /* struct driver's publish and input. */

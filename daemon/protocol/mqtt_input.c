@@ -6,83 +6,37 @@
 
 #include <stdio.h>
 
-/* Says what pubacks_in_order() has gathered. */
-static void
-flush_acked(struct mqtt_session *mqtt)
+#define fatal(mqtt, kind, code, ...)                                       \
+	(window_flush(&(mqtt)->unanswered), (mqtt)->state = MQTT_CLOSED, \
+	    driver_fatal(&(mqtt)->base, kind, code, __VA_ARGS__))
+
+/* The message that an answer's packet id names, if it is an unanswered one. */
+static uint64_t
+seq_of(const struct mqtt_session *mqtt, uint32_t id)
 {
-	if (!mqtt->acked)
-		return;
-	mqtt->acked = 0;
-	driver_ack(&mqtt->base, EV_ACK_UPTO, mqtt->oldest - 1, TG_DELIVERED, 0);
-}
+	uint32_t oldest_id = mqtt_id(mqtt->unanswered.oldest);
 
-#define fatal(mqtt, kind, code, ...) \
-	(flush_acked(mqtt), (mqtt)->state = MQTT_CLOSED, driver_fatal(&(mqtt)->base, kind, code, __VA_ARGS__))
-
-static void
-oldest_next(struct mqtt_session *mqtt)
-{
-	mqtt->oldest++;
-	mqtt->oldest_id = mqtt->oldest_id == MQTT_IDS ? 1 : mqtt->oldest_id + 1;
-}
-
-static uint64_t *
-early_word(struct mqtt_session *mqtt, uint64_t seq, uint64_t *bit)
-{
-	uint64_t index = seq & mqtt->early_mask;
-
-	*bit = UINT64_C(1) << (index & 63);
-	return &mqtt->early_bits[index / 64];
-}
-
-/* Remembers an answer. Returns 0 if nothing waits for it. */
-static int
-settle(struct mqtt_session *mqtt, uint32_t id, uint64_t *seq)
-{
-	uint64_t bit, *word;
-	uint32_t ahead = id >= mqtt->oldest_id ? id - mqtt->oldest_id : id + MQTT_IDS - mqtt->oldest_id;
-
-	if (id == 0 || ahead >= mqtt->next - mqtt->oldest)
-		return 0;
-	*seq = mqtt->oldest + ahead;
-	if (ahead > 0) {
-		word = early_word(mqtt, *seq, &bit);
-		if ((*word & bit) != 0)
-			return 0;
-		*word |= bit;
-		mqtt->early++;
-		return 1;
-	}
-	oldest_next(mqtt);
-	while (mqtt->early > 0) {
-		word = early_word(mqtt, mqtt->oldest, &bit);
-		if ((*word & bit) == 0)
-			break;
-		*word &= ~bit;
-		mqtt->early--;
-		oldest_next(mqtt);
-	}
-	return 1;
+	return mqtt->unanswered.oldest + (id >= oldest_id ? id - oldest_id : id + MQTT_IDS - oldest_id);
 }
 
 /* The stream a well-behaved broker sends: successes, short, from the oldest on. Returns bytes taken. */
 static size_t
 pubacks_in_order(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 {
+	struct window *unanswered = &mqtt->unanswered;
+	uint32_t id = mqtt_id(unanswered->oldest);
 	size_t at = 0;
 
-	if (mqtt->early > 0)
-		return 0;
-	while (len - at >= 4 && bytes[at] == MQTT_PUBACK << 4 && mqtt->oldest != mqtt->next &&
-	       mqtt_get_u16(bytes + at + 2) == mqtt->oldest_id) {
+	while (len - at >= 4 && bytes[at] == MQTT_PUBACK << 4 && mqtt_get_u16(bytes + at + 2) == id &&
+	       unanswered->early == 0 && !window_is_empty(unanswered)) {
 		if (bytes[at + 1] == 2)
 			at += 4;
 		else if (bytes[at + 1] == 3 && mqtt->version == 5 && len - at >= 5 && bytes[at + 4] < 0x80)
 			at += 5;
 		else
 			break;
-		oldest_next(mqtt);
-		mqtt->acked = 1;
+		window_ack_oldest(unanswered);
+		id = id == MQTT_IDS ? 1 : id + 1;
 	}
 	if (at > 0)
 		mqtt->refused = 0;
@@ -95,7 +49,7 @@ input_puback(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	struct mqtt_properties properties = { .reason = NULL };
 	uint32_t id = mqtt_get_u16(bytes);
 	uint8_t code = len > 2 ? bytes[2] : 0;
-	uint64_t seq = 0, oldest = mqtt->oldest;
+	uint64_t seq = seq_of(mqtt, id);
 	char text[240], said[200];
 
 	if (len > 3) {
@@ -103,19 +57,12 @@ input_puback(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 		if (wrong != NULL)
 			return fatal(mqtt, FATAL_PROTOCOL, 0x81, "PUBACK for packet id %u: %s", id, wrong);
 	}
-	/* Whatever is said below comes after what was answered before it. */
-	if (code >= 0x80 || id != mqtt->oldest_id)
-		flush_acked(mqtt);
-	if (!settle(mqtt, id, &seq))
+	int waits = id != 0 && (code < 0x80 ? window_ack(&mqtt->unanswered, seq) : window_take(&mqtt->unanswered, seq));
+	if (!waits)
 		return fatal(mqtt, FATAL_PROTOCOL, 0x92, "PUBACK for packet id %u, which waits for none", id);
 	mqtt->refused = code >= 0x80 ? code : 0;
-	if (code < 0x80) {
-		if (seq == oldest)
-			mqtt->acked = 1;
-		else
-			driver_ack(&mqtt->base, EV_ACK, seq, TG_DELIVERED, 0);
+	if (code < 0x80)
 		return 0;
-	}
 	if (properties.reason_len == 0) {
 		const char *words = mqtt_reason_text(code);
 		driver_nack(&mqtt->base, seq, code, words, strlen(words));
@@ -219,7 +166,7 @@ static enum driver_fatal
 disconnect_kind(const struct mqtt_session *mqtt, uint8_t code)
 {
 	/* Nothing answers a message of QoS 0: any of them may be the one. */
-	int waits = mqtt->qos > 0 ? mqtt->oldest != mqtt->next : mqtt->next > 0;
+	int waits = mqtt->qos > 0 ? !window_is_empty(&mqtt->unanswered) : mqtt->unanswered.next > 0;
 
 	/* HiveMQ refuses a message (PUBACK), then ends the session for the same reason. */
 	if (code >= 0x80 && code == mqtt->refused)
@@ -235,7 +182,7 @@ input_disconnect(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 	enum driver_fatal kind = disconnect_kind(mqtt, code);
 
 	if (mqtt->version == 4)
-		return fatal(mqtt, mqtt->oldest != mqtt->next ? FATAL_MESSAGE : FATAL_CLOSED, code,
+		return fatal(mqtt, !window_is_empty(&mqtt->unanswered) ? FATAL_MESSAGE : FATAL_CLOSED, code,
 		    "the broker disconnected%s%s", code >= 0x80 ? ": " : "",
 		    code >= 0x80 ? mqtt_reason_text(code) : "");
 	if (len > 1) {
@@ -286,7 +233,7 @@ input_body(struct mqtt_session *mqtt, uint8_t first, const uint8_t *bytes, size_
 	case MQTT_DISCONNECT:
 		return input_disconnect(mqtt, bytes, len);
 	default:
-		flush_acked(mqtt);
+		window_flush(&mqtt->unanswered);
 		mqtt->refused = 0;
 		if (mqtt->probes > 0) {
 			mqtt->probes--;
@@ -348,6 +295,6 @@ mqtt_input(struct session *session, const uint8_t *bytes, size_t len, struct out
 			break;
 		at += (size_t)n;
 	}
-	flush_acked(mqtt);
+	window_flush(&mqtt->unanswered);
 	return (ssize_t)at;
 }

@@ -161,10 +161,11 @@ mqtt_publish(struct session *session, uint64_t seq, const struct message *messag
     struct driver_rejection *rejection)
 {
 	struct mqtt_session *mqtt = mqtt_session(session);
-	struct mqtt_frame frame = { .id = mqtt->next_id };
+	struct window *unanswered = &mqtt->unanswered;
+	struct mqtt_frame frame = { .id = mqtt_id(seq) };
 
-	if (mqtt->state != MQTT_UP || mqtt->next - mqtt->oldest - mqtt->early >= mqtt->window ||
-	    mqtt->next - mqtt->oldest >= MQTT_IDS)
+	if (mqtt->state != MQTT_UP || window_outstanding(unanswered) >= mqtt->window ||
+	    unanswered->next - unanswered->oldest >= MQTT_IDS)
 		return DRIVER_FULL;
 	if (reject_topic(mqtt, message, rejection) != 0)
 		return DRIVER_REJECTED;
@@ -189,11 +190,10 @@ mqtt_publish(struct session *session, uint64_t seq, const struct message *messag
 	int rc = frame_append(mqtt, message, &frame, out);
 	if (rc != 0)
 		return rc;
-	mqtt->next = seq + 1;
+	unanswered->next = seq + 1;
 	if (mqtt->qos == 0) {
-		mqtt->oldest = mqtt->next;
+		unanswered->oldest = unanswered->next;
 		return DRIVER_PUBLISHED_NO_ACK;
 	}
-	mqtt->next_id = mqtt->next_id == MQTT_IDS ? 1 : mqtt->next_id + 1;
 	return DRIVER_PUBLISHED;
 }

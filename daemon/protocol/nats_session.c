@@ -1,5 +1,6 @@
 /* A session's life, the hashes and places of its subjects, and its PINGs in flight. */
 #include "nats.h"
+#include "window.h"
 
 #include "shm/error.h"
 
@@ -23,7 +24,6 @@ nats_open(struct session *session)
 {
 	struct nats_session *nats = nats_session(session);
 	const struct nats_settings *settings = session->settings;
-	uint64_t capacity = 1024;
 
 	nats->jetstream = settings->jetstream;
 	nats->msg_id = settings->jetstream && settings->msg_id;
@@ -37,9 +37,9 @@ nats_open(struct session *session)
 	nats->question = more.word[1];
 	/* Sixteen windows, of 16 bytes a message: answers that come out of order, or never, leave holes that the next
 	 * ones need not wait for. */
-	while (capacity < nats->window * (nats->jetstream ? UINT64_C(16) : UINT64_C(1)))
-		capacity *= 2;
-	nats->mask = (uint32_t)(capacity - 1);
+	uint64_t room = nats->window * (nats->jetstream ? UINT64_C(16) : UINT64_C(1));
+	uint32_t capacity = window_power_of_two(room > 1024 ? room : 1024);
+	nats->mask = capacity - 1;
 	nats->pending = calloc(capacity, sizeof(*nats->pending));
 	return nats->pending != NULL ? 0 : -TG_ENOMEM;
 }

@@ -156,32 +156,21 @@ redis_settings_free(void *settings)
 
 /* ---- the session ---- */
 
-static uint32_t
-power_of_two(uint32_t least)
-{
-	uint32_t n = 64;
-
-	while (n < least)
-		n *= 2;
-	return n;
-}
-
 static int
 redis_open(struct session *session)
 {
 	struct redis_session *redis = redis_session(session);
-	uint32_t entries;
 
 	redis->window = session->params->window;
 	if (redis->window == 0 || redis->window > WINDOW_MAX)
 		redis->window = WINDOW_MAX;
-	entries = power_of_two(redis->window + REDIS_PROBES + EXPECT_QUIT);
+	if (window_init(&redis->unanswered, session, TG_SENT, redis->window) != 0)
+		return -TG_ENOMEM;
+	uint32_t entries = window_power_of_two(redis->window + REDIS_PROBES + EXPECT_QUIT);
 	redis->expected_mask = entries - 1;
 	redis->expected = malloc(entries);
 	if (redis_settings(session)->wait_replicas > 0) {
-		entries = power_of_two(redis->window);
-		redis->references_mask = entries - 1;
-		redis->references = malloc(entries * sizeof(*redis->references));
+		redis->references = malloc((redis->unanswered.mask + UINT64_C(1)) * sizeof(*redis->references));
 		if (redis->references == NULL)
 			return -TG_ENOMEM;
 	}
@@ -196,6 +185,7 @@ redis_close(struct session *session)
 
 	if (redis->reader != NULL)
 		redisReaderFree(redis->reader);
+	window_fini(&redis->unanswered);
 	free(redis->expected);
 	free(redis->references);
 	redis->reader = NULL;

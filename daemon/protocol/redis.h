@@ -10,8 +10,8 @@
  * waits for its reply is kept in a ring of bytes; messages among them are answered in their order:
  *
  *   expected:  [ADD][ADD][WAIT][PING][ADD][ADD] ...
- *   seq:         |    answered by XADD   |oldest           |next
- *                |settled: with wait_replicas, the first that a WAIT has not answered for
+ *   seq:         |    answered by XADD   |replied          |next
+ *                |oldest: with wait_replicas, the first that a WAIT has not answered for
  *
  * The ring has room for the window, a WAIT, REDIS_PROBES probes and each of the other commands.
  */
@@ -19,6 +19,7 @@
 #define TG_DAEMON_PROTOCOL_REDIS_H
 
 #include "driver.h"
+#include "window.h"
 
 #include "daemon/config/config_secret.h"
 
@@ -99,15 +100,14 @@ struct redis_session {
 	uint8_t *expected;
 	uint32_t expected_mask;
 	uint32_t expected_head, expected_tail; /* free-running */
-	uint64_t oldest, next, settled;
-	uint64_t *references; /* with wait_replicas: by seq & references_mask */
-	uint64_t references_mask;
-	uint32_t window;   /* next - settled stays at or below it */
+	struct window unanswered;
+	uint64_t replied;     /* the first message whose own reply has not come */
+	uint64_t *references; /* with wait_replicas: by seq & unanswered.mask */
+	uint32_t window;      /* the span of unanswered messages stays at or below it */
 	uint32_t unwaited; /* messages since the last WAIT */
 	int waiting;       /* a WAIT is under way: the next one is for all that comes meanwhile */
 	uint32_t probes;
 	enum redis_state state;
-	uint8_t acked;   /* publish: everything before oldest is answered and has not been said yet */
 	uint8_t leaving; /* QUIT is sent */
 	uint8_t blocked;
 	uint8_t begun;     /* the reader has a part of a reply */

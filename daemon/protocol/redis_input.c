@@ -34,18 +34,8 @@ static const struct redis_error {
 };
 static const struct redis_error other_error = { "", REDIS_CODE_OTHER, REDIS_REJECT, "" };
 
-/* Says what PUBLISH's replies have gathered. */
-static void
-flush_acked(struct redis_session *redis)
-{
-	if (!redis->acked)
-		return;
-	redis->acked = 0;
-	driver_ack(&redis->base, EV_ACK_UPTO, redis->oldest - 1, TG_SENT, 0);
-}
-
-#define fatal(redis, kind, code, ...)                       \
-	(flush_acked(redis), (redis)->state = REDIS_CLOSED, \
+#define fatal(redis, kind, code, ...)                                       \
+	(window_flush(&(redis)->unanswered), (redis)->state = REDIS_CLOSED, \
 	    driver_fatal(&(redis)->base, kind, code, __VA_ARGS__))
 
 /* ---- the reader ---- */
@@ -223,7 +213,7 @@ set_blocked(struct redis_session *redis, int blocked)
 	if (redis->blocked == blocked)
 		return;
 	redis->blocked = (uint8_t)blocked;
-	flush_acked(redis);
+	window_flush(&redis->unanswered);
 	if (!blocked) {
 		driver_emit(&redis->base, EV_UNBLOCKED, 0);
 		return;
@@ -233,50 +223,40 @@ set_blocked(struct redis_session *redis, int blocked)
 	    &(struct driver_event){ .type = EV_BLOCKED, .text = text, .text_len = strlen(text) });
 }
 
-/* The oldest message is answered; with wait_replicas it is not to be asked for again. */
+/* The oldest message without a reply has its answer, which a WAIT has no part in. */
 static uint64_t
-oldest_answered(struct redis_session *redis)
+answered(struct redis_session *redis)
 {
-	uint64_t seq = redis->oldest++;
-
-	if (redis->references != NULL)
-		redis->references[seq & redis->references_mask] = UINT64_MAX;
-	/* Room must not wait for a WAIT that has nothing to say. */
-	while (redis->settled != redis->oldest &&
-	       (redis->references == NULL ||
-		   redis->references[redis->settled & redis->references_mask] == UINT64_MAX))
-		redis->settled++;
-	return seq;
+	window_take(&redis->unanswered, redis->replied);
+	return redis->replied++;
 }
 
 /*
- * The server has dealt with the oldest message, and its reply has no meaning here. It may have kept the
- * message: sent again, the message might be there twice. The next reply may be another message's, so the
- * session ends.
+ * The server has dealt with the oldest message without a reply, and this reply has no meaning here. The server
+ * may have kept the message: sent again, the message might be there twice. The next reply may be another
+ * message's, so the session ends.
  */
 static void
 answered_oddly(struct redis_session *redis)
 {
-	flush_acked(redis);
-	driver_unsure(&redis->base, oldest_answered(redis), REDIS_CODE_ODD, 0);
+	driver_unsure(&redis->base, answered(redis), REDIS_CODE_ODD, 0);
 }
 
-/* An error for the oldest message. */
+/* An error for the oldest message without a reply. */
 static int
 message_error(struct redis_session *redis, const char *what)
 {
 	const struct redis_error *error = find_error(&redis->reply);
 	char text[sizeof(redis->reply.text)];
 
-	flush_acked(redis);
 	if (error->action == REDIS_REJECT) {
 		clean(&redis->reply, text, sizeof(text));
-		driver_nack(&redis->base, oldest_answered(redis), error->code, text, strlen(text));
+		driver_nack(&redis->base, answered(redis), error->code, text, strlen(text));
 		return 0;
 	}
 	if (error->action == REDIS_HOLD)
 		set_blocked(redis, 1);
-	driver_emit(&redis->base, EV_AGAIN, oldest_answered(redis));
+	driver_emit(&redis->base, EV_AGAIN, answered(redis));
 	return error->action == REDIS_HOLD ? 0 : fatal_error(redis, what, error);
 }
 
@@ -320,7 +300,7 @@ on_add(struct redis_session *redis)
 	case REDIS_REPLY_ERROR:
 		return message_error(redis, "XADD");
 	case REDIS_REPLY_NIL:
-		driver_nack(&redis->base, oldest_answered(redis), REDIS_CODE_NO_STREAM, none, sizeof(none) - 1);
+		driver_nack(&redis->base, answered(redis), REDIS_CODE_NO_STREAM, none, sizeof(none) - 1);
 		return 0;
 	default:
 		answered_oddly(redis);
@@ -332,10 +312,10 @@ on_add(struct redis_session *redis)
 		    clean(&redis->reply, text, sizeof(text)));
 	}
 	if (redis->references != NULL) {
-		redis->references[redis->oldest++ & redis->references_mask] = reference;
+		redis->references[redis->replied++ & redis->unanswered.mask] = reference;
 		return 0;
 	}
-	driver_ack(&redis->base, EV_ACK, oldest_answered(redis), TG_DELIVERED, reference);
+	driver_ack(&redis->base, EV_ACK, answered(redis), TG_DELIVERED, reference);
 	return 0;
 }
 
@@ -348,8 +328,7 @@ on_publish(struct redis_session *redis)
 		answered_oddly(redis);
 		return fatal_shape(redis, "PUBLISH", "an integer");
 	}
-	oldest_answered(redis);
-	redis->acked = 1;
+	window_ack(&redis->unanswered, redis->replied++);
 	return 0;
 }
 
@@ -359,14 +338,14 @@ settle(struct redis_session *redis, long long replicas)
 {
 	int enough = replicas >= redis_settings(&redis->base)->wait_replicas;
 
-	for (; redis->settled != redis->oldest; redis->settled++) {
-		uint64_t reference = redis->references[redis->settled & redis->references_mask];
-		if (reference == UINT64_MAX)
-			continue;
+	for (uint64_t seq = redis->unanswered.oldest; seq != redis->replied; seq++) {
+		if (!window_take(&redis->unanswered, seq))
+			continue; /* XADD was refused */
+		uint64_t reference = redis->references[seq & redis->unanswered.mask];
 		if (enough)
-			driver_ack(&redis->base, EV_ACK, redis->settled, TG_DELIVERED, reference);
+			driver_ack(&redis->base, EV_ACK, seq, TG_DELIVERED, reference);
 		else
-			driver_unsure(&redis->base, redis->settled, REDIS_CODE_NOT_REPLICATED, reference);
+			driver_unsure(&redis->base, seq, REDIS_CODE_NOT_REPLICATED, reference);
 	}
 }
 
@@ -407,7 +386,7 @@ on_probe(struct redis_session *redis, enum redis_expected kind)
 	const char *what = kind == EXPECT_PING ? "PING" : "SETRANGE";
 	const struct redis_error *error = NULL;
 
-	flush_acked(redis);
+	window_flush(&redis->unanswered);
 	if (redis->reply.type == REDIS_REPLY_ERROR)
 		error = find_error(&redis->reply);
 	else if (kind == EXPECT_PING &&
@@ -583,6 +562,6 @@ redis_input(struct session *session, const uint8_t *bytes, size_t len, struct ou
 			answered_oddly(redis);
 		return fatal(redis, FATAL_PROTOCOL, 0, "a reply has an element of more than %u bytes", REDIS_REPLY_MAX);
 	}
-	flush_acked(redis);
+	window_flush(&redis->unanswered);
 	return (ssize_t)len;
 }

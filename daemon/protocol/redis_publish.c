@@ -134,7 +134,7 @@ redis_publish(struct session *session, uint64_t seq, const struct message *messa
 	size_t size = 8 * REDIS_BULK_HEAD + settings->options_len + REDIS_FIELD_MAX;
 	uint32_t fields = 1;
 
-	if (redis->state != REDIS_UP || redis->next - redis->settled >= redis->window)
+	if (redis->state != REDIS_UP || redis->unanswered.next - redis->unanswered.oldest >= redis->window)
 		return DRIVER_FULL;
 	if (message->topic_len == 0)
 		return driver_reject(
@@ -151,7 +151,7 @@ redis_publish(struct session *session, uint64_t seq, const struct message *messa
 	int rc = frame_append(settings, message, fields, size + message->topic_len, out);
 	if (rc != 0)
 		return rc;
-	redis->next = seq + 1;
+	redis->unanswered.next = seq + 1;
 	if (settings->mode == REDIS_PUBLISH) {
 		redis_expect(redis, EXPECT_PUBLISH);
 		return DRIVER_PUBLISHED;
@@ -173,7 +173,7 @@ redis_flush(struct session *session, struct out *out)
 	char frame[80], replicas[24], timeout[24], *at = frame, *end;
 
 	/* Nothing waits if all that came since the last one was refused. */
-	if (settings->wait_replicas == 0 || redis->unwaited == 0 || redis->settled == redis->next || redis->waiting ||
+	if (settings->wait_replicas == 0 || redis->unwaited == 0 || window_is_empty(&redis->unanswered) || redis->waiting ||
 	    redis->state != REDIS_UP)
 		return 0;
 	at = redis_put_count(at, '*', 3);

@@ -85,17 +85,9 @@ static int
 stomp_open(struct session *session)
 {
 	struct stomp_session *stomp = stomp_session(session);
-	uint32_t window = session->params->window, bits = 64;
 
-	if (window == 0 || window > STOMP_WINDOW_MAX)
-		window = STOMP_WINDOW_MAX;
-	/* A message that is never answered holds up no other before so many later ones (DRIVER_SPAN). */
-	while (bits < window * 4 || bits < DRIVER_SPAN)
-		bits *= 2;
 	stomp->login = ((const struct stomp_settings *)session->settings)->login;
-	stomp->early_mask = bits - 1;
-	stomp->early_bits = calloc(bits / 64, sizeof(*stomp->early_bits));
-	return stomp->early_bits != NULL ? 0 : -TG_ENOMEM;
+	return window_init(&stomp->unanswered, session, TG_DELIVERED, window_room(session->params->window));
 }
 
 static void
@@ -103,8 +95,7 @@ stomp_close(struct session *session)
 {
 	struct stomp_session *stomp = stomp_session(session);
 
-	free(stomp->early_bits);
-	stomp->early_bits = NULL;
+	window_fini(&stomp->unanswered);
 	stomp->state = STOMP_CLOSED;
 }
 

@@ -2,22 +2,20 @@
  * One STOMP connection as its parts see it: stomp.c (settings, connect, probe), stomp_publish.c
  * (framing), stomp_frame.c (reading a frame's head) and stomp_input.c (answers).
  *
- *   seq:  ... answered | oldest .. unanswered, some answered early .. | next ...
- *
  * A message's receipt is its sequence number in decimal, a probe's is `p` and a number. Brokers may
- * answer in any order: early answers are remembered in a bitmap of several windows.
+ * answer in any order.
  */
 #ifndef TG_DAEMON_PROTOCOL_STOMP_H
 #define TG_DAEMON_PROTOCOL_STOMP_H
 
 #include "driver.h"
+#include "window.h"
 
 #include "daemon/config/config_secret.h"
 
 #define STOMP_HEAD_MAX (32u << 10) /* bytes of a broker's frame before its body */
 #define STOMP_HEADERS_MAX 100u     /* its headers */
 #define STOMP_TEXT_MAX 4096u       /* of our own settings, in bytes */
-#define STOMP_WINDOW_MAX 65536u    /* unanswered messages, whatever the pool allows */
 #define STOMP_KEY_NAME "tidegate-key"
 
 enum stomp_state { STOMP_CLOSED, STOMP_CONNECTING, STOMP_UP };
@@ -44,11 +42,7 @@ struct stomp_settings {
 
 struct stomp_session {
 	struct session base;
-	uint64_t oldest;      /* the first unanswered seq */
-	uint64_t next;        /* one more than the last framed seq; oldest == next: nothing is outstanding */
-	uint64_t *early_bits; /* by seq & early_mask */
-	uint32_t early;       /* how many above oldest are answered already */
-	uint32_t early_mask;  /* capacity of early_bits, less one */
+	struct window unanswered;
 	uint32_t heartbeat_ms;
 	uint64_t probe_next; /* numbers of probes: [probe_oldest, probe_next) are unanswered */
 	uint64_t probe_oldest;
@@ -57,9 +51,8 @@ struct stomp_session {
 	enum stomp_state state;
 	enum stomp_expiry expiry;
 	uint8_t errored;     /* an ERROR has come, and no receipt since for what was framed behind it */
-	uint64_t errored_at; /* next when it came */
+	uint64_t errored_at; /* unanswered.next when it came */
 	const char *login;   /* the pool's */
-	uint8_t acked; /* everything before oldest is delivered and has not been said yet */
 };
 
 static inline struct stomp_session *

@@ -21,57 +21,11 @@
 
 #define FIRST_LINE_MAX 100u /* bytes of an ERROR's body that are quoted */
 
-/* Says what receipts in order have gathered. */
-static void
-flush_acked(struct stomp_session *stomp)
-{
-	if (!stomp->acked)
-		return;
-	stomp->acked = 0;
-	driver_ack(&stomp->base, EV_ACK_UPTO, stomp->oldest - 1, TG_DELIVERED, 0);
-}
-
-#define fatal(stomp, kind, ...) \
-	(flush_acked(stomp), (stomp)->state = STOMP_CLOSED, driver_fatal(&(stomp)->base, kind, 0, __VA_ARGS__))
+#define fatal(stomp, kind, ...)                                              \
+	(window_flush(&(stomp)->unanswered), (stomp)->state = STOMP_CLOSED, \
+	    driver_fatal(&(stomp)->base, kind, 0, __VA_ARGS__))
 
 /* ---- which message an answer is for ---- */
-
-static uint64_t *
-early_word(struct stomp_session *stomp, uint64_t seq, uint64_t *bit)
-{
-	uint64_t index = seq & stomp->early_mask;
-
-	*bit = UINT64_C(1) << (index & 63);
-	return &stomp->early_bits[index / 64];
-}
-
-/* Remembers an answer. Returns 0 if nothing waits for it. */
-static int
-settle(struct stomp_session *stomp, uint64_t seq)
-{
-	uint64_t bit, *word;
-
-	if (seq - stomp->oldest >= stomp->next - stomp->oldest)
-		return 0;
-	if (seq != stomp->oldest) {
-		word = early_word(stomp, seq, &bit);
-		if ((*word & bit) != 0)
-			return 0;
-		*word |= bit;
-		stomp->early++;
-		return 1;
-	}
-	stomp->oldest++;
-	while (stomp->early > 0) {
-		word = early_word(stomp, stomp->oldest, &bit);
-		if ((*word & bit) == 0)
-			break;
-		*word &= ~bit;
-		stomp->early--;
-		stomp->oldest++;
-	}
-	return 1;
-}
 
 /* The stream a well-behaved broker sends: receipts from the oldest on. Returns bytes taken. */
 static size_t
@@ -79,15 +33,16 @@ receipts_in_order(struct stomp_session *stomp, const uint8_t *bytes, size_t len)
 {
 	static const char head[] = "RECEIPT\nreceipt-id:";
 	const size_t head_len = sizeof(head) - 1;
+	struct window *unanswered = &stomp->unanswered;
 	size_t at = 0;
 
-	while (stomp->early == 0 && stomp->oldest != stomp->next && len - at > head_len + 4 &&
+	while (!window_is_empty(unanswered) && len - at > head_len + 4 &&
 	       memcmp(bytes + at, head, head_len) == 0) {
 		size_t end = at + head_len;
 		uint64_t seq = 0;
 		for (; end < len && bytes[end] >= '0' && bytes[end] <= '9' && end - at < head_len + 18; end++)
 			seq = seq * 10 + (uint64_t)(bytes[end] - '0');
-		if (len - end < 3 || memcmp(bytes + end, "\n\n", 3) != 0 || seq != stomp->oldest ||
+		if (len - end < 3 || memcmp(bytes + end, "\n\n", 3) != 0 || seq != unanswered->oldest ||
 		    end == at + head_len)
 			break;
 		at = end + 3;
@@ -95,8 +50,7 @@ receipts_in_order(struct stomp_session *stomp, const uint8_t *bytes, size_t len)
 			at++;
 		if (stomp->errored && seq >= stomp->errored_at)
 			stomp->errored = 0;
-		stomp->oldest++;
-		stomp->acked = 1;
+		window_ack_oldest(unanswered);
 	}
 	return at;
 }
@@ -108,14 +62,14 @@ input_receipt(struct stomp_session *stomp, const struct stomp_head *head)
 {
 	const uint8_t *id = head->receipt_id.bytes;
 	size_t len = head->receipt_id.len;
-	uint64_t number, oldest = stomp->oldest;
+	uint64_t number;
 	char text[40];
 
 	if (id != NULL && len > 1 && id[0] == 'p' && stomp_number(id + 1, len - 1, INT64_MAX, &number) == 0) {
 		/* A number out of range answers a probe of the session whose place this one has taken. */
 		if (number - stomp->probe_oldest >= stomp->probe_next - stomp->probe_oldest)
 			return 0;
-		flush_acked(stomp);
+		window_flush(&stomp->unanswered);
 		stomp->probe_oldest = number + 1; /* those before it are answered with it */
 		driver_emit(&stomp->base, EV_ALIVE, 0);
 		return 0;
@@ -123,15 +77,9 @@ input_receipt(struct stomp_session *stomp, const struct stomp_head *head)
 	if (id == NULL)
 		return fatal(stomp, FATAL_PROTOCOL, "RECEIPT: it has no receipt-id");
 	if (stomp_number(id, len, INT64_MAX, &number) == 0) {
-		if (number != oldest)
-			flush_acked(stomp);
-		if (settle(stomp, number)) {
+		if (window_ack(&stomp->unanswered, number)) {
 			if (stomp->errored && number >= stomp->errored_at)
 				stomp->errored = 0;
-			if (number == oldest)
-				stomp->acked = 1;
-			else
-				driver_ack(&stomp->base, EV_ACK, number, TG_DELIVERED, 0);
 			return 0;
 		}
 	}
@@ -224,23 +172,22 @@ act_on_error(struct stomp_session *stomp, const struct stomp_head *head, const u
 		return fatal(stomp, is_refusal(text) ? FATAL_REFUSED : FATAL_CLOSED,
 		    "the broker refused the connection: %s", text);
 	if (id != NULL && stomp_number(id, head->receipt_id.len, INT64_MAX, &seq) == 0) {
-		flush_acked(stomp);
 		if (stomp->errored && seq >= stomp->errored_at)
 			return fatal(stomp, FATAL_ANSWERED, "the broker goes on refusing: %s", text);
-		if (settle(stomp, seq)) {
+		if (window_take(&stomp->unanswered, seq)) {
 			if (stomp->errored) {
 				driver_emit(&stomp->base, EV_AGAIN, seq);
 				return 0;
 			}
 			stomp->errored = 1;
-			stomp->errored_at = stomp->next;
+			stomp->errored_at = stomp->unanswered.next;
 			driver_nack(&stomp->base, seq, REJECT_DENIED, text, strlen(text));
 			return 0;
 		}
 	}
 	if (stomp->errored)
 		return fatal(stomp, FATAL_ANSWERED, "the broker goes on refusing: %s", text);
-	return fatal(stomp, id == NULL && stomp->oldest != stomp->next ? FATAL_MESSAGE : FATAL_CLOSED,
+	return fatal(stomp, id == NULL && !window_is_empty(&stomp->unanswered) ? FATAL_MESSAGE : FATAL_CLOSED,
 	    "the broker says: %s", text);
 }
 
@@ -374,6 +321,6 @@ stomp_input(struct session *session, const uint8_t *bytes, size_t len, struct ou
 			break;
 		at += (size_t)n;
 	}
-	flush_acked(stomp);
+	window_flush(&stomp->unanswered);
 	return (ssize_t)at;
 }

@@ -340,7 +340,7 @@ stomp_publish(struct session *session, uint64_t seq, const struct message *messa
 	struct stomp_send send = { .topic_plain = 1, .users_plain = 1 };
 	size_t offset = 0, topic = 0;
 
-	if (stomp->state != STOMP_UP || stomp->next - stomp->oldest > stomp->early_mask)
+	if (stomp->state != STOMP_UP || window_is_full(&stomp->unanswered))
 		return DRIVER_FULL;
 	if (message->topic_len == 0)
 		return driver_reject(rejection, REJECT_TOPIC, "the topic is empty");
@@ -363,6 +363,6 @@ stomp_publish(struct session *session, uint64_t seq, const struct message *messa
 	int rc = frame_append(stomp, seq, message, &send, out);
 	if (rc != 0)
 		return rc;
-	stomp->next = seq + 1;
+	stomp->unanswered.next = seq + 1;
 	return DRIVER_PUBLISHED;
 }
