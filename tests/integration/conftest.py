@@ -1,6 +1,7 @@
 """Fixtures. As root each session has its own network, so no port is ever taken."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -10,6 +11,10 @@ sys.path.insert(0, os.path.dirname(__file__))
 import harness  # noqa: E402
 import harness_amqp  # noqa: E402
 from tls import Authority  # noqa: E402
+
+# A shell that starts the suite in the background ignores SIGINT, and programs inherit that: those that the tests end
+# with SIGINT would go on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OWN_NETWORK = os.geteuid() == 0 and harness.own_network()
 

@@ -397,7 +397,7 @@ silent_daemon_is_a_timeout(void **state)
 
 	(void)state;
 	fake_start(&fake, FAKE_ANSWER);
-	client = client_of(&fake, 30);
+	client = client_of(&fake, 1000);
 	assert_int_equal(tg_lane_open(client, &lane, "events", NULL), 0);
 	fake_set_lie(&fake, LIE_LATE);
 	assert_int_equal(tg_lane_close(lane, -1), -TG_ETIMEOUT); /* freed all the same */
