@@ -1,6 +1,6 @@
 #include "resolver.h"
 
-#include "daemon/config/config.h"
+#include "address.h"
 #include "daemon/life/loop.h"
 #include "shm/error.h"
 
@@ -99,7 +99,7 @@ parse_zone(const char *host, struct in6_addr *in6, uint32_t *scope)
 
 /* Whether the address needs no look-up; then there is a result. */
 static int
-is_written_out(struct lookup *lookup, const struct config_address *address)
+is_written_out(struct lookup *lookup, const struct address *address)
 {
 	struct world_address *out = &lookup->addresses[0];
 	struct in6_addr in6;
@@ -369,7 +369,7 @@ begin(struct lookup *lookup)
 }
 
 struct lookup *
-resolver_start(uv_loop_t *uv, struct shard *shard, const struct config_address *address,
+resolver_start(uv_loop_t *uv, struct shard *shard, const struct address *address,
     const struct sock_handlers *handlers, void *owner)
 {
 	size_t len = address->host != NULL ? strlen(address->host) : 0;

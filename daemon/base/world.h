@@ -14,7 +14,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-struct config_address;
+struct address;
 struct world;
 
 #define WORLD_ADDRESSES 16u /* most addresses of one name that are tried */
@@ -76,7 +76,7 @@ struct world_ops {
 	void (*secret)(struct world *world, void *bytes, size_t len);
 
 	/* Looks a name up; handlers->resolved follows. Returns a request to cancel, or NULL without memory. */
-	void *(*resolve)(struct world *world, const struct config_address *address,
+	void *(*resolve)(struct world *world, const struct address *address,
 	    const struct sock_handlers *handlers, void *owner);
 	void (*resolve_cancel)(struct world *world, void *request);
 

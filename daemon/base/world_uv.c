@@ -1,7 +1,7 @@
 /* The real world: libuv's loop, c-ares for names (resolver.c), a thread for what takes long (worker.c), broker sockets of our own. */
 #include "daemon/life/loop.h"
 
-#include "daemon/config/config.h"
+#include "address.h"
 #include "inject.h"
 #include "resolver.h"
 #include "worker.h"
@@ -97,7 +97,7 @@ secret(struct world *world, void *bytes, size_t len)
 /* ---- names ---- */
 
 static void *
-resolve(struct world *world, const struct config_address *address, const struct sock_handlers *handlers,
+resolve(struct world *world, const struct address *address, const struct sock_handlers *handlers,
     void *owner)
 {
 	struct world_uv *w = (struct world_uv *)world;

@@ -7,6 +7,8 @@
 #ifndef TG_DAEMON_CONFIG_H
 #define TG_DAEMON_CONFIG_H
 
+#include "daemon/base/address.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -18,16 +20,8 @@ enum config_balance { BALANCE_WEIGHTED, BALANCE_LEAST, BALANCE_PRIORITY, BALANCE
 enum config_order { ORDER_BY_LANE, ORDER_BY_KEY, ORDER_BY_NONE };
 enum config_on_failure { ON_FAILURE_RESEND, ON_FAILURE_REPORT };
 
-/* host:port, [v6]:port or unix:/path. */
-struct config_address {
-	char *text; /* as written */
-	char *host; /* NULL for unix */
-	char *path; /* unix */
-	uint16_t port;
-};
-
 struct config_broker {
-	struct config_address address;
+	struct address address;
 	uint32_t weight;   /* 1..1000; default 1 */
 	uint32_t priority; /* 0..100, lower is preferred; default 0 */
 };
@@ -109,26 +103,6 @@ struct config {
 
 #define CONFIG_POOLS 256u
 #define CONFIG_BROKERS 64u /* of a pool */
-#define CONFIG_ADDRESS 300u /* bytes of an address's text */
 #define CONFIG_NAME 63u    /* bytes of a pool's name: the room in a lane's header */
-
-/*
- * Reads and checks a file and what it includes. Complaints go to report, all of them in one run. Returns 0 with
- * *config the caller's, or -TG_EINVAL (report->errors > 0), -TG_ENOMEM.
- */
-int config_load(struct config **config, const char *file, struct config_report *report);
-void config_free(struct config *config);
-
-/* Parses an address; default_port is taken when none is written. Returns 0, or -TG_EINVAL or -TG_ENOMEM
- * with *why, static, saying what is allowed, and *address empty. */
-int
-config_address_parse(struct config_address *address, const char *text, uint16_t default_port, const char **why);
-void config_address_fini(struct config_address *address);
-
-/* Whether they are written alike: the same path, or the same host (in any case) and port. */
-int config_address_same(const struct config_address *a, const struct config_address *b);
-
-/* Whether it is a domain name or an IPv4 address. */
-int config_host_valid(const char *host, size_t len);
 
 #endif

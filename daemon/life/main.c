@@ -3,7 +3,7 @@
 
 #include "daemon/admin/admin.h"
 #include "daemon/front/client.h"
-#include "daemon/config/config.h"
+#include "daemon/life/config_load.h"
 #include "daemon/config/config_node.h"
 #include "handover.h"
 #include "keeper.h"

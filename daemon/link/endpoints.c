@@ -11,7 +11,7 @@ static void
 forget(struct endpoints *endpoints)
 {
 	while (endpoints->count > 0)
-		config_address_fini(&endpoints->list[--endpoints->count]);
+		address_fini(&endpoints->list[--endpoints->count]);
 }
 
 void
@@ -31,38 +31,38 @@ endpoints_fini(struct endpoints *endpoints)
 
 /* Why it cannot be used, or NULL with *address made. */
 static const char *
-parse(struct config_address *address, const char *text, size_t len, uint16_t port)
+parse(struct address *address, const char *text, size_t len, uint16_t port)
 {
-	char copy[CONFIG_ADDRESS + 1];
+	char copy[ADDRESS_TEXT + 1];
 	const char *why;
 
-	if (len > CONFIG_ADDRESS || memchr(text, '\0', len) != NULL)
+	if (len > ADDRESS_TEXT || memchr(text, '\0', len) != NULL)
 		return "longer than an address can be, or not text";
 	memcpy(copy, text, len);
 	copy[len] = '\0';
-	if (config_address_parse(address, copy, port, &why) != 0)
+	if (address_parse(address, copy, port, &why) != 0)
 		return why;
 	/* A path or a zone is of this host, of which no broker knows. */
 	if (address->host != NULL && strchr(address->host, '%') == NULL)
 		return NULL;
-	config_address_fini(address);
+	address_fini(address);
 	return "host:port or [v6]:port";
 }
 
 static int
-is_configured(const struct peers *peers, const struct config_address *address)
+is_configured(const struct peers *peers, const struct address *address)
 {
 	for (uint32_t i = 0; i < peers->count; i++)
-		if (config_address_same(&peers->list[i].config->address, address))
+		if (address_same(&peers->list[i].config->address, address))
 			return 1;
 	return 0;
 }
 
 static int
-is_known(const struct endpoints *endpoints, const struct config_address *address)
+is_known(const struct endpoints *endpoints, const struct address *address)
 {
 	for (uint32_t i = 0; i < endpoints->count; i++)
-		if (config_address_same(&endpoints->list[i], address))
+		if (address_same(&endpoints->list[i], address))
 			return 1;
 	return 0;
 }
@@ -72,7 +72,7 @@ endpoints_learn(struct broker *broker, const char *text, size_t len, uint64_t nu
 {
 	struct endpoints *endpoints = &broker->endpoints;
 	const struct config_pool *config = broker->peers->config;
-	struct config_address address;
+	struct address address;
 
 	if (number == 0)
 		forget(endpoints);
@@ -89,7 +89,7 @@ endpoints_learn(struct broker *broker, const char *text, size_t len, uint64_t nu
 		return;
 	}
 	if (is_configured(broker->peers, &address) || is_known(endpoints, &address)) {
-		config_address_fini(&address);
+		address_fini(&address);
 		return;
 	}
 	endpoints->list[endpoints->count++] = address;
@@ -100,7 +100,7 @@ endpoints_learn(struct broker *broker, const char *text, size_t len, uint64_t nu
 /* ---- turns ---- */
 
 static int
-is_at(const struct world_address *at, const struct config_address *address)
+is_at(const struct world_address *at, const struct address *address)
 {
 	if (at->addr.ss_family == AF_INET) {
 		const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)&at->addr;
@@ -119,7 +119,7 @@ is_at(const struct world_address *at, const struct config_address *address)
 
 /* Servers tell numbers where the configuration has names. */
 static int
-is_brokers(const struct peers *peers, const struct config_address *address)
+is_brokers(const struct peers *peers, const struct address *address)
 {
 	for (uint32_t b = 0; b < peers->count; b++)
 		for (uint32_t l = 0; l < peers->list[b].link_count; l++) {
@@ -132,31 +132,31 @@ is_brokers(const struct peers *peers, const struct config_address *address)
 }
 
 /* The next in turn, or NULL: there is none to use. */
-static const struct config_address *
+static const struct address *
 next(struct broker *broker)
 {
 	struct endpoints *endpoints = &broker->endpoints;
 
 	for (uint32_t i = 0; i < endpoints->count; i++) {
-		const struct config_address *address = &endpoints->list[endpoints->turn++ % endpoints->count];
+		const struct address *address = &endpoints->list[endpoints->turn++ % endpoints->count];
 		if (!is_brokers(broker->peers, address))
 			return address;
 	}
 	return NULL;
 }
 
-const struct config_address *
+const struct address *
 endpoints_choose(struct link *link)
 {
-	const struct config_address *own = &link->broker->config->address, *address = NULL;
+	const struct address *own = &link->broker->config->address, *address = NULL;
 	const char *why;
 
-	config_address_fini(&link->endpoint);
+	address_fini(&link->endpoint);
 	if (link->try_endpoint)
 		address = next(link->broker);
 	link->try_endpoint = 0;
 	/* A copy: the list may change while the link is on its way. */
-	if (address == NULL || config_address_parse(&link->endpoint, address->text, address->port, &why) != 0)
+	if (address == NULL || address_parse(&link->endpoint, address->text, address->port, &why) != 0)
 		return own;
 	return &link->endpoint;
 }
@@ -180,7 +180,7 @@ endpoints_failed(struct link *link)
 void
 endpoints_left(struct link *link)
 {
-	config_address_fini(&link->endpoint);
+	address_fini(&link->endpoint);
 }
 
 void

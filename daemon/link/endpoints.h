@@ -35,7 +35,7 @@ struct broker;
 struct link;
 
 struct endpoints {
-	struct config_address list[ENDPOINTS_MAX];
+	struct address list[ENDPOINTS_MAX];
 	uint32_t count;
 	uint32_t own_failures;  /* of the own address, in a row */
 	uint64_t turn;          /* counts picks */
@@ -50,7 +50,7 @@ void endpoints_fini(struct endpoints *endpoints);
 void endpoints_learn(struct broker *broker, const char *text, size_t len, uint64_t number);
 
 /* Where this attempt of the link goes; good until the next call or endpoints_left. */
-const struct config_address *endpoints_choose(struct link *link);
+const struct address *endpoints_choose(struct link *link);
 
 /* The link's attempt or connection has failed, or has ended in good order. */
 void endpoints_failed(struct link *link);

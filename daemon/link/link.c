@@ -637,7 +637,7 @@ link_fini(struct link *link)
 	disconnect(link);
 	timers_unreserve(&link->shard->timers);
 	out_fini(&link->out);
-	config_address_fini(&link->endpoint);
+	address_fini(&link->endpoint);
 	aside_fini(&link->aside);
 	free(link->ring);
 	link->ring = NULL;

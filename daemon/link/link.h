@@ -236,7 +236,7 @@ struct link {
 	struct world_address addresses[WORLD_ADDRESSES]; /* the broker's own */
 	unsigned address_count, address_next;
 	int try_endpoint;               /* instead, the next time (endpoints.h) */
-	struct config_address endpoint; /* where it is or is going instead; zeroed: it is not */
+	struct address endpoint; /* where it is or is going instead; zeroed: it is not */
 	struct world_address endpoint_at;
 
 	struct link_connection conn;

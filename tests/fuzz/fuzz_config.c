@@ -6,7 +6,7 @@
  */
 #include "fuzz.h"
 
-#include "daemon/config/config.h"
+#include "daemon/life/config_load.h"
 #include "daemon/config/config_node.h"
 #include "daemon/protocol/driver.h"
 #include "shm/error.h"

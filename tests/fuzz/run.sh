@@ -52,7 +52,7 @@ compile() {
 }
 # build TARGET: sets program.
 build() {
-	local daemon=("$root"/daemon/config/{config_node,config_address,config_source,config_secret}.c)
+	local daemon=("$root"/daemon/config/{config_node,config_source,config_secret}.c "$root/daemon/base/address.c")
 	objects=()
 	case $1 in
 	frame)
@@ -62,7 +62,7 @@ build() {
 		;;
 	config)
 		program=fuzz_config
-		compile $program "${cover[@]}" -- "$root"/daemon/config/{config,config_keys}.c "${daemon[@]}"
+		compile $program "${cover[@]}" -- "$root/daemon/life/config_load.c" "$root/daemon/config/config_keys.c" "${daemon[@]}"
 		compile $program -- "$root"/daemon/protocol/*.c "$root"/daemon/base/utf8.c "$root"/daemon/link/{tls,tls_context}.c \
 			"$root/tests/fuzz/fuzz_config.c" "$root/shm/error.c"
 		;;

@@ -260,7 +260,7 @@ secret(struct world *world, void *bytes, size_t len)
 }
 
 static void *
-resolve(struct world *world, const struct config_address *address, const struct sock_handlers *handlers,
+resolve(struct world *world, const struct address *address, const struct sock_handlers *handlers,
     void *owner)
 {
 	struct sim_world *w = (struct sim_world *)world;

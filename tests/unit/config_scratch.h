@@ -5,7 +5,7 @@
 #ifndef TG_TESTS_CONFIG_SCRATCH_H
 #define TG_TESTS_CONFIG_SCRATCH_H
 
-#include "daemon/config/config.h"
+#include "daemon/life/config_load.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

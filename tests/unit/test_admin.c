@@ -1,4 +1,5 @@
 /* daemon/admin/admin.h: answers are whole and valid JSON whatever clients and brokers say, or none at all. */
+#include "daemon/life/config_load.h"
 #include "daemon/admin/admin.h"
 #include "daemon/front/census.h"
 #include "daemon/front/client.h"

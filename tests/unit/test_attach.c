@@ -1,7 +1,7 @@
 /* Lanes that clients hand back, in a daemon without links, also when the client hangs up meanwhile. */
 #include "daemon/front/attach.h"
 #include "daemon/front/client.h"
-#include "daemon/config/config.h"
+#include "daemon/life/config_load.h"
 #include "daemon/config/config_node.h"
 #include "daemon/base/log.h"
 #include "daemon/life/loop.h"

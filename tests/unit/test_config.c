@@ -419,13 +419,13 @@ addresses_are_parsed_or_refused(void **state)
 		{ "unix:", "an absolute path behind unix:" },
 		{ "unix:run/b", "an absolute path behind unix:" },
 	};
-	struct config_address address;
+	struct address address;
 	const char *why = NULL;
 	char long_path[120] = "unix:/";
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
-		if (config_address_parse(&address, good[i].text, 7, &why) != 0)
+		if (address_parse(&address, good[i].text, 7, &why) != 0)
 			fail_msg("%s: %s", good[i].text, why);
 		assert_string_equal(address.text, good[i].text);
 		assert_int_equal(address.port, good[i].port);
@@ -434,20 +434,20 @@ addresses_are_parsed_or_refused(void **state)
 			assert_string_equal(address.host, good[i].host);
 		else
 			assert_string_equal(address.path, good[i].path);
-		config_address_fini(&address);
+		address_fini(&address);
 	}
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-		if (config_address_parse(&address, bad[i].text, 7, &why) != -TG_EINVAL)
+		if (address_parse(&address, bad[i].text, 7, &why) != -TG_EINVAL)
 			fail_msg("accepted: %s", bad[i].text);
 		assert_string_equal(why, bad[i].why);
 		assert_null(address.text);
 	}
 	memset(long_path + 6, 'x', 107);
-	assert_int_equal(config_address_parse(&address, long_path, 7, &why), -TG_EINVAL);
+	assert_int_equal(address_parse(&address, long_path, 7, &why), -TG_EINVAL);
 	assert_string_equal(why, "a path of at most 107 bytes behind unix:");
 	long_path[5 + 107] = '\0';
-	assert_int_equal(config_address_parse(&address, long_path, 7, &why), 0);
-	config_address_fini(&address);
+	assert_int_equal(address_parse(&address, long_path, 7, &why), 0);
+	address_fini(&address);
 }
 
 int

@@ -61,7 +61,7 @@ setup(void **state)
 		.peers = { .shard = &rig->shard, .config = &rig->config, .list = rig->brokers, .count = 2 },
 	};
 	for (unsigned i = 0; i < 2; i++) {
-		assert_int_equal(config_address_parse(&rig->configs[i].address, texts[i], 4222, &why), 0);
+		assert_int_equal(address_parse(&rig->configs[i].address, texts[i], 4222, &why), 0);
 		rig->brokers[i] = (struct broker){
 			.peers = &rig->pool.peers, .config = &rig->configs[i], .links = &rig->links[i], .link_count = 1
 		};
@@ -89,7 +89,7 @@ teardown(void **state)
 	for (unsigned i = 0; i < 2; i++) {
 		endpoints_left(&rig->links[i]);
 		endpoints_fini(&rig->brokers[i].endpoints);
-		config_address_fini(&rig->configs[i].address);
+		address_fini(&rig->configs[i].address);
 	}
 	free(rig);
 	return 0;
@@ -145,7 +145,7 @@ text_that_is_no_address_is_ignored(void **state)
 		"unix:/run/x", "unix:x", "/run/x", "::1:4222", "[::1", "[::1]x", "[fe80::1%eth0]:4222",
 		"[::1%\"]:1", "a b:1", "a\nb:1", "\xff:1", "1883", "a..b:1", "x:4222:1", "x:-1" };
 	struct rig *rig = *state;
-	char text[CONFIG_ADDRESS + 2];
+	char text[ADDRESS_TEXT + 2];
 
 	learn(rig, "a.example:1", 0);
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -196,7 +196,7 @@ turns_begin_when_the_own_address_has_failed(void **state)
 {
 	struct rig *rig = *state;
 	struct link *link = &rig->links[0];
-	const struct config_address *own = &rig->configs[0].address;
+	const struct address *own = &rig->configs[0].address;
 
 	learn(rig, "a.example:1", 0);
 	learn(rig, "b.example:2", 1);

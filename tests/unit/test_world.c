@@ -36,10 +36,10 @@ close_world(struct world *world, uv_loop_t *loop)
 	assert_int_equal(uv_loop_close(loop), 0);
 }
 
-static struct config_address
+static struct address
 address_of(const char *host)
 {
-	return (struct config_address){ .text = (char *)(uintptr_t)host, .host = (char *)(uintptr_t)host, .port = 1883 };
+	return (struct address){ .text = (char *)(uintptr_t)host, .host = (char *)(uintptr_t)host, .port = 1883 };
 }
 
 /* Names that wait for their name servers as well as those that need none. */
@@ -55,7 +55,7 @@ cancelled_lookups_leave_at_once(void **state)
 	struct world *world = world_uv_new(&loop, &shard);
 	assert_non_null(world);
 	for (unsigned i = 0; i < LOOKUPS; i++) {
-		const struct config_address address = address_of(hosts[i % 3]);
+		const struct address address = address_of(hosts[i % 3]);
 		void *request = world->ops->resolve(world, &address, &handlers, NULL);
 		assert_non_null(request);
 		world->ops->resolve_cancel(world, request);
@@ -83,7 +83,7 @@ on_answer(void *owner, const struct world_address *addresses, unsigned count, co
 }
 
 static struct answer
-look_up(struct config_address address)
+look_up(struct address address)
 {
 	static const struct sock_handlers handlers = { .resolved = on_answer };
 	struct shard shard = { .clock_is_stale = 0 };
@@ -124,7 +124,7 @@ addresses_written_out_need_no_lookup(void **state)
 	answer = look_up(address_of("fe80::1%nosuch0"));
 	assert_int_equal(answer.count, 0);
 	assert_string_equal(answer.why, "the interface behind its % does not exist");
-	answer = look_up((struct config_address){ .path = (char *)(uintptr_t) "/run/broker.sock" });
+	answer = look_up((struct address){ .path = (char *)(uintptr_t) "/run/broker.sock" });
 	assert_int_equal(answer.count, 1);
 	assert_int_equal(un->sun_family, AF_UNIX);
 	assert_string_equal(un->sun_path, "/run/broker.sock");

@@ -1,10 +1,10 @@
 #include "build_config.h"
 
-#include "config.h"
+#include "config_load.h"
 
-#include "config_keys.h"
-#include "config_node.h"
-#include "config_source.h"
+#include "daemon/config/config_keys.h"
+#include "daemon/config/config_node.h"
+#include "daemon/config/config_source.h"
 #include "daemon/protocol/drivers.h"
 #include "shm/error.h"
 #include "shm/lane.h"
@@ -239,7 +239,7 @@ read_tls(struct config_node *node, struct config_tls *tls)
 	check_readable(&group, "key_file", tls->key_file, 1);
 	if ((tls->cert_file == NULL) != (tls->key_file == NULL))
 		config_node_error(&group, NULL, "cert_file and key_file are given together or not at all");
-	if (tls->server_name != NULL && !config_host_valid(tls->server_name, strlen(tls->server_name)))
+	if (tls->server_name != NULL && !address_host_valid(tls->server_name, strlen(tls->server_name)))
 		config_node_error(
 		    &group, "server_name", "\"%s\" is not allowed: a host name", tls->server_name);
 	return node->report->errors == errors ? check_tls(&group, tls) : 0;
@@ -261,18 +261,18 @@ read_broker(struct config_node *node, struct config_pool *pool, struct config_br
 	int error = config_keys_read(SCOPE_BROKER, node, broker);
 	if (error != 0)
 		return error;
-	int there = config_node_string(node, "address", &text, 1, CONFIG_ADDRESS);
+	int there = config_node_string(node, "address", &text, 1, ADDRESS_TEXT);
 	if (there == 0)
 		config_node_error(node, "address", "missing: host:port, [v6]:port or unix:/path");
 	if (there > 0) {
-		error = config_address_parse(&broker->address, text, port, &why);
+		error = address_parse(&broker->address, text, port, &why);
 		if (error == -TG_ENOMEM)
 			return error;
 		if (error != 0)
 			config_node_error(node, "address", "\"%s\" is not allowed: %s", text, why);
 	}
 	for (const struct config_broker *other = pool->brokers; there > 0 && other < broker; other++)
-		if (config_address_same(&other->address, &broker->address)) {
+		if (address_same(&other->address, &broker->address)) {
 			config_node_error(node, "address",
 			    "\"%s\" is not allowed: brokers[%td] has this address", text,
 			    other - pool->brokers);
@@ -567,7 +567,7 @@ pool_fini(struct config_pool *pool)
 		free(pool->driver_settings);
 	}
 	for (uint32_t i = 0; i < pool->broker_count; i++)
-		config_address_fini(&pool->brokers[i].address);
+		address_fini(&pool->brokers[i].address);
 	free(pool->brokers);
 	free(pool->tls.ca_file);
 	free(pool->tls.cert_file);

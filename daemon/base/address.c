@@ -1,4 +1,4 @@
-#include "config.h"
+#include "address.h"
 
 #include "shm/error.h"
 
@@ -12,7 +12,7 @@
 #define HOST_MAX 253u /* RFC 1035: a domain name in text */
 
 int
-config_host_valid(const char *host, size_t len)
+address_host_valid(const char *host, size_t len)
 {
 	char text[HOST_MAX + 1];
 	struct in_addr v4;
@@ -82,7 +82,7 @@ parse_port(const char *text, uint16_t *port)
 }
 
 static const char *
-parse_inet(struct config_address *address, const char *text, const char **host, size_t *host_len)
+parse_inet(struct address *address, const char *text, const char **host, size_t *host_len)
 {
 	const char *colon;
 
@@ -109,13 +109,13 @@ parse_inet(struct config_address *address, const char *text, const char **host, 
 	*host_len = colon == NULL ? strlen(text) : (size_t)(colon - text);
 	if (*host_len == 0)
 		return "a host name or address before the port";
-	if (!config_host_valid(*host, *host_len))
+	if (!address_host_valid(*host, *host_len))
 		return "a host name of at most 253 letters, digits, - _ and ., or an IPv4 address";
 	return colon == NULL ? NULL : parse_port(colon + 1, &address->port);
 }
 
 int
-config_address_parse(struct config_address *address, const char *text, uint16_t default_port, const char **why)
+address_parse(struct address *address, const char *text, uint16_t default_port, const char **why)
 {
 	static const char unix_prefix[] = "unix:";
 	const char *host = NULL, *path = NULL;
@@ -146,12 +146,12 @@ config_address_parse(struct config_address *address, const char *text, uint16_t 
 	*why = "out of memory";
 	error = -TG_ENOMEM;
 fail:
-	config_address_fini(address);
+	address_fini(address);
 	return error;
 }
 
 int
-config_address_same(const struct config_address *a, const struct config_address *b)
+address_same(const struct address *a, const struct address *b)
 {
 	if (a->path != NULL && b->path != NULL)
 		return strcmp(a->path, b->path) == 0;
@@ -159,7 +159,7 @@ config_address_same(const struct config_address *a, const struct config_address 
 }
 
 void
-config_address_fini(struct config_address *address)
+address_fini(struct address *address)
 {
 	free(address->text);
 	free(address->host);
