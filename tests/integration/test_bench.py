@@ -106,6 +106,27 @@ def test_every_measurement_runs_from_nothing(box):
     assert answer["lanes"] == 50 and answer["seconds"] >= 0.3
 
 
+PACED = [("mosquitto", "libmosquitto"), ("nats", "libnats"), ("rabbitmq", "librabbitmq"), ("redis", "hiredis")]
+
+
+@pytest.mark.parametrize("kind,library", PACED)
+def test_paced_measures_cpu_and_latency_beside_the_direct_client(box, kind, library):
+    skip_without(kind, library)
+    answer = bench(box, "paced", "--start", kind, "--direct", "-P", 2, "--rate", 100, "--seconds", 1, "-r", 1)
+    assert answer["rate"] == 100 and answer["processes"] == 2 and answer["milliseconds"] == 1000
+    assert [row["client"] for row in answer["clients"]] == ["tidegate", library]
+    assert all(row["publishers_ns"] > 0 and row["broker_ns"] > 0 for row in answer["clients"])
+    assert all(0 < row["p50_ns"] <= row["p99_ns"] for row in answer["clients"])
+    assert answer["clients"][0]["daemon_ns"] > 0
+
+
+def test_paced_publishes_as_often_as_its_rate_says(box, daemon, sink):
+    d = daemon(pool([sink]))
+    bench(box, "paced", "-s", d.socket, "-p", "events", "-P", 2, "--rate", 50, "--seconds", 1, "-r", 1)
+    # Each process: one message first, then one for each interval that begins within the second.
+    assert 2 * 50 <= d.rows("pools")[0]["delivered"] <= 2 * 52
+
+
 def test_interrupt_ends_and_removes_everything_started(box):
     scratch = box.path / "tmp"
     scratch.mkdir()

@@ -48,6 +48,7 @@ struct bench_options {
 	uint64_t ring_bytes; /* 0: the library's default */
 	uint64_t spin_us;    /* of a waiting tidegate client; 0: the library's default */
 	uint64_t pace_ms;
+	uint64_t rate; /* messages a second of each process */
 	uint64_t lanes;
 	uint64_t duration_ms;
 	uint64_t links; /* of the daemon that is started */
@@ -58,6 +59,7 @@ struct bench_options {
 
 /* Set by SIGINT, SIGTERM and SIGHUP: clean up and exit. */
 extern volatile sig_atomic_t bench_stop;
+void bench_catch_signals(void);
 
 /* The clients that take part: tidegate first, then, with --direct, those that were built in. */
 size_t bench_clients(const struct bench_options *options, const struct load_client *clients[], size_t max);
@@ -66,6 +68,7 @@ size_t bench_clients(const struct bench_options *options, const struct load_clie
 int bench_enqueue(const struct bench_options *options);
 int bench_throughput(const struct bench_options *options);
 int bench_latency(const struct bench_options *options);
+int bench_paced(const struct bench_options *options);
 int bench_spawn(const struct bench_options *options);
 int bench_idle(const struct bench_options *options);
 int bench_compare(const struct bench_options *options);

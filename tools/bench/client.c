@@ -8,12 +8,7 @@
 #include <string.h>
 
 char client_error[512];
-
-static const struct load_client *const table[] = {
-#define CLIENT(name) &client_##name,
-#include "tools/bench/clients.def"
-#undef CLIENT
-};
+void (*client_answered)(uint64_t count);
 
 int
 client_fail(const char *format, ...)
@@ -42,16 +37,4 @@ uint64_t
 client_window(const struct load_client *client, const struct bench_options *options)
 {
 	return options->window != 0 ? options->window : client->window;
-}
-
-size_t
-bench_clients(const struct bench_options *options, const struct load_client *clients[], size_t max)
-{
-	size_t i, count = 0;
-
-	for (i = 0; i < sizeof(table) / sizeof(table[0]) && count < max; i++)
-		if (!table[i]->direct ||
-		    (options->direct && strcmp(table[i]->protocol, options->protocol->name) == 0))
-			clients[count++] = table[i];
-	return count;
 }

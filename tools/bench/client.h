@@ -34,6 +34,15 @@ struct load_client {
 
 	void (*close)(void *self);
 
+	/*
+	 * A descriptor that is readable when collect() may have something. NULL: a thread of the library's takes
+	 * the answers and calls client_answered.
+	 */
+	int (*fd)(void *self);
+
+	/* Sends what publish() has only noted. NULL: publish() sends. */
+	int (*flush)(void *self);
+
 	/* With a helper: its two TARGET arguments, written into text. */
 	void (*targets)(const struct bench_options *options, char text[2][256]);
 };
@@ -43,6 +52,9 @@ struct load_client {
 #undef CLIENT
 
 extern char client_error[512];
+
+/* Called, if it is set, by the thread that takes the answers, for each count of messages that are finished. */
+extern void (*client_answered)(uint64_t count);
 
 /* Writes client_error. Returns -1. */
 int client_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -73,7 +73,18 @@ close_mosquitto(void *self)
 static int
 turn(struct mosquitto_client *m, int timeout_ms)
 {
-	int error = mosquitto_loop(m->mosq, timeout_ms, 1);
+	int error;
+
+	/* An event loop's way, without the select() of mosquitto_loop(). */
+	if (timeout_ms == 0) {
+		error = mosquitto_loop_read(m->mosq, 1);
+		if (error == MOSQ_ERR_SUCCESS && mosquitto_want_write(m->mosq))
+			error = mosquitto_loop_write(m->mosq, 1);
+		if (error == MOSQ_ERR_SUCCESS)
+			error = mosquitto_loop_misc(m->mosq);
+	} else {
+		error = mosquitto_loop(m->mosq, timeout_ms, 1);
+	}
 
 	return error == MOSQ_ERR_SUCCESS ? 0 : client_fail("libmosquitto: %s", mosquitto_strerror(error));
 }
@@ -106,6 +117,14 @@ publish_mosquitto(void *self, uint64_t count)
 		taken++;
 	}
 	return (int64_t)taken;
+}
+
+static int
+fd_mosquitto(void *self)
+{
+	struct mosquitto_client *m = self;
+
+	return mosquitto_socket(m->mosq);
 }
 
 static int
@@ -187,6 +206,7 @@ const struct load_client client_mosquitto = {
 	.publish = publish_mosquitto,
 	.collect = collect_mosquitto,
 	.close = close_mosquitto,
+	.fd = fd_mosquitto,
 	.targets = targets_mosquitto,
 };
 

@@ -59,6 +59,8 @@ on_answer(jsCtx *stream, natsMsg *message, jsPubAck *ack, jsPubAckErr *error, vo
 	(void)stream;
 	(void)ack;
 	natsMsg_Destroy(message);
+	if (client_answered != NULL)
+		client_answered(1);
 	if (error != NULL) {
 		pthread_mutex_lock(&n->lock);
 		if (n->error[0] == '\0')

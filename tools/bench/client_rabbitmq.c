@@ -195,6 +195,14 @@ new_socket(struct rabbitmq_client *r, const struct bench_options *options)
 }
 
 static int
+fd_rabbitmq(void *self)
+{
+	struct rabbitmq_client *r = self;
+
+	return amqp_get_sockfd(r->connection);
+}
+
+static int
 connect_rabbitmq(struct rabbitmq_client *r, const struct bench_options *options)
 {
 	struct timeval timeout = { .tv_sec = TIMEOUT_S };
@@ -269,6 +277,7 @@ const struct load_client client_rabbitmq = {
 	.publish = publish_rabbitmq,
 	.collect = collect_rabbitmq,
 	.close = close_rabbitmq,
+	.fd = fd_rabbitmq,
 };
 
 #endif

@@ -41,8 +41,9 @@ close_redis(void *self)
 
 /* Writes what was appended. */
 static int
-flush(struct redis_client *r)
+flush_redis(void *self)
 {
+	struct redis_client *r = self;
 	int done = 0;
 
 	while (!done)
@@ -83,7 +84,7 @@ collect_redis(void *self, int timeout_ms)
 	struct redis_client *r = self;
 	struct pollfd ready = { .fd = r->redis->fd, .events = POLLIN };
 
-	if (flush(r) != 0)
+	if (flush_redis(r) != 0)
 		return -1;
 	int64_t taken = take(r);
 	if (taken != 0 || r->under_way == 0)
@@ -109,6 +110,14 @@ publish_redis(void *self, uint64_t count)
 		taken++;
 	}
 	return (int64_t)taken;
+}
+
+static int
+fd_redis(void *self)
+{
+	struct redis_client *r = self;
+
+	return r->redis->fd;
 }
 
 static void
@@ -178,5 +187,7 @@ const struct load_client client_redis = {
 	.publish = publish_redis,
 	.collect = collect_redis,
 	.close = close_redis,
+	.fd = fd_redis,
+	.flush = flush_redis,
 	.targets = targets_redis,
 };

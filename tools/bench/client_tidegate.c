@@ -96,6 +96,14 @@ publish_tidegate(void *self, uint64_t count)
 	return taken;
 }
 
+static int
+fd_tidegate(void *self)
+{
+	struct tidegate_client *t = self;
+
+	return tg_fd(t->lane);
+}
+
 static void *
 open_tidegate(const struct bench_options *options)
 {
@@ -152,5 +160,6 @@ const struct load_client client_tidegate = {
 	.publish = publish_tidegate,
 	.collect = collect_tidegate,
 	.close = close_tidegate,
+	.fd = fd_tidegate,
 	.targets = targets_tidegate,
 };

@@ -6,7 +6,6 @@
 #include "tools/bench/stage.h"
 #include "tools/common/cli.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +20,8 @@ enum {
 	OPT_RING,
 	OPT_SPIN,
 	OPT_PACE,
+	OPT_RATE,
+	OPT_SECONDS,
 	OPT_LANES,
 	OPT_DURATION,
 	OPT_DIRECT,
@@ -37,12 +38,6 @@ enum {
 	OPT_VERSION
 };
 
-static const struct bench_protocol protocols[] = {
-#define PROTOCOL(name, topic, settings, unconfirmed, package) { #name, topic, settings, unconfirmed, package },
-#include "tools/bench/protocols.def"
-#undef PROTOCOL
-	{ NULL, NULL, NULL, NULL, NULL },
-};
 #define PROTOCOL(name, topic, settings, unconfirmed, package) " " #name
 static const char protocol_help[] = "the pool's [the started broker's, else mqtt]:"
 #include "tools/bench/protocols.def"
@@ -55,8 +50,8 @@ static const char start_help[] = "run against a tidegated and a broker of its ow
 #undef BROKER
 
 /* The subcommands, and in which of them an option has a meaning. */
-enum { IN_ENQUEUE = 1, IN_THROUGHPUT = 2, IN_LATENCY = 4, IN_SPAWN = 8, IN_IDLE = 16, IN_ALL = 31, IN_COMPARE = 32 };
-#define IN_DIRECT (IN_THROUGHPUT | IN_LATENCY | IN_SPAWN)
+enum { IN_ENQUEUE = 1, IN_THROUGHPUT = 2, IN_LATENCY = 4, IN_SPAWN = 8, IN_IDLE = 16, IN_PACED = 32, IN_ALL = 63, IN_COMPARE = 64 };
+#define IN_DIRECT (IN_THROUGHPUT | IN_LATENCY | IN_SPAWN | IN_PACED)
 
 static const struct {
 	struct cli_option option;
@@ -69,9 +64,11 @@ static const struct {
 	{ { "pool", 'p', "NAME", "pool to publish to [bench]" }, IN_ALL },
 	{ { "topic", 't', "TOPIC", "topic of the messages [by protocol]" }, IN_ALL & ~IN_IDLE },
 	{ { "size", OPT_SIZE, "BYTES", "size of a message's body [128]" }, (IN_ALL & ~IN_IDLE) | IN_COMPARE },
-	{ { "count", 'n', "N", "messages of each process and round" }, (IN_ALL & ~IN_IDLE) | IN_COMPARE },
+	{ { "count", 'n', "N", "messages of each process and round" },
+	    (IN_ALL & ~IN_IDLE & ~IN_PACED) | IN_COMPARE },
 	{ { "rounds", 'r', "N", "rounds, of which the median is shown" }, (IN_ALL & ~IN_IDLE) | IN_COMPARE },
-	{ { "processes", 'P', "N", "publishers at the same time [1; compare: 8]" }, IN_THROUGHPUT | IN_COMPARE },
+	{ { "processes", 'P', "N", "publishers at the same time [1; compare, paced: 8]" },
+	    IN_THROUGHPUT | IN_PACED | IN_COMPARE },
 	{ { "batch", OPT_BATCH, "N", "messages of one tg_publish_batch, 1 to 256 [32]" },
 	    IN_ENQUEUE | IN_THROUGHPUT | IN_COMPARE },
 	{ { "ring", OPT_RING, "BYTES", "size of a lane's ring" }, IN_ALL },
@@ -79,6 +76,8 @@ static const struct {
 	      "how long a waiting tidegate client spins [spin: 200, else the library's]" },
 	    IN_THROUGHPUT | IN_LATENCY },
 	{ { "pace", OPT_PACE, "MS", "time from one message to the next in mode asleep [10]" }, IN_LATENCY },
+	{ { "rate", OPT_RATE, "N", "messages a second of each process, 1 to 1000000 [200]" }, IN_PACED },
+	{ { "seconds", OPT_SECONDS, "N", "how long a round takes [3]" }, IN_PACED },
 	{ { "lanes", 'l', "N", "lanes to attach [1000]" }, IN_IDLE },
 	{ { "duration", OPT_DURATION, "MS",
 	      "how long to look; latency: a round of mode asleep at most; compare: a row [10s; 3s; 20s]" },
@@ -90,12 +89,13 @@ static const struct {
 	      "messages the broker does not answer for: MQTT with QoS 0, core NATS, PUBLISH of Redis" },
 	    IN_THROUGHPUT | IN_LATENCY },
 	{ { "links", OPT_LINKS, "N", "connections of --start's tidegated to the broker [1]" },
-	    IN_THROUGHPUT | IN_LATENCY | IN_COMPARE },
+	    IN_THROUGHPUT | IN_LATENCY | IN_PACED | IN_COMPARE },
 	{ { "window", OPT_WINDOW, "N", "unanswered messages of a direct client [the fastest]" },
 	    IN_THROUGHPUT | IN_COMPARE },
-	{ { "broker-pid", OPT_BROKER_PID, "PID", "the broker's process, for its CPU time" }, IN_THROUGHPUT },
+	{ { "broker-pid", OPT_BROKER_PID, "PID", "the broker's process, for its CPU time" },
+	    IN_THROUGHPUT | IN_PACED },
 	{ { "daemon-pid", OPT_DAEMON_PID, "PID", "tidegated's process [the one behind the socket]" },
-	    IN_THROUGHPUT | IN_IDLE },
+	    IN_THROUGHPUT | IN_PACED | IN_IDLE },
 	{ { "keep", OPT_KEEP, NULL, "keep --start's folder: configuration and logs" }, IN_ALL | IN_COMPARE },
 	{ { "json", OPT_JSON, NULL, "the figures as one JSON object" }, IN_ALL | IN_COMPARE },
 	{ { "help", 'h', NULL, "this text" }, IN_ALL | IN_COMPARE },
@@ -116,61 +116,14 @@ static const struct subcommand subcommands[] = {
 	    "confirmed messages a second, CPU of every process for each" },
 	{ "latency", IN_LATENCY, bench_latency, 5000, 5, 3000,
 	    "one message under way: spinning, and asleep in between" },
+	{ "paced", IN_PACED, bench_paced, 0, 3, 3000,
+	    "messages at a steady rate: CPU of every process for each, and the time to the answer" },
 	{ "spawn", IN_SPAWN, bench_spawn, 200, 5, 0, "processes that publish one message and end" },
 	{ "idle", IN_IDLE, bench_idle, 0, 1, 10000, "the cost of idle attached lanes" },
 	{ "compare", IN_COMPARE, bench_compare, 10000, 3, 20000,
 	    "every protocol through its broker, in the clear and with TLS, beside its own client" },
 	{ NULL, 0, NULL, 0, 0, 0, NULL },
 };
-
-volatile sig_atomic_t bench_stop;
-
-static void
-on_signal(int signal_number)
-{
-	(void)signal_number;
-	bench_stop = 1;
-}
-
-static void
-catch_signals(void)
-{
-	struct sigaction action = { .sa_handler = on_signal };
-
-	sigemptyset(&action.sa_mask);
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGTERM, &action, NULL);
-	sigaction(SIGHUP, &action, NULL);
-}
-
-static int
-compare_doubles(const void *left, const void *right)
-{
-	double a = *(const double *)left, b = *(const double *)right;
-
-	return a < b ? -1 : a > b;
-}
-
-double
-bench_median(double *values, size_t count)
-{
-	if (count == 0)
-		return 0;
-	qsort(values, count, sizeof(*values), compare_doubles);
-	return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
-}
-
-int
-bench_print_json(json_t *object)
-{
-	int failed = object == NULL || json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) != 0 ||
-		     fputc('\n', stdout) == EOF || fflush(stdout) != 0;
-
-	json_decref(object);
-	if (failed)
-		cli_error("cannot write the JSON object");
-	return failed ? CLI_FAILED : CLI_OK;
-}
 
 static void
 help(void)
@@ -196,17 +149,6 @@ find_subcommand(const char *name)
 		if (strcmp(s->name, name) == 0)
 			return s;
 	cli_usage_error("\"%s\" is no subcommand", name);
-}
-
-const struct bench_protocol *
-bench_protocol(const char *name)
-{
-	const struct bench_protocol *p;
-
-	for (p = protocols; p->name != NULL; p++)
-		if (strcmp(p->name, name) == 0)
-			return p;
-	return NULL;
 }
 
 /* HOST:PORT or [V6]:PORT, cut apart in place. */
@@ -269,6 +211,12 @@ apply(struct bench_options *o, int letter, const struct subcommand *s, const str
 		break;
 	case OPT_PACE:
 		o->pace_ms = cli_number("--pace", UNITS_MS, optarg, 1, 10000);
+		break;
+	case OPT_RATE:
+		o->rate = cli_number("--rate", UNITS_COUNT, optarg, 1, 1000000);
+		break;
+	case OPT_SECONDS:
+		o->duration_ms = 1000 * cli_number("--seconds", UNITS_COUNT, optarg, 1, 3600);
 		break;
 	case OPT_DURATION:
 		o->duration_ms = cli_number("--duration", UNITS_MS, optarg, 1, 3600000);
@@ -362,7 +310,7 @@ complete(struct bench_options *o)
 		o->protocol = bench_protocol(name);
 	}
 	if (o->protocol == NULL)
-		o->protocol = &protocols[0];
+		o->protocol = bench_protocol("mqtt");
 	if (o->topic == NULL)
 		o->topic = o->protocol->topic;
 }
@@ -406,7 +354,8 @@ main(int argc, char **argv)
 {
 	const struct subcommand *s;
 	struct bench_options options = {
-		.pool = "bench", .size = 128, .processes = 1, .batch = 32, .pace_ms = 10, .lanes = 1000, .links = 1
+		.pool = "bench", .size = 128, .processes = 1, .batch = 32, .pace_ms = 10, .rate = 200, .lanes = 1000,
+		.links = 1
 	};
 	struct stage stage = { 0 };
 	int status;
@@ -426,10 +375,10 @@ main(int argc, char **argv)
 	options.count = s->count;
 	options.rounds = s->rounds;
 	options.duration_ms = s->duration_ms;
-	if (s->in == IN_COMPARE)
+	if ((s->in & (IN_COMPARE | IN_PACED)) != 0)
 		options.processes = 8;
 	parse(&options, s, argc - 1, argv + 1);
-	catch_signals();
+	bench_catch_signals();
 	if (s->in != IN_COMPARE && options.start != NULL && stage_start(&stage, &options) != 0)
 		return CLI_FAILED;
 	if (s->in != IN_COMPARE)
