@@ -114,7 +114,7 @@ unit_security() {
 	local status=0
 	systemd-analyze security --help 2>/dev/null | grep -q -- --offline || return 0
 	sed 's#@[a-z_]*@#/usr#' daemon/tidegated.service.in >"$scratch/tidegated.service"
-	systemd-analyze security --no-pager --offline=true --threshold=30 "$scratch/tidegated.service" || status=1
+	systemd-analyze security --no-pager --offline=true --threshold=20 "$scratch/tidegated.service" || status=1
 	verdict "$status" "systemd-analyze security tidegated.service"
 }
 

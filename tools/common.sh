@@ -9,6 +9,12 @@ build_packages=(
 	libjansson-dev libjemalloc-dev libssl-dev libtool libuv1-dev pkg-config
 )
 
+# Libraries that configure uses where they are installed: tidegate's Debian packages are built with them.
+package_uses=(libmosquitto-dev libnats-dev librabbitmq-dev libsystemd-dev)
+# The packages that tools/package needs in addition.
+# shellcheck disable=SC2034
+package_packages=("${package_uses[@]}" debhelper dpkg-dev fakeroot xz-utils)
+
 note() { printf '%s\n' "$*" >&2; }
 
 # missing_packages PACKAGE...: those that are not installed, one a line.
