@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Holds the folders to one direction, by the symbols of the built objects and by the includes.
 
-    layers.py [ROOT [BUILD]]
+    layers.py [--write] [ROOT [BUILD]]
 
 BUILD is a folder in which `make` has run (default: the working directory). MAY_CALL is the rule: a folder's files refer
 to functions and data of their own folder and of those listed, and include headers only of these. A row lists rows above
@@ -11,7 +11,7 @@ other directly or through others, has more than LARGEST_KNOT files.
 
 CEILINGS and KNOT_CEILINGS hold what still breaks the rule. Change them only to lower them; a line says when one can come
 down. Prints `ok` or `not ok` with the places for each folder, then the table of calls and the knots found, as
-ARCHITECTURE.md shows them. Fails if anything is over its ceiling, or if a source has no object to look at.
+ARCHITECTURE.md shows them (--write puts them there). Fails if anything is over its ceiling, or if a source has no object to look at.
 tests/layers_broken.py shows that each of these checks can fail.
 """
 
@@ -66,6 +66,8 @@ OPTIONAL = ("daemon/base/inject.c", "tools/bench")
 INSTALLED = {"tidegate.h": "libclient", "build_config.h": None}
 
 SOURCES = (".c", ".h", ".cc", ".hpp", ".def")
+# The block of ARCHITECTURE.md that shows the output begins with the table's first row.
+SHOWN = re.compile(r"^```\nshm  .*?^```\n", re.M | re.S)
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.M)
 DEFINED, UNDEFINED = "TDRBVWGS", "U"
 
@@ -230,18 +232,37 @@ def check(root, build, may_call, ceilings, knot_ceilings, optional=()):
             elif value < ceiling:
                 fine.append(f"{what}: {value}: the ceiling of {ceiling} can come down")
         report.say(f"{top} has no knot of more than {LARGEST_KNOT} files", bad, fine)
-    print()
+    shown = []
     for folder in may_call:
         below = [other for other in reversed(may_call) if other in table[folder]]
-        print(f"{folder:<18} -> {', '.join(below) or 'nothing'}")
+        shown.append(f"{folder:<18} -> {', '.join(below) or 'nothing'}")
     for knot in found:
-        print(f"knot of {len(knot)}: {' '.join(str(source.with_suffix('')) for source in knot)}")
+        shown.append(f"knot of {len(knot)}: {' '.join(str(source.with_suffix('')) for source in knot)}")
+    text = "".join(line + "\n" for line in shown)
+    document(report, root, text)
+    print("\n" + text, end="")
     return not report.failed
 
 
+def document(report, root, text):
+    """ARCHITECTURE.md shows the output; --write brings it up to date."""
+    path = root / "ARCHITECTURE.md"
+    if not path.is_file():
+        return
+    before = path.read_text()
+    after = SHOWN.sub(lambda _: f"```\n{text}```\n", before, count=1)
+    notes = []
+    if "--write" in sys.argv:
+        path.write_text(after)
+    elif after != before:
+        notes.append("its output is out of date: run tests/layers.py --write")
+    report.say("ARCHITECTURE.md shows this", [] if SHOWN.search(before) else ["it has no such block"], notes)
+
+
 def main():
-    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent).resolve()
-    build = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else ".").resolve()
+    arguments = [word for word in sys.argv[1:] if word != "--write"]
+    root = pathlib.Path(arguments[0] if arguments else pathlib.Path(__file__).parent.parent).resolve()
+    build = pathlib.Path(arguments[1] if len(arguments) > 1 else ".").resolve()
     return 0 if check(root, build, MAY_CALL, CEILINGS, KNOT_CEILINGS, OPTIONAL) else 1
 
 
