@@ -386,7 +386,7 @@ admin_turn_away(struct admin *admin, int fd)
 	static const char line[] =
 	    "{\"ok\":false,\"error\":\"tidegated has no file descriptors left (LimitNOFILE=) for another connection\"}\n";
 
-	admin->shard->count.turned_away++;
+	admin->shard->count.refused_for_descriptors++;
 	if (send(fd, line, sizeof(line) - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
 		return; /* it has gone */
 }

@@ -126,17 +126,11 @@ page_end(const struct page *page)
 /* ---- reports ---- */
 
 static void
-add_pool_counts(struct answer *to, const struct pool *pool)
+add_counts(struct answer *to, enum counter_scope scope, const void *counts)
 {
-	answer_count(to, "accepted", pool->count.accepted);
-	answer_count(to, "delivered", pool->count.delivered);
-	answer_count(to, "sent", pool->count.sent);
-	answer_count(to, "rejected", pool->count.rejected);
-	answer_count(to, "expired", pool->count.expired);
-	answer_count(to, "unknown", pool->count.unknown);
-	answer_count(to, "cancelled", pool->count.cancelled);
-	answer_count(to, "resent", pool->count.resent);
-	answer_count(to, "bytes", pool->count.bytes);
+	for (const struct counter *counter = counters; counter->name != NULL; counter++)
+		if (counter->scope == scope)
+			answer_count(to, counter->name, counter_value(counter, counts));
 }
 
 static uint64_t
@@ -229,7 +223,7 @@ pools(struct admin_query *query)
 		answer_count(&row, "lanes_waiting", pool->waiting);
 		answer_count(&row, "under_way", pool->count.accepted - finished(pool));
 		add_failing(&row, pool);
-		add_pool_counts(&row, pool);
+		add_counts(&row, COUNTERS_POOL, &pool->count);
 		page_add(&page, &row);
 	}
 	page_end(&page);
@@ -276,12 +270,7 @@ broker_row(struct answer *row, const struct broker *broker, uint64_t id, uint64_
 	answer_count(row, "links_ready", ready_links(broker));
 	answer_count(row, "links_elsewhere", links_elsewhere(broker));
 	add_endpoints(row, broker);
-	answer_count(row, "attempts", broker->count.attempts);
-	answer_count(row, "failures", broker->count.failures);
-	answer_count(row, "delivered", broker->count.delivered);
-	answer_count(row, "sent", broker->count.sent);
-	answer_count(row, "rejected", broker->count.rejected);
-	answer_count(row, "resent", broker->count.resent);
+	add_counts(row, COUNTERS_BROKER, &broker->count);
 	answer_text(row, "why", broker->why);
 }
 
@@ -334,14 +323,7 @@ link_row(struct answer *row, const struct link *link)
 	answer_count(row, "probe_rtt_us", link->probe_rtt_ns / NS_PER_US);
 	answer_count(row, "last_read_ms", ms_since(shard, link->health.last_read_ns));
 	answer_count(row, "connects", link->connects);
-	answer_count(row, "failures", link->count.failures);
-	answer_count(row, "framed", link->count.framed);
-	answer_count(row, "delivered", link->count.delivered);
-	answer_count(row, "sent", link->count.sent);
-	answer_count(row, "rejected", link->count.rejected);
-	answer_count(row, "resent", link->count.resent);
-	answer_count(row, "bytes_out", link->count.bytes_out);
-	answer_count(row, "bytes_in", link->count.bytes_in);
+	add_counts(row, COUNTERS_LINK, &link->count);
 	answer_text(row, "tls", tls);
 	answer_text(row, "why", link->why);
 }
@@ -399,15 +381,7 @@ lane_row(struct answer *row, const struct lane *lane, uint32_t *budget)
 	answer_count(row, "ring_bytes", lane->map.geo.sq_bytes);
 	answer_count(row, "completions", lane->map.geo.cq_entries);
 	answer_count(row, "completions_unread", census.unread);
-	answer_count(row, "records", lane->count.records);
-	answer_count(row, "bytes", lane->count.bytes);
-	answer_count(row, "delivered", lane->count.delivered);
-	answer_count(row, "sent", lane->count.sent);
-	answer_count(row, "rejected", lane->count.rejected);
-	answer_count(row, "expired", lane->count.expired);
-	answer_count(row, "unknown", lane->count.unknown);
-	answer_count(row, "cancelled", lane->count.cancelled);
-	answer_count(row, "resent", lane->count.resent);
+	add_counts(row, COUNTERS_LANE, &lane->count);
 }
 
 static int
@@ -456,31 +430,17 @@ stats(struct admin_query *query)
 	struct answer all, by_pool;
 
 	answer_init(&all);
-	answer_count(&all, "turns", shard->count.turns);
-	answer_count(&all, "clients_attached", shard->count.clients);
-	answer_count(&all, "refused", shard->count.refused);
-	answer_count(&all, "refused_for_descriptors", shard->count.turned_away);
-	answer_count(&all, "refused_strays", shard->count.strays);
+	add_counts(&all, COUNTERS_SHARD, &shard->count);
 	for (int what = 0; what < ACCOUNT_KINDS; what++)
 		answer_count(&all, account_counter((enum account_what)what), shard->accounts.refused[what]);
 	answer_count(&all, "laneless", shard->laneless.count);
-	answer_count(&all, "laneless_ended", shard->count.laneless_ended);
-	answer_count(&all, "lanes_opened", shard->count.lanes_opened);
-	answer_count(&all, "lanes_closed", shard->count.lanes_closed);
-	answer_count(&all, "lanes_orphaned", shard->count.lanes_orphaned);
-	answer_count(&all, "lanes_overslept", shard->count.overslept);
-	answer_count(&all, "lanes_returned", shard->count.lanes_returned);
-	answer_count(&all, "lanes_quarantined", shard->count.lanes_quarantined);
-	answer_count(&all, "doorbells", shard->count.doorbells);
-	answer_count(&all, "clients_unheard", shard->count.unheard);
-	answer_count(&all, "bells", shard->count.bells);
 	answer_count(&all, "lane_memory_bytes", shard->accounts.used[ACCOUNT_MEMORY]);
 	answer_count(&all, "resident_bytes", resident_bytes());
 	answer_init(&by_pool);
 	FOR_EACH_POOL (query, pool) {
 		struct answer one;
 		answer_init(&one);
-		add_pool_counts(&one, pool);
+		add_counts(&one, COUNTERS_POOL, &pool->count);
 		answer_json(&by_pool, pool->config->name, answer_end(&one));
 	}
 	answer_json(&all, "pools", answer_end(&by_pool));

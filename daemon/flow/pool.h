@@ -20,6 +20,7 @@
 #include "daemon/link/broker.h"
 #include "daemon/config/config.h"
 #include "daemon/link/link.h"
+#include "daemon/base/counters.h"
 #include "daemon/base/log.h"
 
 #include <stddef.h>
@@ -47,9 +48,7 @@ struct pool {
 	struct log_limit blame_limit;
 	struct log_limit rejected_limit;
 	struct timer tick;   /* expiry of waiting lanes, writable words, shares; set only while needed */
-	struct {
-		uint64_t accepted, delivered, sent, rejected, expired, unknown, cancelled, resent, bytes;
-	} count;
+	struct pool_counts count;
 };
 
 /* Returns 0, -TG_ENOMEM, or -TG_EINVAL after logging what is wrong with the TLS files. */

@@ -53,7 +53,7 @@ look_around(struct timer *timer)
 				lane->seen_asleep = lane->doze.count;
 				continue;
 			}
-			shard->count.overslept++;
+			shard->count.lanes_overslept++;
 			log_limited(&shard->overslept_limit, LOG_LEVEL_WARN, "lane_overslept",
 			    "lane=%llu pool=%s pid=%d bytes=%llu", (unsigned long long)lane->id,
 			    lane->pool->config->name, client_pid(lane->client),

@@ -20,6 +20,7 @@
 #include "daemon/front/laneless.h"
 #include "daemon/link/link.h"
 #include "pool.h"
+#include "daemon/base/counters.h"
 #include "daemon/base/timer.h"
 #include "daemon/base/world.h"
 
@@ -87,10 +88,7 @@ struct shard {
 	uint8_t *read_buffer; /* DRIVER_INPUT_MAX + SHARD_READ_BYTES */
 	uint8_t *copy_buffer; /* topic, key and headers of the record being framed */
 
-	struct {
-		uint64_t turns, lanes_opened, lanes_closed, lanes_returned, lanes_quarantined, lanes_orphaned, overslept, doorbells, unheard,
-		    bells, clients, refused, laneless_ended, turned_away, strays;
-	} count;
+	struct shard_counts count;
 };
 
 /* Returns 0 or -TG_ENOMEM; everything is in place and nothing started. */

@@ -76,7 +76,7 @@ client_start(struct client *client, uv_loop_t *loop)
 	uv_poll_start(&client->control_poll, UV_READABLE, on_control);
 	uv_poll_start(&client->doorbell_poll, UV_READABLE, on_doorbell);
 	laneless_look(client);
-	shard->count.clients++;
+	shard->count.clients_attached++;
 	return 0;
 }
 
@@ -102,7 +102,7 @@ client_turn_away(struct shard *shard, int fd)
 	snprintf(text, sizeof(text), "tidegated has no file descriptors left for another connection: LimitNOFILE= is %llu",
 	    (unsigned long long)limit.rlim_cur);
 	say_no(fd, TG_ELIMIT, text);
-	shard->count.turned_away++;
+	shard->count.refused_for_descriptors++;
 }
 
 static int
@@ -398,7 +398,7 @@ serve_next(struct client *client)
 				stray_close(fds[i], client->account);
 	} else if (rc == INLET_UNWANTED) {
 		rc = -TG_EPROTOCOL;
-		client->shard->count.strays++;
+		client->shard->count.refused_strays++;
 		client_refuse(client, frame.serial, TG_EPROTOCOL,
 		    "user %u, process %d: descriptors came with a request of type %u that are not the memory of a lane",
 		    client->uid, client_pid(client), frame.type);
@@ -511,7 +511,7 @@ charge_idle_ring(struct client *client, uint32_t looks)
 	log_limited(&shard->unheard_limit, LOG_LEVEL_WARN, "client_unheard",
 	    "pid=%d uid=%u lanes=%u ms=%llu cause=\"rings for nothing\"", client_pid(client), client->uid, client->lane_count,
 	    (unsigned long long)((client->idle_rings.free_ns + RING_REST_NS - now_ns) / NS_PER_MS));
-	shard->count.unheard++;
+	shard->count.clients_unheard++;
 	shard->unheard++;
 	uv_poll_stop(&client->doorbell_poll);
 	timer_set(&shard->timers, &client->unheard, client->idle_rings.free_ns + RING_REST_NS);

@@ -30,6 +30,7 @@
 #define TG_DAEMON_LANE_H
 
 #include "daemon/link/link.h"
+#include "daemon/base/counters.h"
 #include "daemon/base/siphash.h"
 #include "lane_blame.h"
 #include "slots.h"
@@ -50,10 +51,6 @@ enum lane_place { LANE_ASLEEP, LANE_ACTIVE, LANE_WAIT_LINK, LANE_WAIT_POOL, LANE
 struct lane_owner {
 	uid_t uid;
 	pid_t pid;
-};
-
-struct lane_counts {
-	uint64_t records, bytes, delivered, sent, rejected, expired, unknown, cancelled, resent;
 };
 
 struct lane {

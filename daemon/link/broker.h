@@ -25,6 +25,7 @@
 #ifndef TG_DAEMON_BROKER_H
 #define TG_DAEMON_BROKER_H
 
+#include "daemon/base/counters.h"
 #include "daemon/config/config.h"
 #include "endpoints.h"
 #include "link.h"
@@ -66,9 +67,7 @@ struct broker {
 	struct tls_sessions tls_sessions;
 	void *memory;               /* its driver's (session_params); NULL: the driver wants none */
 	struct endpoints endpoints; /* of its cluster, as it has announced them */
-	struct {
-		uint64_t attempts, failures, opened, delivered, sent, rejected, resent;
-	} count;
+	struct broker_counts count;
 };
 
 /* Returns 0 or -TG_ENOMEM. */

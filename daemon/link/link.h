@@ -31,6 +31,7 @@
 #define TG_DAEMON_LINK_H
 
 #include "aside.h"
+#include "daemon/base/counters.h"
 #include "daemon/config/config.h"
 #include "daemon/protocol/out.h"
 #include "daemon/protocol/driver.h"
@@ -272,10 +273,7 @@ struct link {
 	char why[200]; /* cause of the last failure or suspicion */
 	enum driver_fatal failed_kind; /* of the last failure */
 	uint64_t probe_rtt_ns;         /* of the last answered probe */
-	struct {
-		uint64_t framed, delivered, sent, rejected, resent, bytes_out, bytes_in, failures, ready;
-		uint64_t writes, reads;
-	} count;
+	struct link_counts count;
 };
 
 /* The one table's words. */

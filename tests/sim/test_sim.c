@@ -91,7 +91,7 @@ a_ring_that_is_lost_costs_time_and_nothing_else(void **state)
 	assert_int_equal(producer_publish(p, 100, 0), 0);
 	p->unheard = 0;
 	sim_settle(&sim, 2 * SHARD_ROUND_NS + SIM_MS(10));
-	assert_int_equal(sim.shard.count.overslept, 1);
+	assert_int_equal(sim.shard.count.lanes_overslept, 1);
 	end_all_delivered(&sim, SIM_S(1));
 }
 
