@@ -46,15 +46,10 @@ amqp_configure(void *settings, struct config_node *group)
 	static const struct config_choice sasls[] = { { "plain", SASL_PLAIN }, { "external", SASL_EXTERNAL },
 		{ NULL, 0 } };
 	struct amqp_settings *amqp = settings;
-	struct config_node absent;
 	int bad = 0, text[6];
 
 	amqp->mandatory = amqp->persistent = 1;
 	amqp->channels = 64;
-	if (group == NULL) {
-		memset(&absent, 0, sizeof(absent));
-		group = &absent;
-	}
 	text[0] = driver_read_text(group, "vhost", &amqp->vhost, 1, AMQP_SHORT_MAX);
 	text[1] = driver_read_text(group, "exchange", &amqp->exchange, 0, AMQP_SHORT_MAX);
 	bad |= config_node_bool(group, "mandatory", &amqp->mandatory) < 0;
@@ -95,7 +90,7 @@ amqp_settings_free(void *settings)
 static int
 amqp_start(struct session *session, struct out *out)
 {
-	int rc = amqp_append(out, "AMQP\0\0\x09\x01", 8);
+	int rc = out_frame(out, "AMQP\0\0\x09\x01", 8);
 
 	if (rc == 0)
 		amqp_session(session)->state = AMQP_STARTING;
@@ -110,7 +105,7 @@ amqp_probe(struct session *session, struct out *out)
 	uint8_t *at = amqp_begin_method(frame, AMQP_PROBE_CHANNEL, CONFIRM_SELECT);
 
 	at = amqp_end_method(frame, amqp_put_u8(at, 0));
-	int rc = amqp_append(out, frame, (size_t)(at - frame));
+	int rc = out_frame(out, frame, (size_t)(at - frame));
 	if (rc == 0)
 		amqp_session(session)->probes++;
 	return rc;
@@ -125,7 +120,7 @@ amqp_goodbye(struct session *session, struct out *out)
 	at = amqp_put_short(amqp_put_u16(at, 200), "goodbye", 7);
 	at = amqp_end_method(frame, amqp_put_u32(at, 0));
 	amqp_session(session)->leaving = 1;
-	return amqp_append(out, frame, (size_t)(at - frame));
+	return out_frame(out, frame, (size_t)(at - frame));
 }
 
 const struct driver driver_amqp = {

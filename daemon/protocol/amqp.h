@@ -150,9 +150,6 @@ struct amqp_channel *amqp_channel_add(struct amqp_session *amqp);
 	(window_flush(&(amqp)->unanswered), (amqp)->state = AMQP_CLOSED, \
 	    driver_fatal(&(amqp)->base, kind, code, __VA_ARGS__))
 
-/* Appends bytes whole or not at all. Returns 0 or -TG_ENOMEM. */
-int amqp_append(struct out *out, const void *bytes, size_t len);
-
 /* Sends bytes now. Returns 0 or -TG_ENOMEM after EV_FATAL; only inside input(). */
 int amqp_send(struct amqp_session *amqp, struct out *out, const void *bytes, size_t len);
 

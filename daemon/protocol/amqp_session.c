@@ -49,17 +49,9 @@ amqp_channel_add(struct amqp_session *amqp)
 }
 
 int
-amqp_append(struct out *out, const void *bytes, size_t len)
-{
-	out_mark(out);
-	out_copy(out, bytes, len);
-	return out_commit(out);
-}
-
-int
 amqp_send(struct amqp_session *amqp, struct out *out, const void *bytes, size_t len)
 {
-	if (amqp_append(out, bytes, len) == 0)
+	if (out_frame(out, bytes, len) == 0)
 		return 0;
 	amqp_fatal(amqp, FATAL_PROTOCOL, 0, "out of memory for an answer to the broker");
 	return -TG_ENOMEM;

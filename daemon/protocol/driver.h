@@ -222,7 +222,7 @@ struct driver {
 	unsigned secret_count;
 
 	/*
-	 * Reads the pool's group of the driver's name (NULL: absent, all defaults) into settings, zeroed
+	 * Reads the pool's group of the driver's name, which may be absent (all defaults), into settings, zeroed
 	 * before, and ends with config_node_done(). Returns 0, -TG_EINVAL after config_node_error() said
 	 * why, or -TG_ENOMEM. Keeps no pointer into the configuration. settings_free accepts half-filled
 	 * settings and wipes secrets.

@@ -52,14 +52,9 @@ static int
 mqtt_configure(void *settings, struct config_node *group)
 {
 	struct mqtt_settings *mqtt = settings;
-	struct config_node absent;
 	int bad = 0;
 
 	mqtt->qos = 1;
-	if (group == NULL) {
-		memset(&absent, 0, sizeof(absent));
-		group = &absent;
-	}
 	bad |= read_version(group, &mqtt->version) < 0;
 	bad |= config_node_u32(group, "qos", &mqtt->qos, 0, 1) < 0;
 	bad |= config_node_bool(group, "dollar_topics", &mqtt->dollar_topics) < 0;
@@ -176,9 +171,7 @@ send_bare(struct out *out, enum mqtt_type type)
 {
 	uint8_t packet[2] = { (uint8_t)(type << 4), 0 };
 
-	out_mark(out);
-	out_copy(out, packet, sizeof(packet));
-	return out_commit(out);
+	return out_frame(out, packet, sizeof(packet));
 }
 
 static int

@@ -22,23 +22,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int
-read_username(struct config_node *group, char **copy)
-{
-	const char *text = NULL;
-	size_t offset = 0;
-	int rc = config_node_string(group, "username", &text, 1, NATS_CREDENTIAL_MAX);
-
-	if (rc <= 0)
-		return rc;
-	enum utf8_fault fault = utf8_check((const uint8_t *)text, strlen(text), "\0", &offset);
-	if (fault != UTF8_PLAIN)
-		return config_node_error(
-		    group, "username", "\"%s\" %s at byte %zu", text, utf8_fault_text(fault), offset);
-	*copy = strdup(text);
-	return *copy != NULL ? 1 : -TG_ENOMEM;
-}
-
 /* A secret that will stand in JSON. */
 static const char *
 check_text(const char *value, char *cause, size_t size)
@@ -68,19 +51,14 @@ static int
 configure(void *settings, struct config_node *group)
 {
 	struct nats_settings *nats = settings;
-	struct config_node absent;
 	int bad = 0;
 
 	nats->jetstream = nats->msg_id = nats->learn_endpoints = 1;
-	if (group == NULL) {
-		memset(&absent, 0, sizeof(absent));
-		group = &absent;
-	}
 	bad |= config_node_bool(group, "jetstream", &nats->jetstream) < 0;
 	bad |= config_node_bool(group, "msg_id", &nats->msg_id) < 0;
 	bad |= config_node_bool(group, "learn_endpoints", &nats->learn_endpoints) < 0;
 	bad |= config_node_bool(group, "handshake_first", &nats->handshake_first) < 0;
-	int username = read_username(group, &nats->username);
+	int username = driver_read_text(group, "username", &nats->username, 1, NATS_CREDENTIAL_MAX);
 	int password = config_node_secret(group, "password_file", &nats->password, NATS_CREDENTIAL_MAX, check_text);
 	int token = config_node_secret(group, "token_file", &nats->token, NATS_CREDENTIAL_MAX, check_text);
 	int nkey = config_node_secret(group, "nkey_seed_file", &nats->nkey_seed, NATS_SEED_TEXT + 1, check_seed);

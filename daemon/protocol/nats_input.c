@@ -192,14 +192,6 @@ input_message(struct nats_session *nats, struct text line, int has_headers, stru
 /* ---- lines ---- */
 
 static int
-send_pong(struct out *out)
-{
-	out_mark(out);
-	out_copy(out, "PONG\r\n", 6);
-	return out_commit(out);
-}
-
-static int
 unexpected(struct nats_session *nats, const struct text *line)
 {
 	char words[60];
@@ -237,7 +229,7 @@ input_line(struct nats_session *nats, const uint8_t *bytes, size_t len, struct o
 	else if (nats->state != NATS_SECURING && BEGINS(&line, "-ERR "))
 		rc = input_error(nats, (struct text){ .at = line.at + 5, .len = line.len - 5 });
 	else if (connected && IS(&line, "PING"))
-		rc = send_pong(out);
+		rc = out_frame(out, "PONG\r\n", 6);
 	else if (connected && IS(&line, "PONG"))
 		rc = input_pong(nats, out);
 	else if (connected && IS(&line, "+OK"))

@@ -101,14 +101,6 @@ nats_keep_subject(struct nats_session *nats, uint64_t hash, const struct message
 
 /* ---- PINGs ---- */
 
-static int
-send_ping(struct out *out)
-{
-	out_mark(out);
-	out_copy(out, "PING\r\n", 6);
-	return out_commit(out);
-}
-
 int
 nats_flush_core(struct nats_session *nats, struct out *out)
 {
@@ -117,7 +109,7 @@ nats_flush_core(struct nats_session *nats, struct out *out)
 	nats->flush_waits = nats->ping_count == NATS_PINGS;
 	if (nats->flush_waits)
 		return 0;
-	int rc = send_ping(out);
+	int rc = out_frame(out, "PING\r\n", 6);
 	if (rc != 0)
 		return rc;
 	nats->pings[(nats->ping_first + nats->ping_count++) % NATS_PINGS] =
@@ -129,7 +121,7 @@ nats_flush_core(struct nats_session *nats, struct out *out)
 int
 nats_ping_probe(struct nats_session *nats, struct out *out)
 {
-	int rc = send_ping(out);
+	int rc = out_frame(out, "PING\r\n", 6);
 
 	if (rc != 0)
 		return rc;

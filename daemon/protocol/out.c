@@ -297,6 +297,14 @@ out_rollback(struct out *out)
 	out->failed = 0;
 }
 
+int
+out_frame(struct out *out, const void *bytes, size_t len)
+{
+	out_mark(out);
+	out_copy(out, bytes, len);
+	return out_commit(out);
+}
+
 void
 out_secret(struct out *out)
 {

@@ -73,6 +73,9 @@ void out_mark(struct out *out);
 int out_commit(struct out *out);
 void out_rollback(struct out *out);
 
+/* A frame of bytes that are all there: mark, copy, commit. */
+int out_frame(struct out *out, const void *bytes, size_t len);
+
 /* Turns every reference into a copy, so that rings may be released. Returns 0 or -TG_ENOMEM. */
 int out_own(struct out *out);
 

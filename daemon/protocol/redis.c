@@ -105,15 +105,10 @@ redis_configure(void *settings, struct config_node *group)
 	static const struct config_choice modes[] = { { "stream", REDIS_STREAM }, { "publish", REDIS_PUBLISH },
 		{ NULL, 0 } };
 	struct redis_settings *redis = settings;
-	struct config_node absent;
 	int64_t maxlen = 0;
 	int nomkstream = 0, bad = 0, text;
 
 	redis->wait_timeout_ms = 1000;
-	if (group == NULL) {
-		memset(&absent, 0, sizeof(absent));
-		group = &absent;
-	}
 	bad |= config_node_choice(group, "mode", &redis->mode, modes) < 0;
 	text = read_text(group, "username", &redis->username, NULL, 1);
 	if (text != -TG_ENOMEM) {
@@ -218,9 +213,7 @@ redis_probe(struct session *session, struct out *out)
 		at = redis_put_bulk(at, "0", 1);
 		at = redis_put_bulk(at, "", 0);
 	}
-	out_mark(out);
-	out_copy(out, frame, (size_t)(at - frame));
-	int rc = out_commit(out);
+	int rc = out_frame(out, frame, (size_t)(at - frame));
 	if (rc != 0)
 		return rc;
 	redis->probes++;

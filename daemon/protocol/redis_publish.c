@@ -182,9 +182,7 @@ redis_flush(struct session *session, struct out *out)
 	at = redis_put_bulk(at, replicas + 1, (size_t)(end - replicas) - 3);
 	end = redis_put_count(timeout, ' ', settings->wait_timeout_ms);
 	at = redis_put_bulk(at, timeout + 1, (size_t)(end - timeout) - 3);
-	out_mark(out);
-	out_copy(out, frame, (size_t)(at - frame));
-	int rc = out_commit(out);
+	int rc = out_frame(out, frame, (size_t)(at - frame));
 	if (rc != 0)
 		return rc;
 	redis->unwaited = 0;

@@ -30,15 +30,10 @@ static int
 stomp_configure(void *settings, struct config_node *group)
 {
 	struct stomp_settings *stomp = settings;
-	struct config_node absent;
 	int bad = 0;
 
 	stomp->persistent = 1;
 	stomp->heartbeat_ms = HEARTBEAT_AUTO;
-	if (group == NULL) {
-		memset(&absent, 0, sizeof(absent));
-		group = &absent;
-	}
 	int login = driver_read_text(group, "login", &stomp->login, 1, STOMP_TEXT_MAX);
 	int passcode = config_node_secret(group, "passcode_file", &stomp->passcode, STOMP_TEXT_MAX, NULL);
 	int vhost = driver_read_text(group, "vhost", &stomp->vhost, 1, STOMP_TEXT_MAX);
@@ -151,9 +146,7 @@ stomp_probe(struct session *session, struct out *out)
 
 	int len = snprintf(text, sizeof(text),
 	    "BEGIN\ntransaction:p%llu\n\n%cABORT\ntransaction:p%llu\nreceipt:p%llu\n\n", n, 0, n, n);
-	out_mark(out);
-	out_copy(out, text, (size_t)len + 1);
-	int rc = out_commit(out);
+	int rc = out_frame(out, text, (size_t)len + 1);
 	if (rc == 0)
 		stomp->probe_next++;
 	return rc;
@@ -163,9 +156,7 @@ static int
 stomp_goodbye(struct session *session, struct out *out)
 {
 	(void)session;
-	out_mark(out);
-	out_copy(out, "DISCONNECT\n\n", 13); /* and the zero */
-	return out_commit(out);
+	return out_frame(out, "DISCONNECT\n\n", 13); /* and the zero */
 }
 
 const struct driver driver_stomp = {
