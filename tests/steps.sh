@@ -186,7 +186,13 @@ EOF
 	hardened "$to/sbin/tidegated"
 	hardened "$to/bin/tidegate-pub"
 	hardened "$to/lib/libtidegate.so"
+	grep -q '^u *tidegate' "$to/lib/sysusers.d/tidegate.conf"
 	grep -qxF "ExecStart=$to/sbin/tidegated -c $to/etc/tidegate/tidegated.conf" "$to/lib/systemd/system/tidegated.service"
+}
+
+# The Debian packages, in a bare Debian of their own.
+step_packages() {
+	bash "$source/tests/packages.sh" "$scratch/packages" | tee "$logs/packages.out"
 }
 
 # The tarball builds, passes, installs and uninstalls by itself.
