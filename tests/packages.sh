@@ -102,7 +102,7 @@ inside() {
 
 # ---- outside ----
 
-package_names() { # what the packages need, from other packages
+package_names() { # those of Debian that the package needs
 	dpkg-deb -f "$1" Depends Pre-Depends | tr ',' '\n' | sed 's/^[^:]*: //; s/|.*//; s/(.*//; s/ //g' |
 		grep -v '^libtidegate\|^tidegate\|^systemd$\|^$' || true
 }

@@ -34,7 +34,7 @@ def program(name):
     """The path of one of our programs in the build folder."""
     for folder in ("daemon", "tools", "tests/integration"):
         for path in sorted((BUILD / folder).rglob(name)):
-            if path.is_file() and ".libs" not in path.parts:
+            if path.is_file() and os.access(path, os.X_OK) and ".libs" not in path.parts:
                 return str(path)
     raise FileNotFoundError(f"{name} is not in {BUILD}: build it first, and set TG_BUILD")
 
