@@ -75,7 +75,7 @@ copy_sources() {
 			done) |
 			tar -C "$root" --null --no-recursion -T - -cf - | tar -C "$1" -xf -
 	else
-		tar -C "$root" --exclude='./build*' --exclude=./.git --exclude=./config.status --exclude=./config.log \
+		tar -C "$root" --exclude=./build --exclude='./build-[!a]*' --exclude=./.git --exclude=./config.status --exclude=./config.log \
 			--exclude=./Makefile --exclude=./libtool --exclude=./build_config.h --exclude='*.o' \
 			--exclude='*.lo' --exclude='*.la' --exclude=.libs --exclude=.deps --exclude=autom4te.cache \
 			--exclude=__pycache__ -cf - . | tar -C "$1" -xf -
