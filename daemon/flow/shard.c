@@ -300,8 +300,8 @@ serve_waiters(struct shard *shard)
 }
 
 /*
- * Drains active lanes, each within its share. One that has had nothing for spin_us leaves the
- * polling. Returns whether any lane has more to give now.
+ * Drains active lanes, each within its share. One that has had nothing for spin_us, or is not worth the
+ * watch (spin.h), leaves the polling. Returns whether any lane has more to give now.
  */
 static int
 pump_active(struct shard *shard)
@@ -315,9 +315,11 @@ pump_active(struct shard *shard)
 		next = TAILQ_NEXT(lane, place_entry);
 		switch (lane_pump(lane, SHARD_QUANTUM)) {
 		case LANE_PUMP_MORE:
+			spin_moved(&lane->spin);
 			more = 1;
 			break;
 		case LANE_PUMP_MOVED:
+			spin_moved(&lane->spin);
 			break;
 		case LANE_PUMP_IDLE:
 			if (lane->client == NULL) {
@@ -327,8 +329,12 @@ pump_active(struct shard *shard)
 					lane_rest(lane);
 				break;
 			}
-			if (shard->now_ns - lane->active_ns >= spin_ns)
+			if (lane->active_ns == shard->now_ns)
+				spin_moved(&lane->spin); /* it had something, and has no more */
+			if (!spin_watches(&lane->spin) || shard->now_ns - lane->active_ns >= spin_ns) {
+				spin_slept(&lane->spin);
 				lane_sleep(lane);
+			}
 			break;
 		}
 	}

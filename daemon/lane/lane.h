@@ -34,6 +34,7 @@
 #include "daemon/base/siphash.h"
 #include "lane_blame.h"
 #include "slots.h"
+#include "spin.h"
 #include "shm/ring.h"
 #include "shm/wake.h"
 
@@ -114,6 +115,7 @@ struct lane {
 	int shown_writable;
 	int32_t deficit; /* bytes, deficit round robin */
 	uint64_t active_ns;   /* last time there was something to do */
+	struct spin spin;     /* whether it is watched when it has run empty */
 	uint64_t earliest_ns; /* no unsent record's deadline is before this; while sweeping, of those below sweep_at */
 	uint64_t sweep_at;    /* sweeping: the slot at which the search for passed deadlines goes on */
 	int sweeping;

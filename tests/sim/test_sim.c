@@ -72,6 +72,60 @@ a_publish_that_the_barrier_missed_waits_a_moment(void **state)
 	end_all_delivered(&sim, SIM_S(1));
 }
 
+/* Publishes; returns whether the daemon still looks at the empty lane a while later, and then lets it sleep. */
+static int
+is_watched(struct sim *sim, struct producer *p)
+{
+	assert_int_equal(producer_publish(p, 100, 0), 0);
+	sim_run_for(sim, SIM_MS(1) / 2);
+	int watched = p->lane->place != LANE_ASLEEP;
+	sim_run_for(sim, SIM_MS(10));
+	assert_int_equal(p->lane->place, LANE_ASLEEP);
+	return watched;
+}
+
+static void
+a_lane_that_is_watched_in_vain_sleeps_at_once(void **state)
+{
+	struct sim sim;
+	unsigned watches = 0;
+
+	(void)state;
+	sim_init(&sim, 1, 1);
+	sim.config.spin_us = 1000;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(1)));
+	struct producer *p = sim_producer(&sim, 0);
+	while (is_watched(&sim, p))
+		watches++;
+	assert_in_range(watches, 1, SPIN_CREDITS);
+	for (unsigned i = 1; i < 10 * SPIN_RETRY_EVERY; i++)
+		watches += is_watched(&sim, p) != 0;
+	assert_in_range(watches, 10, 10 + SPIN_CREDITS);
+	end_all_delivered(&sim, SIM_S(1));
+}
+
+static void
+a_lane_whose_publisher_comes_back_soon_is_watched_again(void **state)
+{
+	struct sim sim;
+
+	(void)state;
+	sim_init(&sim, 1, 1);
+	sim.config.spin_us = 1000;
+	sim_start(&sim);
+	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(1)));
+	struct producer *p = sim_producer(&sim, 0);
+	while (is_watched(&sim, p))
+		;
+	for (unsigned i = 0; i < 2 * SPIN_RETRY_EVERY; i++) {
+		assert_int_equal(producer_publish(p, 100, 0), 0);
+		sim_run_for(&sim, SIM_MS(1) / 4);
+	}
+	assert_true(is_watched(&sim, p));
+	end_all_delivered(&sim, SIM_S(1));
+}
+
 /* Even if a ring is lost, the daemon finds its record in the end and reports it. */
 static void
 a_ring_that_is_lost_costs_time_and_nothing_else(void **state)
@@ -165,6 +219,8 @@ main(void)
 		cmocka_unit_test(everything_is_delivered),
 		cmocka_unit_test(nothing_to_do_costs_no_turns),
 		cmocka_unit_test(a_publish_that_the_barrier_missed_waits_a_moment),
+		cmocka_unit_test(a_lane_that_is_watched_in_vain_sleeps_at_once),
+		cmocka_unit_test(a_lane_whose_publisher_comes_back_soon_is_watched_again),
 		cmocka_unit_test(a_ring_that_is_lost_costs_time_and_nothing_else),
 		cmocka_unit_test(a_late_ring_does_not_use_up_the_next),
 		cmocka_unit_test(held_client_goes_on_when_there_are_no_messages),

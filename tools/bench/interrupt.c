@@ -1,4 +1,4 @@
-/* Signals that end a measurement: what was started is ended and removed first. */
+/* Signals that end a measurement; processes and files that it started are ended and removed first. */
 #include "build_config.h"
 
 #include "tools/bench/bench.h"
