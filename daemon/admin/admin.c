@@ -1,7 +1,7 @@
 #include "admin.h"
 
 #include "daemon/base/log.h"
-#include "daemon/life/loop.h"
+#include "daemon/flow/shard.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -74,7 +74,7 @@ on_written(uv_write_t *write, int status)
 	if (!is_answer)
 		return;
 	s->answering = 0;
-	loop_refresh_clock(s->admin->shard);
+	shard_refresh_clock(s->admin->shard);
 	next_step(s);
 }
 
@@ -270,7 +270,7 @@ on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 		hang_up(s);
 		return;
 	}
-	loop_refresh_clock(s->admin->shard);
+	shard_refresh_clock(s->admin->shard);
 	s->len += (size_t)n;
 	next_step(s);
 }

@@ -1,7 +1,6 @@
 #include "resolver.h"
 
 #include "address.h"
-#include "daemon/life/loop.h"
 #include "shm/error.h"
 
 #include <ares.h>
@@ -36,7 +35,7 @@ struct query_socket {
 
 struct lookup {
 	uv_loop_t *uv;
-	struct shard *shard;
+	struct world *world;
 	const struct sock_handlers *handlers;
 	void *owner;
 	uv_timer_t timer; /* c-ares's next time-out; once there is a result: its delivery */
@@ -230,7 +229,7 @@ static void
 deliver(struct lookup *lookup)
 {
 	end(lookup);
-	loop_refresh_clock(lookup->shard);
+	world_event(lookup->world);
 	lookup->handlers->resolved(lookup->owner, lookup->addresses, lookup->count, lookup->why);
 }
 
@@ -369,7 +368,7 @@ begin(struct lookup *lookup)
 }
 
 struct lookup *
-resolver_start(uv_loop_t *uv, struct shard *shard, const struct address *address,
+resolver_start(uv_loop_t *uv, struct world *world, const struct address *address,
     const struct sock_handlers *handlers, void *owner)
 {
 	size_t len = address->host != NULL ? strlen(address->host) : 0;
@@ -380,7 +379,7 @@ resolver_start(uv_loop_t *uv, struct shard *shard, const struct address *address
 	memcpy(lookup + 1, address->host != NULL ? address->host : "", len);
 	lookup->host = (const char *)(lookup + 1);
 	lookup->uv = uv;
-	lookup->shard = shard;
+	lookup->world = world;
 	lookup->handlers = handlers;
 	lookup->owner = owner;
 	lookup->port = address->port;

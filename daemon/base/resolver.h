@@ -18,7 +18,7 @@
 #include <uv.h>
 
 struct lookup;
-struct shard;
+struct world;
 
 /* Once before the first look-up, and once after the last. Returns 0 or -TG_ENOMEM. */
 int resolver_init(void);
@@ -28,7 +28,7 @@ void resolver_fini(void);
  * Looks address up. handlers->resolved follows from the loop, never from within. Returns NULL without memory.
  * The look-up has no deadline but those of its queries: the caller cancels it when it has waited enough.
  */
-struct lookup *resolver_start(uv_loop_t *uv, struct shard *shard, const struct address *address,
+struct lookup *resolver_start(uv_loop_t *uv, struct world *world, const struct address *address,
     const struct sock_handlers *handlers, void *owner);
 void resolver_cancel(struct lookup *lookup);
 

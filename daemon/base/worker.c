@@ -1,7 +1,6 @@
 #include "worker.h"
 
 #include "log.h"
-#include "daemon/life/loop.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -11,7 +10,7 @@
 #define STACK (256u << 10)
 
 struct worker {
-	struct shard *shard;
+	struct world *world;
 	uv_async_t wake;          /* a job is done, or is to be done on the loop */
 	struct world_jobs given;  /* the loop's: done() has not been called; in the order of doing */
 	struct log_limit limit;
@@ -106,7 +105,7 @@ on_wake(uv_async_t *wake)
 	struct world_job *job;
 
 	while ((job = take_done(worker)) != NULL) {
-		loop_refresh_clock(worker->shard);
+		world_event(worker->world);
 		job->done(job);
 		if (!worker->has_thread) {
 			uv_async_send(wake); /* the next one when the loop comes round */
@@ -138,13 +137,13 @@ worker_is_busy(const struct worker *worker)
 }
 
 struct worker *
-worker_new(uv_loop_t *uv, struct shard *shard)
+worker_new(uv_loop_t *uv, struct world *world)
 {
 	struct worker *worker = calloc(1, sizeof(*worker));
 
 	if (worker == NULL)
 		return NULL;
-	worker->shard = shard;
+	worker->world = world;
 	STAILQ_INIT(&worker->given);
 	pthread_mutex_init(&worker->lock, NULL);
 	pthread_cond_init(&worker->more, NULL);

@@ -14,11 +14,11 @@
 
 #include <uv.h>
 
-struct shard;
+struct world;
 struct worker;
 
 /* Returns NULL without memory. */
-struct worker *worker_new(uv_loop_t *uv, struct shard *shard);
+struct worker *worker_new(uv_loop_t *uv, struct world *world);
 
 /* Has a job done, after those given before it; its done() follows from the loop. */
 void worker_give(struct worker *worker, struct world_job *job);

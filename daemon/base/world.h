@@ -8,6 +8,7 @@
 #ifndef TG_DAEMON_WORLD_H
 #define TG_DAEMON_WORLD_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/queue.h>
 #include <sys/socket.h>
@@ -99,7 +100,16 @@ struct world_ops {
 
 struct world {
 	const struct world_ops *ops;
+	void (*event)(void *owner); /* called before each handler and done(), to read the clock again; NULL: none */
+	void *owner;
 };
+
+static inline void
+world_event(struct world *world)
+{
+	if (world->event != NULL)
+		world->event(world->owner);
+}
 
 static inline uint64_t
 world_now(struct world *world)

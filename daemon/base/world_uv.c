@@ -1,5 +1,5 @@
 /* The real world: libuv's loop, c-ares for names (resolver.c), a thread for what takes long (worker.c), broker sockets of our own. */
-#include "daemon/life/loop.h"
+#include "world_uv.h"
 
 #include "address.h"
 #include "inject.h"
@@ -32,7 +32,6 @@
 struct world_uv {
 	struct world world;
 	uv_loop_t *uv;
-	struct shard *shard;
 	uint64_t seed[2]; /* xoroshiro128+ : jitter, not secrets */
 	struct worker *workers[WORLD_QUEUES];
 };
@@ -102,7 +101,7 @@ resolve(struct world *world, const struct address *address, const struct sock_ha
 {
 	struct world_uv *w = (struct world_uv *)world;
 
-	return resolver_start(w->uv, w->shard, address, handlers, owner);
+	return resolver_start(w->uv, world, address, handlers, owner);
 }
 
 static void
@@ -128,9 +127,8 @@ static void
 on_poll(uv_poll_t *poll, int status, int events)
 {
 	struct sock_uv *s = poll->data;
-	struct world_uv *w = (struct world_uv *)s->sock.world;
 
-	loop_refresh_clock(w->shard);
+	world_event(s->sock.world);
 	/* libuv no longer watches a socket whose error it has reported, and there may be more to read than one
 	 * read takes: last words, and then the error. */
 	if (status < 0) {
@@ -349,18 +347,17 @@ static const struct world_ops ops = {
 };
 
 struct world *
-world_uv_new(uv_loop_t *uv, struct shard *shard)
+world_uv_new(uv_loop_t *uv, void (*event)(void *owner), void *owner)
 {
 	struct world_uv *w = calloc(1, sizeof(*w));
 
 	if (w == NULL)
 		return NULL;
-	w->world.ops = &ops;
+	w->world = (struct world){ .ops = &ops, .event = event, .owner = owner };
 	w->uv = uv;
-	w->shard = shard;
 	int rc = resolver_init();
 	for (unsigned i = 0; rc == 0 && i < WORLD_QUEUES; i++)
-		rc = (w->workers[i] = worker_new(uv, shard)) == NULL;
+		rc = (w->workers[i] = worker_new(uv, &w->world)) == NULL;
 	if (rc != 0) {
 		world_uv_free(&w->world);
 		return NULL;

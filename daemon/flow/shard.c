@@ -266,6 +266,16 @@ shard_lane_id(struct shard *shard, uint64_t wish)
 
 /* ---- a turn ---- */
 
+void
+shard_refresh_clock(struct shard *shard)
+{
+	if (!shard->clock_is_stale)
+		return;
+	shard->now_ns = world_now(shard->world);
+	shard->wall_ms = shard->world->ops->wall_ms(shard->world);
+	shard->clock_is_stale = 0;
+}
+
 /* Looks at lanes after a ring of the doorbell: some of each client a turn. */
 static void
 look_at_sleepers(struct shard *shard)

@@ -33,8 +33,6 @@
 TAILQ_HEAD(link_list, link);
 TAILQ_HEAD(client_list, client);
 
-struct keeper;
-
 struct shard {
 	struct world *world;
 	const struct config *config;
@@ -72,7 +70,7 @@ struct shard {
 	struct accounts accounts; /* of users: their holdings and limits */
 	int expedited;        /* membarrier works: clients need no fence */
 	struct log_limit gone_limit; /* … or connect and talk nonsense */
-	struct keeper *keeper; /* keeps lanes for the next daemon; NULL: there is no store */
+	struct lane_store *store; /* keeps lanes for the next daemon; NULL: there is none */
 	struct log_limit orphan_limit; /* a host's processes may all die at once */
 	struct log_limit overslept_limit;
 	struct log_limit unheard_limit;
@@ -101,6 +99,9 @@ void shard_start(struct shard *shard);
 /* Starts those alone that no other daemon can hand over; and whether each of them is READY or has failed once. */
 void shard_warm(struct shard *shard);
 int shard_is_warm(const struct shard *shard);
+
+/* The clock is read once a turn, and once more when the loop has slept: each callback of the loop calls this first. */
+void shard_refresh_clock(struct shard *shard);
 
 /* One turn. Returns 1 if the next must follow at once, 0 if nothing is to be done until an event. */
 int shard_turn(struct shard *shard);

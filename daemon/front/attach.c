@@ -2,7 +2,6 @@
 
 #include "client.h"
 #include "daemon/base/inject.h"
-#include "daemon/life/keeper.h"
 #include "daemon/base/log.h"
 #include "daemon/flow/blame.h"
 #include "daemon/flow/pool.h"
@@ -278,7 +277,7 @@ finish(struct attach *attach)
 	if (client == NULL) {
 		close(attach->bell);
 		if (attach->returned)
-			keeper_keep(lane->shard->keeper, lane);
+			lane_keep(lane);
 		lane_orphan(lane);
 		return 0;
 	}

@@ -1,10 +1,8 @@
 #include "client.h"
 
 #include "attach.h"
-#include "daemon/life/keeper.h"
 #include "inlet.h"
 #include "daemon/base/log.h"
-#include "daemon/life/loop.h"
 #include "daemon/flow/shard.h"
 #include "stray.h"
 #include "shm/frame.h"
@@ -320,7 +318,7 @@ client_add_lane(struct client *client, struct lane *lane)
 	if (lane->kept)
 		return; /* under the name it has */
 	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid });
-	keeper_keep(client->shard->keeper, lane);
+	lane_keep(lane);
 }
 
 static struct lane *
@@ -478,7 +476,7 @@ on_control(uv_poll_t *poll, int status, int events)
 
 	struct control *control = &client->shard->control;
 
-	loop_refresh_clock(client->shard);
+	shard_refresh_clock(client->shard);
 	if (status >= 0) {
 		serve_some(client, FRAMES_A_TURN);
 		return;
@@ -567,7 +565,7 @@ on_doorbell(uv_poll_t *poll, int status, int events)
 
 	if (client->to_look > 0)
 		return;
-	loop_refresh_clock(client->shard);
+	shard_refresh_clock(client->shard);
 	/* Taken before the lanes are looked at: a ring that comes while we look is not lost. Never blocks,
 	 * even if the client has taken O_NONBLOCK off the description it shares with us, and emptied it. */
 	if (preadv2(client->doorbell, &iov, 1, -1, RWF_NOWAIT) < 0) {

@@ -2,7 +2,6 @@
 #include "lane.h"
 
 #include "daemon/front/client.h"
-#include "daemon/life/keeper.h"
 #include "daemon/base/log.h"
 #include "daemon/flow/pool.h"
 #include "daemon/flow/shard.h"
@@ -450,6 +449,24 @@ lane_own(struct lane *lane, const struct lane_owner *owner)
 	OPENSSL_cleanse(digest, sizeof(digest));
 }
 
+void
+lane_keep(struct lane *lane)
+{
+	struct lane_store *store = lane->shard->store;
+
+	if (store != NULL && !lane->kept)
+		store->keep(store, lane);
+}
+
+void
+lane_forget(struct lane *lane)
+{
+	struct lane_store *store = lane->shard->store;
+
+	if (store != NULL && lane->kept)
+		store->forget(store, lane);
+}
+
 int
 lane_is_memory(const struct lane *lane, int ring)
 {
@@ -498,7 +515,7 @@ leave(struct lane *lane)
 	if (lane->left)
 		tell_end(lane);
 	if (lane_is_empty(lane)) /* else the next daemon may have it */
-		keeper_forget(lane->shard->keeper, lane);
+		lane_forget(lane);
 	lane_unbind(lane, 0);
 	lane_set_place(lane, LANE_GONE);
 	if (lane->dirty) {
@@ -645,7 +662,7 @@ lane_quarantine(struct lane *lane, const char *why)
 	order_store_relaxed_32(&lane->map.daemon->closed, 1);
 	if (lane->bell >= 0)
 		lane_bell(lane);
-	keeper_forget(lane->shard->keeper, lane); /* the next daemon would think no better of it */
+	lane_forget(lane); /* the next daemon would think no better of it */
 	leave(lane);
 	if (lane->client == NULL)
 		leave_client(lane);

@@ -154,6 +154,12 @@ struct lane_memory {
 /* The most records that one look visits: a client chooses how many wait, and when each expires. */
 #define LANE_SWEEP_SLOTS 4096u
 
+/* Keeps the memory of lanes for the daemon after this one. daemon/life/keeper.c fills it; the shard points at it. */
+struct lane_store {
+	void (*keep)(struct lane_store *store, struct lane *lane);
+	void (*forget)(struct lane_store *store, struct lane *lane);
+};
+
 /* Makes a lane over a new ring. Returns 0 or a negative TG_E. */
 int lane_new(struct lane **lane, const struct lane_header *header, struct pool *pool, struct client *client,
     const struct lane_memory *memory);
@@ -237,6 +243,10 @@ void lane_own(struct lane *lane, const struct lane_owner *owner);
 
 /* The most memory that a lane of this geometry can have: its ring, its answers and its table of slots (ring.h, I4). */
 uint64_t lane_cost_bytes(const struct lane_geometry *geo);
+
+/* Gives its memory to the store for the next daemon, if there is a store that does not have it; and takes it back. */
+void lane_keep(struct lane *lane);
+void lane_forget(struct lane *lane);
 
 /* The daemon has so many bytes more, or less, because of this lane: they count against its owner's memory. */
 void lane_charge(struct lane *lane, uint64_t bytes);

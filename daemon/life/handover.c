@@ -6,6 +6,7 @@
 #include "daemon/front/client.h"
 #include "keeper.h"
 #include "daemon/base/log.h"
+#include "daemon/base/world_uv.h"
 #include "daemon/flow/pool.h"
 
 #include <errno.h>
@@ -84,7 +85,7 @@ give_lane(int fd, const struct lane *lane)
 	frame.u.lane.orphaned_ns = lane->orphaned_ns;
 	frame.u.lane.uid = lane->owner.uid;
 	frame.u.lane.pid = lane->owner.pid;
-	frame.u.lane.kept = (uint32_t)keeper_has(lane->shard->keeper, lane);
+	frame.u.lane.kept = (uint32_t)keeper_has(lane);
 	frame.u.lane.unready = (uint32_t)lane->unready;
 	return handover_send(fd, &frame, fds, lane->bell >= 0 ? 3 : 2);
 }
@@ -312,7 +313,7 @@ on_readable(uv_poll_t *poll, int status, int events)
 	struct handover_packet packet;
 	int fds[HANDOVER_FDS];
 
-	loop_refresh_clock(shard);
+	shard_refresh_clock(shard);
 	int rc = status < 0 ? -TG_ECLOSED : handover_recv(handover->fd, &packet, fds);
 	if (rc != 0 || packet.frame.type != HANDOVER_READY) {
 		give_up(handover, rc == -TG_EVERSION

@@ -41,6 +41,7 @@ struct back {
 };
 
 struct keeper {
+	struct lane_store store; /* first: the shard points at it */
 	struct shard *shard;
 	int fd;
 	struct sockaddr_un to;
@@ -215,14 +216,19 @@ forget(struct keeper *keeper, const char *name)
 		complain(keeper, name, why);
 }
 
-void
-keeper_keep(struct keeper *keeper, struct lane *lane)
+static struct keeper *
+keeper_of(const struct lane *lane)
 {
+	return (struct keeper *)lane->shard->store;
+}
+
+static void
+keep_lane(struct lane_store *store, struct lane *lane)
+{
+	struct keeper *keeper = (struct keeper *)store;
 	char name[NAME_MAX_LEN];
 	const char *why;
 
-	if (keeper == NULL || lane->kept)
-		return;
 	name_make(name, lane->nonce, &lane->owner);
 	/* The manager's descriptors of a lane that its client brought instead are of no use. */
 	if (lane->handed_back)
@@ -241,8 +247,10 @@ keeper_keep(struct keeper *keeper, struct lane *lane)
 }
 
 void
-keeper_keep_on(struct keeper *keeper, struct lane *lane)
+keeper_keep_on(struct lane *lane)
 {
+	struct keeper *keeper = keeper_of(lane);
+
 	if (keeper == NULL)
 		return;
 	lane->kept = 1;
@@ -250,8 +258,9 @@ keeper_keep_on(struct keeper *keeper, struct lane *lane)
 }
 
 int
-keeper_has(const struct keeper *keeper, const struct lane *lane)
+keeper_has(const struct lane *lane)
 {
+	const struct keeper *keeper = keeper_of(lane);
 	char name[NAME_MAX_LEN];
 
 	if (keeper == NULL || !lane->kept)
@@ -260,13 +269,12 @@ keeper_has(const struct keeper *keeper, const struct lane *lane)
 	return unsaid(keeper, name) == NULL;
 }
 
-void
-keeper_forget(struct keeper *keeper, struct lane *lane)
+static void
+forget_lane(struct lane_store *store, struct lane *lane)
 {
+	struct keeper *keeper = (struct keeper *)store;
 	char name[NAME_MAX_LEN];
 
-	if (keeper == NULL || !lane->kept)
-		return;
 	lane->kept = 0;
 	keeper->kept--;
 	name_make(name, lane->nonce, &lane->owner);
@@ -372,13 +380,13 @@ static void
 on_restored(struct restored *restored)
 {
 	struct lane *lane = restored->lane;
-	struct keeper *keeper = lane->shard->keeper;
+	struct keeper *keeper = keeper_of(lane);
 	char name[NAME_MAX_LEN];
 
 	if (restored->rc == 0) {
 		blame_begin(lane);
 		lane_resume(lane);
-		keeper_keep_on(keeper, lane);
+		keeper_keep_on(lane);
 		lane_await(lane);
 		return;
 	}
@@ -476,6 +484,7 @@ keeper_new(struct keeper **out, struct shard *shard)
 	keeper = calloc(1, sizeof(*keeper));
 	if (keeper == NULL)
 		return -TG_ENOMEM;
+	keeper->store = (struct lane_store){ .keep = keep_lane, .forget = forget_lane };
 	keeper->shard = shard;
 	keeper->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	keeper->room = room != NULL ? (uint32_t)strtoul(room, NULL, 10) : UINT32_MAX;
@@ -495,6 +504,7 @@ keeper_new(struct keeper **out, struct shard *shard)
 		free(keeper);
 		return -TG_ENOMEM;
 	}
+	shard->store = &keeper->store;
 	*out = keeper;
 	return 0;
 }

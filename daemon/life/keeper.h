@@ -35,7 +35,10 @@
 
 struct keeper;
 
-/* Returns 0, with *keeper NULL where no service manager listens ($NOTIFY_SOCKET), or -TG_ENOMEM. */
+/*
+ * Becomes the shard's store (lane_keep, lane_forget) until the owner sets shard->store to NULL or frees the shard.
+ * Returns 0, with *keeper NULL where no service manager listens ($NOTIFY_SOCKET), or -TG_ENOMEM.
+ */
 int keeper_new(struct keeper **keeper, struct shard *shard);
 void keeper_free(struct keeper *keeper);
 
@@ -46,16 +49,10 @@ int keeper_inherit(struct keeper *keeper);
 /* Puts the lanes that came back to work. For a loop that has not begun. keeper may be NULL. */
 void keeper_restore(struct keeper *keeper);
 
-/* Has the manager keep a lane, which has an owner; nothing if it does already. */
-void keeper_keep(struct keeper *keeper, struct lane *lane);
-
 /* Whether the manager has a lane. One that waits to be said, and would not be if this process ended now, it has not. */
-int keeper_has(const struct keeper *keeper, const struct lane *lane);
+int keeper_has(const struct lane *lane);
 
 /* It keeps a lane already: the daemon before us saw to that. */
-void keeper_keep_on(struct keeper *keeper, struct lane *lane);
-
-/* Lets it drop a lane. */
-void keeper_forget(struct keeper *keeper, struct lane *lane);
+void keeper_keep_on(struct lane *lane);
 
 #endif

@@ -2,6 +2,7 @@
 
 #include "daemon/front/client.h"
 #include "daemon/base/log.h"
+#include "daemon/base/world_uv.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,14 +15,10 @@
 #define PACE_OUTSTANDING 64u /* below this a message's own latency counts */
 #define PACE_WORK 32u        /* a turn that did this much has paid for itself */
 
-void
-loop_refresh_clock(struct shard *shard)
+static void
+on_event(void *owner)
 {
-	if (!shard->clock_is_stale)
-		return;
-	shard->now_ns = world_now(shard->world);
-	shard->wall_ms = shard->world->ops->wall_ms(shard->world);
-	shard->clock_is_stale = 0;
+	shard_refresh_clock(owner);
 }
 
 static void
@@ -78,7 +75,7 @@ turn(struct loop *loop, uint64_t until)
 		sleep_until_event(loop, until);
 	}
 	shard->clock_is_stale = 1;
-	loop_refresh_clock(shard);
+	shard_refresh_clock(shard);
 	timers_run(&shard->timers, shard->now_ns);
 }
 
@@ -135,7 +132,7 @@ loop_stop(struct loop *loop, const char *signal)
 		loop->done = 1;
 		return;
 	}
-	loop_refresh_clock(shard);
+	shard_refresh_clock(shard);
 	log_event(LOG_LEVEL_INFO, "draining", "signal=%s lanes=%u limit_ms=%u", signal, shard->lane_count,
 	    shard->config->drain_ms);
 	shard->stopping = 1;
@@ -152,7 +149,7 @@ loop_init(struct loop *loop, const struct config *config)
 	if (uv_loop_init(&loop->uv) != 0)
 		return -TG_ENOMEM;
 	loop->uv.data = loop;
-	loop->world = world_uv_new(&loop->uv, &loop->shard);
+	loop->world = world_uv_new(&loop->uv, on_event, &loop->shard);
 	if (loop->world == NULL)
 		return -TG_ENOMEM;
 	rc = shard_init(&loop->shard, loop->world, config);

@@ -36,15 +36,4 @@ int loop_run(struct loop *loop);
 /* A signal asks it to stop: drains, and at the second one ends at once. signal: its name, for the log. */
 void loop_stop(struct loop *loop, const char *signal);
 
-/* The clock is read once a turn, and once more when the loop has slept: each callback of the loop says so first. */
-void loop_refresh_clock(struct shard *shard);
-
-/* The libuv world of a loop. Returns NULL without memory. The loop is closed after it was freed, not before. */
-struct world *world_uv_new(uv_loop_t *uv, struct shard *shard);
-void world_uv_free(struct world *world);
-
-/* The descriptor of a broker socket, still its; and a socket made of a connected one, which it owns on success. */
-int world_uv_sock_fd(const struct sock *sock);
-struct sock *world_uv_adopt(struct world *world, int fd, const struct sock_handlers *handlers, void *owner);
-
 #endif

@@ -179,7 +179,7 @@ may_accept(void *owner)
 
 	if (control_may(&loop->shard.control))
 		return 1;
-	loop_refresh_clock(&loop->shard);
+	shard_refresh_clock(&loop->shard);
 	control_hold_listener(&loop->shard.control);
 	return 0;
 }
@@ -233,6 +233,7 @@ run(const struct config *config, const struct options *options)
 	static struct handover handover = { .fd = -1 };
 	struct handover_start start = { own_program(), options->file, log_level_word(log_get_level()) };
 	struct handover_taken *taken = NULL;
+	struct keeper *keeper = NULL;
 	static struct signals signals;
 	int owns_control = 0, owns_admin = 0; /* paths of the daemon before us */
 	int rc = loop_init(&loop, config);
@@ -242,7 +243,7 @@ run(const struct config *config, const struct options *options)
 		goto out;
 	}
 	signals_init(&signals, &loop);
-	rc = keeper_new(&loop.shard.keeper, &loop.shard);
+	rc = keeper_new(&keeper, &loop.shard);
 	if (rc != 0)
 		goto out;
 	rc = admin_init(&admin, &loop.shard, &loop.uv);
@@ -255,7 +256,7 @@ run(const struct config *config, const struct options *options)
 	if (rc != 0)
 		goto no_takeover;
 	rc = listener_init(&control, &loop.uv, config->socket, SOCK_SEQPACKET, (mode_t)config->socket_mode, NULL,
-	    listening(taken, config->socket, loop.shard.keeper, 1, &owns_control), on_client, &loop);
+	    listening(taken, config->socket, keeper, 1, &owns_control), on_client, &loop);
 	if (rc != 0)
 		goto out;
 	rc = listener_init(&admins, &loop.uv, config->admin, SOCK_STREAM, 0660, "tidegate",
@@ -281,7 +282,7 @@ run(const struct config *config, const struct options *options)
 	if (taken != NULL)
 		handover_adopt(taken, &loop);
 	taken = NULL;
-	keeper_restore(loop.shard.keeper);
+	keeper_restore(keeper);
 	log_event(LOG_LEVEL_INFO, "started", "version=%s pid=%d socket=%s admin=%s pools=%u expedited=%s",
 	    PACKAGE_VERSION, (int)getpid(), config->socket, config->admin, config->pool_count,
 	    loop.shard.expedited ? "yes" : "no");
@@ -299,8 +300,7 @@ out:
 	listener_fini(&admins);
 	admin_fini(&admin);
 	/* What producers publish until the next daemon comes is in their lanes' memory alone: it stays kept. */
-	struct keeper *keeper = loop.shard.keeper;
-	loop.shard.keeper = NULL;
+	loop.shard.store = NULL;
 	loop_fini(&loop);
 	keeper_free(keeper);
 	log_event(LOG_LEVEL_INFO, "stopped", "status=%d", rc != 0);

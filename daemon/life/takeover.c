@@ -4,6 +4,7 @@
 #include "daemon/front/client.h"
 #include "keeper.h"
 #include "daemon/base/log.h"
+#include "daemon/base/world_uv.h"
 #include "daemon/flow/blame.h"
 #include "daemon/flow/pool.h"
 #include "restore.h"
@@ -157,12 +158,12 @@ on_restored(struct restored *restored)
 		blame_begin(lane);
 		lane_resume(lane);
 		if (restored->kept)
-			keeper_keep_on(lane->shard->keeper, lane);
+			keeper_keep_on(lane);
 		if (client != NULL) {
 			client_add_lane(client, lane);
 			return;
 		}
-		keeper_keep(lane->shard->keeper, lane);
+		lane_keep(lane);
 		lane_orphan(lane);
 		return;
 	}

@@ -1,6 +1,6 @@
 /* world_uv.c: look-ups, jobs on worker threads, a reset behind the last bytes. */
 #include "daemon/config/config.h"
-#include "daemon/life/loop.h"
+#include "daemon/base/world_uv.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -48,11 +48,10 @@ cancelled_lookups_leave_at_once(void **state)
 {
 	static const struct sock_handlers handlers = { .resolved = on_resolved };
 	static const char *const hosts[] = { "localhost", "silent.invalid", "127.0.0.1" };
-	struct shard shard = { .clock_is_stale = 0 };
 	uv_loop_t loop;
 
 	assert_int_equal(uv_loop_init(&loop), 0);
-	struct world *world = world_uv_new(&loop, &shard);
+	struct world *world = world_uv_new(&loop, NULL, NULL);
 	assert_non_null(world);
 	for (unsigned i = 0; i < LOOKUPS; i++) {
 		const struct address address = address_of(hosts[i % 3]);
@@ -86,12 +85,11 @@ static struct answer
 look_up(struct address address)
 {
 	static const struct sock_handlers handlers = { .resolved = on_answer };
-	struct shard shard = { .clock_is_stale = 0 };
 	struct answer answer = { .came = 0 };
 	uv_loop_t loop;
 
 	assert_int_equal(uv_loop_init(&loop), 0);
-	struct world *world = world_uv_new(&loop, &shard);
+	struct world *world = world_uv_new(&loop, NULL, NULL);
 	assert_non_null(world);
 	assert_non_null(world->ops->resolve(world, &address, &handlers, &answer));
 	assert_int_equal(answer.came, 0); /* never from within */
@@ -173,12 +171,11 @@ static void
 do_jobs(int threads)
 {
 	struct counted_job jobs[JOBS];
-	struct shard shard = { .clock_is_stale = 0 };
 	unsigned ran = 0, done = 0;
 	uv_loop_t loop;
 
 	assert_int_equal(uv_loop_init(&loop), 0);
-	struct world *world = world_uv_new(&loop, &shard);
+	struct world *world = world_uv_new(&loop, NULL, NULL);
 	assert_non_null(world);
 	for (unsigned i = 0; i < JOBS; i++) {
 		jobs[i] = (struct counted_job){ .job = { .run = run_counted, .done = done_counted }, .ran = &ran, .done = &done };
@@ -275,14 +272,13 @@ static void
 reset_behind_last_words_is_seen(void **state)
 {
 	static const struct sock_handlers handlers = { .readable = read_once, .writable = ignore };
-	struct shard shard = { .clock_is_stale = 0 };
 	struct reader reader = { .error = 0 };
 	uv_loop_t loop;
 	int pair[2];
 
 	connect_pair(pair);
 	assert_int_equal(uv_loop_init(&loop), 0);
-	struct world *world = world_uv_new(&loop, &shard);
+	struct world *world = world_uv_new(&loop, NULL, NULL);
 	assert_non_null(world);
 	reader.sock = world_uv_adopt(world, pair[0], &handlers, &reader);
 	assert_non_null(reader.sock);
