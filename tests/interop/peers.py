@@ -9,6 +9,9 @@ import subprocess
 import pytest
 
 import fetch
+import harness_amqp
+import harness_nats
+import harness_redis
 from harness import Broker, Process, listens, wait_for
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -33,6 +36,8 @@ class Peer(Broker):
     speaks = "MQTT 5"
     denies = True  # has rules that a test can set
     large = 100 * 1024  # a body that it takes
+    login = None  # user and password, where it wants some
+    patience_s = 10  # to start
 
     def __init__(self, box, deny=None, users=None, port=None):
         super().__init__(box, type(self).__name__.lower(), port)
@@ -40,6 +45,211 @@ class Peer(Broker):
         self.home = want(self.recipe)
         self.folder = box.path / self.name
         self.folder.mkdir()
+
+    def start(self):
+        self.starts += 1
+        argv = self.argv()  # it may set the environment
+        self.process = self.launch(argv, env={**os.environ, **self.environment})
+        wait_for(lambda: self.listening() or not self.process.alive(), f"{self.name} to listen on {self.port}", self.patience_s)
+        assert self.process.alive(), f"{self.name} does not start:\n{self.process.text()}"
+        return self
+
+    def launch(self, argv, **options):
+        return Process(self.box, f"{self.name}-{self.starts}", argv, **options)
+
+    def listening(self):
+        return listens(self.port)
+
+
+class Java(Peer):
+    """One of ours around a broker that is a library; fetch.py has compiled it."""
+
+    patience_s = 60
+
+    def java(self, program, *words, options=()):
+        return ["java", "-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *options, "-cp",
+                f"{self.home}/classes:{self.home}/lib/*", program, *words]
+
+
+class HiveMq(Java):
+    recipe = "hivemq"
+    closes = False  # over a denied message, instead of answering it
+
+    def argv(self):
+        conf = self.folder / "conf"
+        if not conf.exists():
+            for name in ("conf", "data", "extensions"):
+                (self.folder / name).mkdir()
+            (conf / "config.xml").write_text(
+                f"<hivemq><listeners><tcp-listener><port>{self.port}</port><bind-address>127.0.0.1</bind-address></tcp-listener>"
+                "</listeners><anonymous-usage-statistics><enabled>false</enabled></anonymous-usage-statistics></hivemq>")
+        opens = [word for name in ("java.lang", "java.nio", "sun.nio.ch", "jdk.internal.misc")
+                 for word in ("--add-opens", f"java.base/{name}=ALL-UNNAMED")]
+        rules = [self.deny or "", *(["close"] if self.closes else [])]
+        return self.java("HiveMq", self.folder, *rules, options=opens)
+
+
+class ClosingHiveMq(HiveMq):
+    """It ends the connection over a denied message with a DISCONNECT 0x87, which looks like bad credentials."""
+
+    closes = True
+
+
+class Moquette(Java):
+    recipe = "moquette"
+    speaks = "MQTT 3.1.1"
+    denies = False  # it never acknowledges a denied message of QoS 1
+    large = 7000
+    limit = 8092  # its default
+
+    def argv(self):
+        return self.java("Moquette", str(self.port), self.deny or "")
+
+
+class ActiveMq6(Java):
+    """MQTT, or STOMP."""
+
+    recipe = "activemq6"
+    speaks = "MQTT 3.1.1"
+    denies = False
+
+    def __init__(self, box, deny=None, users=None, port=None, protocol="mqtt"):
+        self.protocol = protocol
+        super().__init__(box, deny, users, port)
+
+    def argv(self):
+        return self.java("ActiveMq6", self.folder, f"{self.protocol}://{self.address}")
+
+
+class Qpid(Java):
+    """AMQP 0-9-1; anybody may do anything as guest."""
+
+    protocol = "amqp"
+    recipe = "qpid"
+
+    def argv(self):
+        config = self.folder / "qpid.json"
+        config.write_text(json.dumps({
+            "name": "interop", "modelVersion": "9.0",
+            "authenticationproviders": [{"name": "plain", "type": "Plain", "secureOnlyMechanisms": [],
+                                         "users": [{"name": "guest", "type": "managed", "password": "guest"}]}],
+            "ports": [{"name": "amqp", "port": str(self.port), "bindingAddress": "127.0.0.1", "authenticationProvider": "plain",
+                       "protocols": ["AMQP_0_9_1"], "virtualhostaliases": [{"name": "default", "type": "defaultAlias"},
+                                                                           {"name": "name", "type": "nameAlias"}]}],
+            "virtualhostnodes": [{"name": "default", "type": "Memory", "defaultVirtualHostNode": "true",
+                                  "virtualHostInitialConfiguration": json.dumps({"type": "Memory"})}]}))
+        return self.java("Qpid", config, self.folder)
+
+
+class Rumqttd(Peer):
+    """A server for each version; this is that of MQTT 5."""
+
+    recipe = "rumqttd"
+    denies = False
+    section = "v5"
+    limit = 200000
+
+    def argv(self):
+        config = self.folder / "rumqttd.toml"
+        config.write_text(f"""id = 0
+[router]
+id = 0
+max_connections = 100
+max_outgoing_packet_count = 200
+max_segment_size = 104857600
+max_segment_count = 10
+[{self.section}.1]
+name = "interop"
+listen = "{self.address}"
+next_connection_delay_ms = 1
+[{self.section}.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = {self.limit}
+max_inflight_count = 100
+dynamic_filters = true
+""")
+        return [self.home / "bin/rumqttd", "-c", config]
+
+
+class Rumqttd3(Rumqttd):
+    speaks = "MQTT 3.1.1"
+    section = "v4"
+
+
+class Ejabberd(Peer):
+    """Debian's, from the folder that its packages were unpacked in."""
+
+    recipe = "ejabberd"
+    patience_s = 60
+    login = "u@localhost", "anything"
+    denies = False
+
+    def argv(self):
+        config = self.folder / "ejabberd.yml"
+        config.write_text(f"""hosts: [localhost]
+loglevel: info
+listen:
+  - port: {self.port}
+    ip: "127.0.0.1"
+    module: mod_mqtt
+    backlog: 100
+auth_method: [anonymous]
+allow_multiple_connections: true
+anonymous_protocol: both
+modules:
+  mod_mqtt: {{}}
+""")
+        libraries = sorted({str(path.parent) for path in (self.home / "root").rglob("*.app")})
+        self.environment = {"HOME": str(self.folder), "EJABBERD_CONFIG_PATH": str(config),
+                            "EJABBERD_LOG_PATH": str(self.folder / "ejabberd.log")}
+        return ["erl", "-noinput", "-boot", "start_sasl", "+S", "1:1", "-pa", *libraries, "-mnesia", "dir", f'"{self.folder}/mnesia"',
+                "-s", "ejabberd"]
+
+
+class RabbitMqtt(harness_amqp.Rabbit):
+    """Debian's RabbitMQ with its MQTT plugin."""
+
+    speaks = "MQTT 3.1.1"
+    large = 100 * 1024
+    login = None
+
+    def __init__(self, box, deny=None):
+        if not harness_amqp.available():
+            pytest.skip("rabbitmq-server is not installed")
+        self.mqtt_port = box.port()
+        self.deny = deny
+        super().__init__(box, plugins=["rabbitmq_mqtt"], lines=[
+            f"mqtt.listeners.tcp.1 = 127.0.0.1:{self.mqtt_port}", "mqtt.allow_anonymous = true"])
+        self.port, self.amqp_port = self.mqtt_port, self.port
+        self.address = f"127.0.0.1:{self.port}"
+
+    def start(self):
+        super().start()
+        if self.deny:
+            self.ctl("set_topic_permissions", "guest", "amq.topic", f"^(?!{self.deny}).*", ".*")
+        return self
+
+    def stop(self):
+        self.process.kill()
+
+
+class Valkey(harness_redis.Redis):
+    def __init__(self, box):
+        self.home = want("valkey")
+        super().__init__(box, "valkey", durable=True)
+
+    def argv(self):
+        server = next(path for path in self.home.rglob("*") if path.name == "valkey-server" and os.access(path, os.X_OK))
+        return [server, self.config]
+
+
+class NewestNats(harness_nats.NatsServer):
+    def __init__(self, box, **more):
+        self.home = want("nats_server")
+        super().__init__(box, "newest", **more)
+
+    def argv(self):
+        return [self.home / "venv/bin/nats-server", "-c", self.config]
 
 
 class Mochi(Peer):
@@ -77,11 +287,12 @@ class NatsMqtt(Peer):
     speaks = "MQTT 3.1.1"
     denies = False  # it acknowledges a denied message and drops it
     large = 60 * 1024
+    limit = 100000
 
     def argv(self):
         config = self.folder / "nats.conf"
         config.write_text(f"listen: 127.0.0.1:{self.box.port()}\nserver_name: interop\n"
-                          f"jetstream {{ store_dir: {self.folder} }}\nmqtt {{ listen: {self.address} }}\nmax_payload: 100000\n")
+                          f"jetstream {{ store_dir: {self.folder} }}\nmqtt {{ listen: {self.address} }}\nmax_payload: {self.limit}\n")
         return [self.home / "venv/bin/nats-server", "-c", config]
 
 
@@ -90,6 +301,7 @@ class Artemis(Peer):
     those that begin with `deny`."""
 
     recipe = "artemis"
+    patience_s = 60
 
     def __init__(self, box, deny=None, users=None, port=None, protocol="mqtt"):
         self.protocol = protocol
@@ -115,10 +327,8 @@ class Artemis(Peer):
     def argv(self):
         return [self.instance / "bin/artemis", "run"]
 
-    def start(self):
-        self.starts += 1
-        self.process = Process(self.box, f"{self.name}-{self.starts}", self.argv())
-        wait_for(lambda: listens(self.port) or not self.process.alive(), f"{self.name} to listen", 60)
-        wait_for(lambda: "Server is now" in self.process.text() or "AMQ221007" in self.process.text(),
-                 "Artemis to be live", 60)
-        return self
+    def launch(self, argv, **options):
+        return harness_amqp.Tree(self.box, f"{self.name}-{self.starts}", argv, **options)
+
+    def listening(self):
+        return listens(self.port) and "AMQ221007" in self.process.text()  # "Server is now active"
