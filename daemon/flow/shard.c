@@ -1,5 +1,6 @@
 #include "shard.h"
 
+#include "check.h"
 #include "pump.h"
 #include "riders.h"
 
@@ -10,6 +11,18 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* GCC's and clang's words for a build with AddressSanitizer or ThreadSanitizer. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define BUILT_WITH_CHECKS 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define BUILT_WITH_CHECKS 1
+#endif
+#endif
+#ifndef BUILT_WITH_CHECKS
+#define BUILT_WITH_CHECKS 0
+#endif
 
 #define OWN_DESCRIPTORS 160u /* the loop's, the log's, 64 of admins, certificates, look-ups, and some to spare */
 
@@ -120,6 +133,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	shard->wall_ms = world->ops->wall_ms(world);
 	shard->started_ns = shard->now_ns;
 	shard->start_random = world_random(world);
+	shard->checking = BUILT_WITH_CHECKS;
 	accounts_init(&shard->accounts, &config->limits, own_descriptors(config));
 	TAILQ_INIT(&shard->active);
 	TAILQ_INIT(&shard->dirty);
@@ -423,6 +437,8 @@ shard_turn(struct shard *shard)
 	settle_dozed(shard);
 	bury(shard);
 	control_look(&shard->control);
+	if (shard->checking)
+		shard_check(shard);
 	return more || shard->active_count > 0 || !TAILQ_EMPTY(&shard->serve) || !TAILQ_EMPTY(&shard->dirty) ||
 	    !TAILQ_EMPTY(&shard->flush) || !TAILQ_EMPTY(&shard->looking);
 }

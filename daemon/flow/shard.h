@@ -78,6 +78,7 @@ struct shard {
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
 	int paused; /* nothing new is framed: a successor is about to take over */
+	int checking; /* each turn ends with shard_check(): sanitizer builds and the simulated world */
 	int clock_is_stale; /* the loop has run since now_ns was read */
 
 	uint64_t outstanding; /* unanswered messages of all links */

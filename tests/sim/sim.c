@@ -111,6 +111,7 @@ sim_start(struct sim *sim)
 {
 	if (shard_init(&sim->shard, &sim->w.world, &sim->config) != 0)
 		sim_fail(sim, "out of memory for the shard");
+	sim->shard.checking = 1;
 	sim->shard.expedited = 0; /* one thread: a fence does, and costs no system call */
 	sim->pool = &sim->shard.pools[0];
 	for (unsigned i = 0; i < sim->pool->peers.count; i++)
