@@ -2,6 +2,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/flow/shard.h"
+#include "daemon/front/front.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -352,10 +353,11 @@ admin_accept(struct admin *admin, int fd)
 }
 
 int
-admin_init(struct admin *admin, struct shard *shard, uv_loop_t *loop)
+admin_init(struct admin *admin, struct front *front, uv_loop_t *loop)
 {
 	memset(admin, 0, sizeof(*admin));
-	admin->shard = shard;
+	admin->front = front;
+	admin->shard = front->shard;
 	admin->loop = loop;
 	TAILQ_INIT(&admin->sessions);
 	if (uv_async_init(loop, &admin->came, on_came) != 0)

@@ -38,7 +38,8 @@ struct admin_session;
 TAILQ_HEAD(admin_sessions, admin_session);
 
 struct admin {
-	struct shard *shard;
+	struct front *front;
+	struct shard *shard; /* the front's */
 	uv_loop_t *loop;
 	struct handover *handover; /* for "upgrade"; NULL: there is none */
 	struct events events;
@@ -50,7 +51,7 @@ struct admin {
 };
 
 /* Events are kept from here on. Returns 0 or -TG_ENOMEM. */
-int admin_init(struct admin *admin, struct shard *shard, uv_loop_t *loop);
+int admin_init(struct admin *admin, struct front *front, uv_loop_t *loop);
 
 /* Closes all connections; the loop must run once more to free their memory. Accepts a zeroed one. */
 void admin_fini(struct admin *admin);

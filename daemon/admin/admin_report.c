@@ -4,6 +4,7 @@
 #include "build_config.h"
 #include "daemon/front/census.h"
 #include "daemon/front/client.h"
+#include "daemon/front/front.h"
 #include "daemon/config/config.h"
 #include "daemon/link/endpoints.h"
 #include "daemon/life/handover.h"
@@ -172,7 +173,7 @@ status(struct admin_query *query)
 	answer_count(&s, "uptime_ms", ms_since(shard, shard->started_ns));
 	answer_truth(&s, "upgrading", query->admin->handover != NULL && query->admin->handover->fd >= 0);
 	answer_truth(&s, "stopping", shard->stopping);
-	answer_count(&s, "clients", shard->client_count);
+	answer_count(&s, "clients", query->admin->front->client_count);
 	answer_count(&s, "lanes", shard->lane_count);
 	answer_count(&s, "pools", shard->pool_count);
 	answer_count(&s, "links_ready", ready);
@@ -433,7 +434,7 @@ stats(struct admin_query *query)
 	add_counts(&all, COUNTERS_SHARD, &shard->count);
 	for (int what = 0; what < ACCOUNT_KINDS; what++)
 		answer_count(&all, account_counter((enum account_what)what), shard->accounts.refused[what]);
-	answer_count(&all, "laneless", shard->laneless.count);
+	answer_count(&all, "laneless", query->admin->front->laneless.count);
 	answer_count(&all, "lane_memory_bytes", shard->accounts.used[ACCOUNT_MEMORY]);
 	answer_count(&all, "resident_bytes", resident_bytes());
 	answer_init(&by_pool);

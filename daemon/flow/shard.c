@@ -4,7 +4,6 @@
 #include "pump.h"
 #include "riders.h"
 
-#include "daemon/front/client.h"
 #include "daemon/base/log.h"
 #include "daemon/front/stray.h"
 
@@ -69,7 +68,7 @@ look_around(struct timer *timer)
 			shard->count.lanes_overslept++;
 			log_limited(&shard->overslept_limit, LOG_LEVEL_WARN, "lane_overslept",
 			    "lane=%llu pool=%s pid=%d bytes=%llu", (unsigned long long)lane->id,
-			    lane->pool->config->name, client_pid(lane->client),
+			    lane->pool->config->name, (int)lane->owner.pid,
 			    (unsigned long long)(lane->sq.tail_seen - lane->sq.cursor));
 			lane_look(lane);
 		}
@@ -120,7 +119,7 @@ end_late(struct timer *timer)
 	if (at_ns != TIMER_NEVER)
 		timer_set(&shard->timers, timer, at_ns);
 	if (late != NULL)
-		client_end(late, -TG_ETIMEOUT);
+		shard->lane_events.late(late);
 }
 
 int
@@ -146,8 +145,6 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	TAILQ_INIT(&shard->making);
 	TAILQ_INIT(&shard->flush);
 	TAILQ_INIT(&shard->serve);
-	TAILQ_INIT(&shard->clients);
-	TAILQ_INIT(&shard->looking);
 	shard->expedited = wake_barrier() == 0;
 	shard->read_buffer = malloc(DRIVER_INPUT_MAX + SHARD_READ_BYTES);
 	shard->copy_buffer = malloc(3 * (size_t)UINT16_MAX);
@@ -156,11 +153,7 @@ shard_init(struct shard *shard, struct world *world, const struct config *config
 	    timers_reserve(&shard->timers) != 0 || timers_reserve(&shard->timers) != 0 ||
 	    timers_reserve(&shard->timers) != 0)
 		return -TG_ENOMEM;
-	int rc = control_init(&shard->control, shard);
-	if (rc == 0)
-		rc = laneless_init(&shard->laneless, shard);
-	if (rc == 0)
-		rc = expiry_init(&shard->expiry, shard, lane_expire);
+	int rc = expiry_init(&shard->expiry, shard, lane_expire);
 	if (rc != 0)
 		return rc;
 	for (; shard->pool_count < config->pool_count; shard->pool_count++) {
@@ -191,8 +184,6 @@ shard_fini(struct shard *shard)
 		pool_fini(&shard->pools[i]);
 	while (!TAILQ_EMPTY(&shard->graveyard))
 		lane_free(TAILQ_FIRST(&shard->graveyard));
-	control_fini(&shard->control);
-	timer_stop(&shard->timers, &shard->laneless.timer);
 	stray_leave(&shard->accounts);
 	free(shard->pools);
 	free(shard->read_buffer);
@@ -288,18 +279,6 @@ shard_refresh_clock(struct shard *shard)
 	shard->now_ns = world_now(shard->world);
 	shard->wall_ms = shard->world->ops->wall_ms(shard->world);
 	shard->clock_is_stale = 0;
-}
-
-/* Looks at lanes after a ring of the doorbell: some of each client a turn. */
-static void
-look_at_sleepers(struct shard *shard)
-{
-	struct client *client, *next;
-
-	for (client = TAILQ_FIRST(&shard->looking); client != NULL; client = next) {
-		next = TAILQ_NEXT(client, looking_entry);
-		client_look(client);
-	}
 }
 
 /*
@@ -428,7 +407,8 @@ shard_turn(struct shard *shard)
 	shard->count.turns++;
 	int more = 0;
 	if (!shard->paused) {
-		look_at_sleepers(shard);
+		if (shard->events.turn != NULL)
+			shard->events.turn(shard->events.owner);
 		serve_waiters(shard);
 		more = pump_active(shard);
 	}
@@ -436,11 +416,11 @@ shard_turn(struct shard *shard)
 	commit_lanes(shard);
 	settle_dozed(shard);
 	bury(shard);
-	control_look(&shard->control);
+	more |= shard->events.turned != NULL && shard->events.turned(shard->events.owner);
 	if (shard->checking)
 		shard_check(shard);
 	return more || shard->active_count > 0 || !TAILQ_EMPTY(&shard->serve) || !TAILQ_EMPTY(&shard->dirty) ||
-	    !TAILQ_EMPTY(&shard->flush) || !TAILQ_EMPTY(&shard->looking);
+	    !TAILQ_EMPTY(&shard->flush);
 }
 
 /* ---- the end ---- */

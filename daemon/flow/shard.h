@@ -14,10 +14,8 @@
 #define TG_DAEMON_SHARD_H
 
 #include "daemon/lane/account.h"
-#include "daemon/front/control.h"
 #include "daemon/lane/expiry.h"
 #include "daemon/lane/lane.h"
-#include "daemon/front/laneless.h"
 #include "daemon/link/link.h"
 #include "pool.h"
 #include "daemon/base/counters.h"
@@ -31,7 +29,13 @@
 #define SHARD_QUANTUM (64 << 10) /* bytes a lane may frame a turn; one record may exceed it */
 
 TAILQ_HEAD(link_list, link);
-TAILQ_HEAD(client_list, client);
+
+/* What the shard has its front do (daemon/front/front.c). Both may be NULL. */
+struct shard_events {
+	void *owner;
+	void (*turn)(void *owner);   /* a turn begins, and the shard is not paused */
+	int (*turned)(void *owner);  /* a turn ends; returns whether there is more to do at once */
+};
 
 struct shard {
 	struct world *world;
@@ -59,22 +63,15 @@ struct shard {
 	struct lane_list making;     /* lanes that are being made or rebuilt, by place_entry */
 	struct link_list flush;      /* by flush_entry */
 	struct link_list serve;      /* writable links with waiters, by serve_entry */
-	struct control control;
 	struct expiry expiry;
-	struct client_list clients;
-	struct client_list looking;  /* clients that have rung, by looking_entry */
-	uint32_t client_count;
-	struct laneless laneless;    /* those of them that have no lane */
-	uint32_t unheard; /* clients whose doorbells are not listened to now: client.h */
 	uint32_t lane_count;
 	struct accounts accounts; /* of users: their holdings and limits */
 	int expedited;        /* membarrier works: clients need no fence */
-	struct log_limit gone_limit; /* … or connect and talk nonsense */
+	struct lane_events lane_events;
+	struct shard_events events;
 	struct lane_store *store; /* keeps lanes for the next daemon; NULL: there is none */
 	struct log_limit orphan_limit; /* a host's processes may all die at once */
 	struct log_limit overslept_limit;
-	struct log_limit unheard_limit;
-	struct log_limit turned_away_limit;
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
 	int paused; /* nothing new is framed: a successor is about to take over */

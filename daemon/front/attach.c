@@ -1,6 +1,7 @@
 #include "attach.h"
 
 #include "client.h"
+#include "front.h"
 #include "daemon/base/inject.h"
 #include "daemon/base/log.h"
 #include "daemon/flow/blame.h"
@@ -19,6 +20,7 @@
 
 /* A lane on its way. */
 struct attach {
+	struct control *control;
 	struct world_job job;
 	struct client *client; /* NULL: it has hung up */
 	struct lane *lane;
@@ -294,16 +296,16 @@ on_done(struct world_job *job)
 	struct client *client = attach->client;
 	uint64_t began = 0;
 
-	control_charge(&attach->lane->shard->control, attach->took_ns);
+	control_charge(attach->control, attach->took_ns);
 	if (client != NULL) {
 		client_set_attach(client, NULL);
-		began = control_begin(&client->shard->control);
+		began = control_begin(&client->front->control);
 	}
 	int rc = finish(attach);
 	free(attach);
 	if (client == NULL)
 		return;
-	control_end(&client->shard->control, began);
+	control_end(&client->front->control, began);
 	if (rc != 0)
 		client_end(client, rc);
 	else
@@ -345,6 +347,7 @@ begin(struct client *client, uint32_t serial, const struct lane_header *header, 
 	fds[FRAME_FD_RING] = fds[FRAME_FD_OLD_ANSWERS] = -1;
 	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid }); /* who may be gone when it is made */
 	*attach = (struct attach){ .job = { .queue = WORLD_JOB_MAKE, .run = run, .done = on_done },
+		.control = &client->front->control,
 		.client = client,
 		.lane = lane,
 		.header = *header,

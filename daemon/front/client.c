@@ -1,6 +1,7 @@
 #include "client.h"
 
 #include "attach.h"
+#include "front.h"
 #include "inlet.h"
 #include "daemon/base/log.h"
 #include "daemon/flow/shard.h"
@@ -64,8 +65,8 @@ client_start(struct client *client, uv_loop_t *loop)
 		return -TG_ENOMEM;
 	}
 	client->open_handles = 1;
-	TAILQ_INSERT_TAIL(&shard->clients, client, entry);
-	shard->client_count++;
+	TAILQ_INSERT_TAIL(&client->front->clients, client, entry);
+	client->front->client_count++;
 	if (uv_poll_init(loop, &client->doorbell_poll, client->doorbell) != 0) {
 		client_close(client);
 		return 1;
@@ -91,7 +92,7 @@ say_no(int fd, int code, const char *text)
 }
 
 void
-client_turn_away(struct shard *shard, int fd)
+client_turn_away(struct front *front, int fd)
 {
 	struct rlimit limit = { .rlim_cur = 0 };
 	char text[FRAME_TEXT];
@@ -100,7 +101,7 @@ client_turn_away(struct shard *shard, int fd)
 	snprintf(text, sizeof(text), "tidegated has no file descriptors left for another connection: LimitNOFILE= is %llu",
 	    (unsigned long long)limit.rlim_cur);
 	say_no(fd, TG_ELIMIT, text);
-	shard->count.refused_for_descriptors++;
+	front->shard->count.refused_for_descriptors++;
 }
 
 static int
@@ -117,18 +118,19 @@ refuse_client(struct shard *shard, int fd, struct account *account, const struct
 
 /* Whether the user may have one more connection, if need be in the place of one that has no lane. */
 static int
-have_room(struct shard *shard, struct account *account, enum account_what what, uint64_t more, struct account_no *no)
+have_room(struct front *front, struct account *account, enum account_what what, uint64_t more, struct account_no *no)
 {
 	if (account_may(account, what, more, 0, no))
 		return 1;
 	struct account_no why = *no;
-	return laneless_make_room(&shard->laneless, no->of_all ? NULL : account, &why) &&
+	return laneless_make_room(&front->laneless, no->of_all ? NULL : account, &why) &&
 	       account_may(account, what, more, 0, no);
 }
 
 int
-client_new(struct shard *shard, uv_loop_t *loop, int fd)
+client_new(struct front *front, uv_loop_t *loop, int fd)
 {
+	struct shard *shard = front->shard;
 	struct ucred cred = { .pid = 0 };
 	socklen_t len = sizeof(cred);
 	struct account_no no;
@@ -137,16 +139,16 @@ client_new(struct shard *shard, uv_loop_t *loop, int fd)
 	struct account *account = account_hold(&shard->accounts, cred.uid);
 	int doorbell = -1, rc = 0;
 	stray_reap();
-	if (!have_room(shard, account, ACCOUNT_CLIENTS, 1, &no) ||
-	    !have_room(shard, account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS, &no)) {
+	if (!have_room(front, account, ACCOUNT_CLIENTS, 1, &no) ||
+	    !have_room(front, account, ACCOUNT_DESCRIPTORS, CLIENT_DESCRIPTORS, &no)) {
 		rc = refuse_client(shard, fd, account, &no, cred.pid);
 	} else if ((doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) {
 		rc = -TG_ELIMIT;
-		log_limited(&shard->turned_away_limit, LOG_LEVEL_ERROR, "no_descriptors", "for=client pid=%d uid=%u", (int)cred.pid,
+		log_limited(&front->turned_away_limit, LOG_LEVEL_ERROR, "no_descriptors", "for=client pid=%d uid=%u", (int)cred.pid,
 		    cred.uid);
-		client_turn_away(shard, fd);
+		client_turn_away(front, fd);
 		inlet_close(fd, account);
-	} else if (client_adopt(shard, loop, fd, doorbell, cred.pid, cred.uid, cred.gid, "") == NULL) {
+	} else if (client_adopt(front, loop, fd, doorbell, cred.pid, cred.uid, cred.gid, "") == NULL) {
 		rc = -TG_ENOMEM;
 		say_no(fd, TG_ENOMEM, "tidegated has no memory for another connection");
 		inlet_close(fd, account);
@@ -157,13 +159,15 @@ client_new(struct shard *shard, uv_loop_t *loop, int fd)
 }
 
 struct client *
-client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int doorbell, pid_t pid, uid_t uid, gid_t gid,
+client_adopt(struct front *front, uv_loop_t *loop, int fd, int doorbell, pid_t pid, uid_t uid, gid_t gid,
     const char *name)
 {
+	struct shard *shard = front->shard;
 	struct client *client = calloc(1, sizeof(*client));
 
 	if (client == NULL)
 		return NULL;
+	client->front = front;
 	client->shard = shard;
 	client->idle_rings.free_ns = world_now(shard->world); /* nothing saved up: connecting anew gains nothing */
 	client->fd = fd;
@@ -219,21 +223,21 @@ client_close(struct client *client)
 	while (!TAILQ_EMPTY(&client->lanes))
 		lane_orphan(TAILQ_FIRST(&client->lanes));
 	if (client->to_look > 0)
-		TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
+		TAILQ_REMOVE(&client->front->looking, client, looking_entry);
 	client->to_look = 0;
 	if (is_unheard(client))
-		client->shard->unheard--;
+		client->front->unheard--;
 	timer_stop(&client->shard->timers, &client->unheard);
 	timers_unreserve(&client->shard->timers);
-	control_gone(&client->shard->control, client);
+	control_gone(&client->front->control, client);
 	if (client->attach != NULL)
 		attach_abandon(client->attach);
 	client->attach = NULL;
 	if (client->restoring > 0)
 		abandon_restored(client);
 	laneless_gone(client);
-	TAILQ_REMOVE(&client->shard->clients, client, entry);
-	client->shard->client_count--;
+	TAILQ_REMOVE(&client->front->clients, client, entry);
+	client->front->client_count--;
 	uv_close((uv_handle_t *)&client->control_poll, on_closed);
 	if (handles > 1)
 		uv_close((uv_handle_t *)&client->doorbell_poll, on_closed);
@@ -287,14 +291,8 @@ client_refuse_limit(struct client *client, uint32_t serial, const struct account
 }
 
 void
-client_dismiss(struct client *client, int code, const char *format, ...)
+client_dismiss(struct client *client, int code, const char *text)
 {
-	char text[FRAME_TEXT];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
 	say_no(client->fd, code, text);
 	client_close(client);
 }
@@ -419,7 +417,7 @@ serve_next(struct client *client)
 static void
 serve_some(struct client *client, int most)
 {
-	struct control *control = &client->shard->control;
+	struct control *control = &client->front->control;
 
 	for (int i = 0; i < most && client->attach == NULL && client->restoring == 0; i++) {
 		if (!control_may(control)) {
@@ -463,7 +461,7 @@ client_watch(struct client *client)
 void
 client_end(struct client *client, int why)
 {
-	log_limited(&client->shard->gone_limit, why == -TG_ECLOSED ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARN, "client_gone",
+	log_limited(&client->front->gone_limit, why == -TG_ECLOSED ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARN, "client_gone",
 	    "pid=%d uid=%u lanes=%u cause=%s", client_pid(client), client->uid, client->lane_count,
 	    log_quote((char[160]){ 0 }, 160, error_text(why), strlen(error_text(why))));
 	client_close(client);
@@ -474,7 +472,7 @@ on_control(uv_poll_t *poll, int status, int events)
 {
 	struct client *client = poll->data;
 
-	struct control *control = &client->shard->control;
+	struct control *control = &client->front->control;
 
 	shard_refresh_clock(client->shard);
 	if (status >= 0) {
@@ -491,7 +489,7 @@ on_heard_again(struct timer *timer)
 {
 	struct client *client = (struct client *)(void *)((char *)timer - offsetof(struct client, unheard));
 
-	client->shard->unheard--;
+	client->front->unheard--;
 	uv_poll_start(&client->doorbell_poll, UV_READABLE, on_doorbell);
 }
 
@@ -502,15 +500,15 @@ charge_idle_ring(struct client *client, uint32_t looks)
 	struct shard *shard = client->shard;
 	uint64_t now_ns = world_now(shard->world);
 
-	allowance_charge(&client->idle_rings, now_ns, RING_NS + looks * RING_LOOK_NS, RING_SHARE * (1 + shard->unheard),
+	allowance_charge(&client->idle_rings, now_ns, RING_NS + looks * RING_LOOK_NS, RING_SHARE * (1 + client->front->unheard),
 	    RING_BURST_NS);
 	if (client->idle_rings.free_ns <= now_ns)
 		return;
-	log_limited(&shard->unheard_limit, LOG_LEVEL_WARN, "client_unheard",
+	log_limited(&client->front->unheard_limit, LOG_LEVEL_WARN, "client_unheard",
 	    "pid=%d uid=%u lanes=%u ms=%llu cause=\"rings for nothing\"", client_pid(client), client->uid, client->lane_count,
 	    (unsigned long long)((client->idle_rings.free_ns + RING_REST_NS - now_ns) / NS_PER_MS));
 	shard->count.clients_unheard++;
-	shard->unheard++;
+	client->front->unheard++;
 	uv_poll_stop(&client->doorbell_poll);
 	timer_set(&shard->timers, &client->unheard, client->idle_rings.free_ns + RING_REST_NS);
 }
@@ -523,7 +521,7 @@ look(struct client *client)
 		struct lane *lane = TAILQ_FIRST(&client->asleep);
 		if (lane == NULL || --client->to_look == 0) {
 			client->to_look = 0;
-			TAILQ_REMOVE(&client->shard->looking, client, looking_entry);
+			TAILQ_REMOVE(&client->front->looking, client, looking_entry);
 			return;
 		}
 		if (lane_hear(lane) == 0 && lane->place == LANE_ASLEEP) {
@@ -573,7 +571,7 @@ on_doorbell(uv_poll_t *poll, int status, int events)
 		return;
 	}
 	client->shard->count.doorbells++;
-	TAILQ_INSERT_TAIL(&client->shard->looking, client, looking_entry);
+	TAILQ_INSERT_TAIL(&client->front->looking, client, looking_entry);
 	client->looks = client->asleep_count;
 	client->to_look = client->looks + 1;
 	client_look(client);

@@ -29,12 +29,14 @@
 #include <uv.h>
 
 struct attach;
+struct front;
 struct frame;
 
 #define CLIENT_DESCRIPTORS 2u /* its socket and its doorbell */
 
 struct client {
-	struct shard *shard;
+	struct front *front;
+	struct shard *shard; /* that serves its lanes */
 	int fd;
 	int doorbell;
 	pid_t pid;
@@ -66,13 +68,13 @@ struct client {
 };
 
 /* Takes over an accepted socket, closing it when the client cannot be had: then -TG_ELIMIT, -TG_ENOMEM. */
-int client_new(struct shard *shard, uv_loop_t *loop, int fd);
+int client_new(struct front *front, uv_loop_t *loop, int fd);
 
 /* Tells a connection that there is no descriptor for it; the caller closes it. */
-void client_turn_away(struct shard *shard, int fd);
+void client_turn_away(struct front *front, int fd);
 
 /* A client whose socket and doorbell exist already: they become the client's. NULL without memory. */
-struct client *client_adopt(struct shard *shard, uv_loop_t *loop, int fd, int doorbell, pid_t pid, uid_t uid,
+struct client *client_adopt(struct front *front, uv_loop_t *loop, int fd, int doorbell, pid_t pid, uid_t uid,
     gid_t gid, const char *name);
 
 /* One of its lanes is on its way (1), or has come or failed (-1): meanwhile its socket is not read. */
@@ -102,7 +104,7 @@ int client_refuse_limit(struct client *client, uint32_t serial, const struct acc
 void client_end(struct client *client, int why);
 
 /* The same, and tells the client, in a frame that answers no request. */
-void client_dismiss(struct client *client, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void client_dismiss(struct client *client, int code, const char *text);
 
 /* Its request's lane is on its way, or is not any more. */
 void client_set_attach(struct client *client, struct attach *attach);

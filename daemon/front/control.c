@@ -1,7 +1,6 @@
 #include "control.h"
 
 #include "client.h"
-#include "listener.h"
 #include "daemon/flow/shard.h"
 
 #define CONTROL_SHARE 8u /* one part in so many of the time */
@@ -72,11 +71,11 @@ on_time(struct timer *timer)
 		if (control->listener_held && control->listener != NULL && (client == NULL || control->listener_next)) {
 			control->listener_next = 0;
 			control->listener_held = 0;
-			listener_resume(control->listener);
+			control->accept(control->listener);
 		} else if (client != NULL) {
 			control->listener_next = 1;
 			control_gone(control, client);
-			client_serve_held(client);
+			control->serve(client);
 		}
 	}
 	wait_for_time(control);
@@ -115,9 +114,9 @@ control_resume(struct control *control)
 }
 
 int
-control_init(struct control *control, struct shard *shard)
+control_init(struct control *control, struct shard *shard, void (*serve)(struct client *client))
 {
-	*control = (struct control){ .shard = shard, .timer.fire = on_time };
+	*control = (struct control){ .shard = shard, .serve = serve, .timer.fire = on_time };
 	TAILQ_INIT(&control->held);
 	return timers_reserve(&shard->timers);
 }

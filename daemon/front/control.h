@@ -33,13 +33,15 @@ struct control {
 	struct allowance allowance;
 	struct timer timer;
 	struct held_list held;     /* by held_entry */
+	void (*serve)(struct client *client); /* a held client goes on */
+	void (*accept)(struct listener *listener); /* and the listener */
 	struct listener *listener; /* the control socket's; NULL: none */
 	int listener_held;
 	int listener_next; /* it and the clients take turns */
 };
 
 /* Returns 0 or -TG_ENOMEM. */
-int control_init(struct control *control, struct shard *shard);
+int control_init(struct control *control, struct shard *shard, void (*serve)(struct client *client));
 void control_fini(struct control *control);
 
 /* Whether there is time for a piece of work now. */

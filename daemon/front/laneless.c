@@ -1,8 +1,10 @@
 #include "laneless.h"
 
 #include "client.h"
+#include "front.h"
 #include "daemon/base/log.h"
 #include "daemon/flow/shard.h"
+#include "shm/frame.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -30,12 +32,14 @@ static void
 end(struct laneless *laneless, struct client *client, const char *why)
 {
 	struct shard *shard = laneless->shard;
+	char text[FRAME_TEXT];
 
 	shard->count.laneless_ended++;
 	log_limited(&laneless->limit, LOG_LEVEL_INFO, "client_ended", "pid=%d uid=%u ms=%llu cause=\"%s\"",
-	    client_pid(client), client->uid, (unsigned long long)((shard->now_ns - client->laneless_ns) / NS_PER_MS), why);
-	client_dismiss(client, TG_ECLOSED, "process %d of user %u had no lane for %llu ms: %s", client_pid(client),
+	    (int)client->pid, client->uid, (unsigned long long)((shard->now_ns - client->laneless_ns) / NS_PER_MS), why);
+	snprintf(text, sizeof(text), "process %d of user %u had no lane for %llu ms: %s", (int)client->pid,
 	    client->uid, (unsigned long long)((shard->now_ns - client->laneless_ns) / NS_PER_MS), why);
+	laneless->dismiss(client, TG_ECLOSED, text);
 }
 
 static void
@@ -51,19 +55,20 @@ on_time(struct timer *timer)
 		return;
 	}
 	snprintf(why, sizeof(why), "limits.laneless_ms is %u", shard->config->limits.laneless_ms);
-	uint64_t began = control_begin(&shard->control);
+	uint64_t began = control_begin(laneless->control);
 	for (uint32_t n = 0; n < ENDED_A_TURN && (client = TAILQ_FIRST(&laneless->clients)) != NULL &&
 	                     client->laneless_ns + limit_ns(laneless) <= shard->now_ns;
 	     n++)
 		end(laneless, client, why);
-	control_end(&shard->control, began);
+	control_end(laneless->control, began);
 	set_timer(laneless);
 }
 
 int
-laneless_init(struct laneless *laneless, struct shard *shard)
+laneless_init(struct laneless *laneless, struct shard *shard, struct control *control,
+    void (*dismiss)(struct client *client, int code, const char *text))
 {
-	*laneless = (struct laneless){ .shard = shard, .timer.fire = on_time };
+	*laneless = (struct laneless){ .shard = shard, .control = control, .dismiss = dismiss, .timer.fire = on_time };
 	TAILQ_INIT(&laneless->clients);
 	return timers_reserve(&shard->timers);
 }
@@ -71,7 +76,7 @@ laneless_init(struct laneless *laneless, struct shard *shard)
 static void
 leave(struct client *client)
 {
-	struct laneless *laneless = &client->shard->laneless;
+	struct laneless *laneless = &client->front->laneless;
 
 	if (!client->laneless)
 		return;
@@ -84,7 +89,7 @@ leave(struct client *client)
 void
 laneless_look(struct client *client)
 {
-	struct laneless *laneless = &client->shard->laneless;
+	struct laneless *laneless = &client->front->laneless;
 	int has_lane = client->lane_count > 0 || client->attach != NULL;
 
 	if (has_lane) {

@@ -18,10 +18,13 @@
 #include <sys/queue.h>
 
 struct client;
+struct control;
 struct shard;
 
 struct laneless {
 	struct shard *shard;
+	struct control *control;
+	void (*dismiss)(struct client *client, int code, const char *text);
 	struct laneless_list clients; /* by laneless_entry, the longest first */
 	uint32_t count;
 	struct timer timer;
@@ -29,7 +32,8 @@ struct laneless {
 };
 
 /* Returns 0 or -TG_ENOMEM. */
-int laneless_init(struct laneless *laneless, struct shard *shard);
+int laneless_init(struct laneless *laneless, struct shard *shard, struct control *control,
+    void (*dismiss)(struct client *client, int code, const char *text));
 
 /* The client is new, or has a lane more or one less, or goes. */
 void laneless_look(struct client *client);

@@ -293,7 +293,7 @@ lane_set_place(struct lane *lane, enum lane_place place)
 	case LANE_ASLEEP:
 		TAILQ_REMOVE(&lane->client->asleep, lane, place_entry);
 		lane->client->asleep_count--;
-		client_owe_ring(lane->client);
+		shard->lane_events.woken(lane->client);
 		wake_rise(&lane->doze);
 		break;
 	case LANE_ACTIVE:
@@ -502,7 +502,7 @@ static void
 leave_client(struct lane *lane)
 {
 	if (lane->client != NULL)
-		client_lane_gone(lane->client, lane);
+		lane->shard->lane_events.gone(lane->client, lane);
 	lane->client = NULL;
 	if (lane->refs == 0)
 		TAILQ_INSERT_TAIL(&lane->shard->graveyard, lane, place_entry);
@@ -549,7 +549,7 @@ freeze(struct lane *lane)
 	if (lane->place == LANE_ASLEEP || (lane->place == LANE_STALLED && !lane->unready))
 		lane_set_place(lane, LANE_ACTIVE);
 	if (lane->client != NULL)
-		client_lane_gone(lane->client, lane);
+		lane->shard->lane_events.gone(lane->client, lane);
 	lane->client = NULL;
 	lane->sq.tail_word = &lane->sq.tail_seen;
 	return 1;
@@ -655,7 +655,7 @@ lane_quarantine(struct lane *lane, const char *why)
 	log_limited(&lane->shard->quarantine_limit, LOG_LEVEL_WARN, "lane_quarantined",
 	    "lane=%llu pool=%s pid=%d why=%s sq_head=%llu cursor=%llu sq_tail=%llu sq_bytes=%llu",
 	    (unsigned long long)lane->id, lane->pool->config->name,
-	    lane->client != NULL ? client_pid(lane->client) : 0, log_quote((char[128]){ 0 }, 128, why, strlen(why)),
+	    lane->client != NULL ? (int)lane->owner.pid : 0, log_quote((char[128]){ 0 }, 128, why, strlen(why)),
 	    (unsigned long long)lane->sq.head, (unsigned long long)lane->sq.cursor,
 	    (unsigned long long)order_load_relaxed_64(lane->sq.tail_word),
 	    (unsigned long long)lane->map.geo.sq_bytes);
@@ -706,7 +706,10 @@ on_unmapped(struct world_job *job)
 {
 	struct lane *lane = (struct lane *)(void *)((char *)job - offsetof(struct lane, job));
 
-	control_charge(&lane->shard->control, lane->unmap_ns);
+	const struct lane_events *events = &lane->shard->lane_events;
+
+	if (events->freed != NULL)
+		events->freed(events->owner, 0, lane->unmap_ns);
 	forget(lane);
 }
 
@@ -725,8 +728,9 @@ lane_bury(struct lane *lane)
 		shard->world->ops->work(shard->world, &lane->job);
 		return;
 	}
-	uint64_t began = control_begin(&shard->control);
+	uint64_t began = world_now(shard->world);
 	unmap(lane);
 	forget(lane);
-	control_end(&shard->control, began);
+	if (shard->lane_events.freed != NULL)
+		shard->lane_events.freed(shard->lane_events.owner, began, 0);
 }

@@ -154,6 +154,19 @@ struct lane_memory {
 /* The most records that one look visits: a client chooses how many wait, and when each expires. */
 #define LANE_SWEEP_SLOTS 4096u
 
+/*
+ * What lanes tell those who serve their clients (daemon/front/front.c). The shard has one table for all its lanes.
+ * Without a front there are no clients, and .freed may be NULL.
+ */
+struct lane_events {
+	void *owner;
+	void (*woken)(struct client *client); /* its lane was woken, or is to be rung anew: one more ring may come */
+	void (*gone)(struct client *client, struct lane *lane);
+	void (*late)(struct client *client); /* did not say LANE_READY in time */
+	/* A lane's memory was freed: on the loop since began_ns, or, if took_ns is not 0, for so long beside it. */
+	void (*freed)(void *owner, uint64_t began_ns, uint64_t took_ns);
+};
+
 /* Keeps the memory of lanes for the daemon after this one. daemon/life/keeper.c fills it; the shard points at it. */
 struct lane_store {
 	void (*keep)(struct lane_store *store, struct lane *lane);

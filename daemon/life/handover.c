@@ -91,13 +91,13 @@ give_lane(int fd, const struct lane *lane)
 }
 
 static int
-give_clients(int fd, struct shard *shard)
+give_clients(int fd, struct front *front)
 {
 	struct client *client;
 	struct lane *lane;
 	int rc;
 
-	TAILQ_FOREACH (client, &shard->clients, entry) {
+	TAILQ_FOREACH (client, &front->clients, entry) {
 		struct handover_frame frame = frame_of(HANDOVER_CLIENT);
 		int fds[] = { client->fd, client->doorbell };
 		frame.u.client.pid = client->pid;
@@ -110,8 +110,8 @@ give_clients(int fd, struct shard *shard)
 			if (lane->place != LANE_GONE && (rc = give_lane(fd, lane)) != 0)
 				return rc;
 	}
-	for (uint32_t i = 0; i < shard->pool_count; i++)
-		TAILQ_FOREACH (lane, &shard->pools[i].lanes, pool_entry)
+	for (uint32_t i = 0; i < front->shard->pool_count; i++)
+		TAILQ_FOREACH (lane, &front->shard->pools[i].lanes, pool_entry)
 			if (lane->client == NULL && (rc = give_lane(fd, lane)) != 0)
 				return rc;
 	return 0;
@@ -175,7 +175,7 @@ give_all(struct handover *handover)
 
 	shard_turn(shard); /* paused, it frames nothing; it commits the answers that came meanwhile */
 	if ((rc = let_it_wait(fd)) != 0 || (rc = give_listener(fd, handover->control)) != 0 ||
-	    (rc = give_listener(fd, handover->admin)) != 0 || (rc = give_clients(fd, shard)) != 0 ||
+	    (rc = give_listener(fd, handover->admin)) != 0 || (rc = give_clients(fd, &handover->loop->front)) != 0 ||
 	    (rc = give_links(handover)) != 0 || (rc = handover_send(fd, &frame, NULL, 0)) != 0)
 		return rc;
 	struct pollfd p = { .fd = fd, .events = POLLIN };
@@ -222,7 +222,7 @@ give_up(struct handover *handover, const char *why)
 		waitpid(handover->process.pid, NULL, 0); /* libuv asks no more, once its handle closes */
 	}
 	handover->loop->shard.paused = 0;
-	control_resume(&handover->loop->shard.control);
+	control_resume(&handover->loop->front.control);
 	close_handles(handover);
 }
 
@@ -247,7 +247,7 @@ finish(struct handover *handover)
 		return;
 	}
 	log_event(LOG_LEVEL_INFO, "upgraded", "to_pid=%d lanes=%u clients=%u links=%u outstanding=%llu",
-	    (int)handover->process.pid, shard->lane_count, shard->client_count, handover->links,
+	    (int)handover->process.pid, shard->lane_count, handover->loop->front.client_count, handover->links,
 	    (unsigned long long)shard->outstanding);
 #ifdef HAVE_SYSTEMD
 	sd_notifyf(0, "MAINPID=%d", (int)handover->process.pid);

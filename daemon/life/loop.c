@@ -1,6 +1,5 @@
 #include "loop.h"
 
-#include "daemon/front/client.h"
 #include "daemon/base/log.h"
 #include "daemon/base/world_uv.h"
 
@@ -153,6 +152,8 @@ loop_init(struct loop *loop, const struct config *config)
 	if (loop->world == NULL)
 		return -TG_ENOMEM;
 	rc = shard_init(&loop->shard, loop->world, config);
+	if (rc == 0)
+		rc = front_init(&loop->front, &loop->shard);
 	if (rc != 0)
 		return rc;
 	rc = timers_reserve(&loop->shard.timers);
@@ -175,8 +176,7 @@ loop_fini(struct loop *loop)
 {
 	if (loop->world == NULL)
 		return; /* libuv aborts when a loop is closed that was not wholly made */
-	while (!TAILQ_EMPTY(&loop->shard.clients))
-		client_close(TAILQ_FIRST(&loop->shard.clients));
+	front_fini(&loop->front);
 	shard_fini(&loop->shard);
 	world_uv_free(loop->world);
 	uv_walk(&loop->uv, close_handle, NULL);

@@ -7,6 +7,7 @@
 #define TG_DAEMON_LOOP_H
 
 #include "daemon/flow/shard.h"
+#include "daemon/front/front.h"
 
 #include <uv.h>
 
@@ -14,6 +15,7 @@ struct loop {
 	uv_loop_t uv;
 	struct world *world; /* world_uv.c */
 	struct shard shard;
+	struct front front; /* its clients */
 	uv_timer_t wake;   /* for timers_next() */
 	struct timer drain; /* while stopping: looks whether everything is done */
 	uint64_t drain_until_ns;

@@ -165,10 +165,10 @@ static void
 on_client(void *owner, int fd)
 {
 	struct loop *loop = owner;
-	struct control *control = &loop->shard.control;
+	struct control *control = &loop->front.control;
 	uint64_t began = control_begin(control);
 
-	client_new(&loop->shard, &loop->uv, fd);
+	client_new(&loop->front, &loop->uv, fd);
 	control_end(control, began);
 }
 
@@ -177,10 +177,10 @@ may_accept(void *owner)
 {
 	struct loop *loop = owner;
 
-	if (control_may(&loop->shard.control))
+	if (control_may(&loop->front.control))
 		return 1;
 	shard_refresh_clock(&loop->shard);
-	control_hold_listener(&loop->shard.control);
+	control_hold_listener(&loop->front.control);
 	return 0;
 }
 
@@ -189,7 +189,7 @@ on_client_turned_away(void *owner, int fd)
 {
 	struct loop *loop = owner;
 
-	client_turn_away(&loop->shard, fd);
+	client_turn_away(&loop->front, fd);
 }
 
 static void
@@ -246,7 +246,7 @@ run(const struct config *config, const struct options *options)
 	rc = keeper_new(&keeper, &loop.shard);
 	if (rc != 0)
 		goto out;
-	rc = admin_init(&admin, &loop.shard, &loop.uv);
+	rc = admin_init(&admin, &loop.front, &loop.uv);
 	if (rc != 0)
 		goto out;
 	if (options->takeover >= 0) {
@@ -266,7 +266,8 @@ run(const struct config *config, const struct options *options)
 	control.may_accept = may_accept;
 	control.turned_away = on_client_turned_away;
 	admins.turned_away = on_admin_turned_away;
-	loop.shard.control.listener = &control;
+	loop.front.control.listener = &control;
+	loop.front.control.accept = listener_resume;
 	rc = handover_init(&handover, &loop, &control, &admins, &start);
 	if (rc != 0)
 		goto out;
@@ -294,7 +295,7 @@ no_takeover:
 	log_event(LOG_LEVEL_ERROR, "start_failed", "cause=\"taking over: %s\"", error_text(rc));
 out:
 	handover_free(taken);
-	loop.shard.control.listener = NULL;
+	loop.front.control.listener = NULL;
 	handover_fini(&handover);
 	listener_fini(&control);
 	listener_fini(&admins);

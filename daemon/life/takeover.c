@@ -254,7 +254,7 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 		const struct handover_frame *f = &item->packet.frame;
 		switch (f->type) {
 		case HANDOVER_CLIENT:
-			client = client_adopt(shard, &loop->uv, item->fds[0], item->fds[1], f->u.client.pid,
+			client = client_adopt(&loop->front, &loop->uv, item->fds[0], item->fds[1], f->u.client.pid,
 			    f->u.client.uid, f->u.client.gid, f->u.client.name);
 			if (client != NULL)
 				item->fds[0] = item->fds[1] = -1;
@@ -275,8 +275,8 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 	if (restore != NULL)
 		restore_begin(restore);
 	/* Their lanes were told that their fences are raised, and they are not any more: they come back and are told. */
-	while (!shard->expedited && !TAILQ_EMPTY(&shard->clients))
-		client_close(TAILQ_FIRST(&shard->clients));
-	log_event(LOG_LEVEL_INFO, "taken_over", "lanes=%u clients=%u", shard->lane_count, shard->client_count);
+	while (!shard->expedited && !TAILQ_EMPTY(&loop->front.clients))
+		client_close(TAILQ_FIRST(&loop->front.clients));
+	log_event(LOG_LEVEL_INFO, "taken_over", "lanes=%u clients=%u", shard->lane_count, loop->front.client_count);
 	handover_free(taken);
 }

@@ -109,13 +109,14 @@ sim_init(struct sim *sim, uint64_t seed, unsigned brokers)
 void
 sim_start(struct sim *sim)
 {
-	if (shard_init(&sim->shard, &sim->w.world, &sim->config) != 0)
+	if (shard_init(&sim->shard, &sim->w.world, &sim->config) != 0 || front_init(&sim->front, &sim->shard) != 0)
 		sim_fail(sim, "out of memory for the shard");
 	sim->shard.checking = 1;
 	sim->shard.expedited = 0; /* one thread: a fence does, and costs no system call */
 	sim->pool = &sim->shard.pools[0];
 	for (unsigned i = 0; i < sim->pool->peers.count; i++)
 		sim->brokers[i].broker = &sim->pool->peers.list[i];
+	sim->client.front = &sim->front;
 	sim->client.shard = &sim->shard;
 	sim->client.attach = (struct attach *)(void *)sim; /* one is always on its way: it is never laneless */
 	TAILQ_INIT(&sim->client.asleep);

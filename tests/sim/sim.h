@@ -19,6 +19,7 @@
 #include "world_sim.h"
 
 #include "daemon/front/client.h"
+#include "daemon/front/front.h"
 #include "daemon/config/config.h"
 #include "daemon/lane/lane.h"
 #include "daemon/flow/pool.h"
@@ -157,6 +158,7 @@ struct sim {
 	char names[SIM_BROKERS][32];
 	struct sim *settings; /* the driver's */
 	struct shard shard;
+	struct front front;
 	struct pool *pool;
 	struct sim_broker brokers[SIM_BROKERS];
 	struct client client;

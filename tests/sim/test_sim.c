@@ -181,7 +181,7 @@ is_something_outstanding(struct sim *sim)
 static int
 may_go_on(struct sim *sim)
 {
-	const struct control *control = &sim->shard.control;
+	const struct control *control = &sim->front.control;
 
 	return control->timer.place != 0 && control->timer.at_ns <= sim->shard.now_ns;
 }
@@ -199,7 +199,7 @@ held_client_goes_on_when_there_are_no_messages(void **state)
 	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(1)));
 	assert_int_equal(producer_publish(sim_producer(&sim, 0), 100, 0), 0);
 	assert_true(sim_run_until(&sim, is_something_outstanding, SIM_S(1)));
-	struct control *control = &sim.shard.control;
+	struct control *control = &sim.front.control;
 	control_charge(control, SIM_S(100)); /* had come by it */
 	control_charge(control, SIM_S(100));
 	assert_false(control_may(control));

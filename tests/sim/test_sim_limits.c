@@ -285,7 +285,7 @@ idle_time_is_hardly_charged(void **state)
 	sim_start(&sim);
 	assert_true(sim_run_until(&sim, sim_all_ready, SIM_S(1)));
 	struct producer *producer = sim_producer(&sim, 0);
-	struct control *control = &sim.shard.control;
+	struct control *control = &sim.front.control;
 	sim_settle(&sim, SIM_MS(100));
 	for (unsigned i = 0; i < 1000; i++) {
 		assert_true(control_may(control));

@@ -52,7 +52,8 @@ setup(void **state)
 	assert_int_equal(config_load(&w->config, file, &report), 0);
 	unlink(file);
 	assert_int_equal(loop_init(&w->loop, w->config), 0);
-	assert_int_equal(admin_init(&w->admin, &w->loop.shard, &w->loop.uv), 0);
+	assert_int_equal(admin_init(&w->admin, &w->loop.front, &w->loop.uv), 0);
+	w->client.front = &w->loop.front;
 	w->client.shard = &w->loop.shard;
 	w->client.attach = (struct attach *)(void *)w; /* one is always on its way: it is never laneless */
 	w->client.pid = 77;

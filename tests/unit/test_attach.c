@@ -114,7 +114,7 @@ lane_of_a_client_that_has_gone_keeps_its_identity(void **state)
 	memory_with_a_record(fds);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
 	int doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	struct client *client = client_adopt(shard, &s->loop.uv, pair[0], doorbell, 77, 1001, 1001, "t");
+	struct client *client = client_adopt(&s->loop.front, &s->loop.uv, pair[0], doorbell, 77, 1001, 1001, "t");
 	assert_non_null(client);
 	frame_init(&request, FRAME_LANE_RETURN, 1);
 	assert_int_equal(attach_return(client, &request, fds), 0);
