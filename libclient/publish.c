@@ -25,7 +25,7 @@ struct shape {
 static size_t
 header_name_len(const struct tg_header *header)
 {
-	return header->name_len != 0 ? header->name_len : strlen(header->name);
+	return header->name_len != TG_NUL ? header->name_len : strlen(header->name);
 }
 
 static __attribute__((noinline, cold)) int
@@ -45,7 +45,7 @@ bad_argument(const struct tg_lane *lane, const char *what)
 static __attribute__((noinline)) int
 headers_measure(const struct tg_lane *lane, const struct tg_message *m, struct shape *shape)
 {
-	size_t total = 0;
+	size_t total = 0, name_len;
 
 	if (m->headers == NULL)
 		return bad_argument(lane, "headers is NULL and header_count is not 0");
@@ -54,7 +54,15 @@ headers_measure(const struct tg_lane *lane, const struct tg_message *m, struct s
 
 		if (h->name == NULL || (h->value == NULL && h->value_len != 0))
 			return bad_argument(lane, "a header's name or value is NULL");
-		total += 2 * sizeof(uint16_t) + header_name_len(h) + h->value_len;
+		name_len = header_name_len(h);
+		if (name_len == 0)
+			return bad_argument(lane, "a header's name is empty; TG_NUL is the length of a NUL-terminated one");
+		/* Each alone first: a sum of lengths from outside may wrap around. */
+		if (name_len > UINT16_MAX)
+			return too_big(lane, "a header's name", name_len, UINT16_MAX);
+		if (h->value_len > UINT16_MAX)
+			return too_big(lane, "a header's value", h->value_len, UINT16_MAX);
+		total += 2 * sizeof(uint16_t) + name_len + h->value_len;
 		if (total > UINT16_MAX)
 			return too_big(lane, "the message's headers (with 4 bytes each)", total, UINT16_MAX);
 	}
@@ -65,7 +73,7 @@ headers_measure(const struct tg_lane *lane, const struct tg_message *m, struct s
 static inline int
 shape_measure(const struct tg_lane *lane, const struct tg_message *m, struct shape *shape)
 {
-	size_t topic_len = m->topic_len != 0 || m->topic == NULL ? m->topic_len : strlen(m->topic);
+	size_t topic_len = m->topic_len == TG_NUL && m->topic != NULL ? strlen(m->topic) : m->topic_len;
 
 	if (UNLIKELY((m->topic == NULL && topic_len != 0) || (m->key == NULL && m->key_len != 0)))
 		return bad_argument(lane, "topic or key is NULL and its length is not 0");
@@ -135,16 +143,16 @@ headers_write(uint8_t *to, const struct tg_message *m)
 {
 	for (size_t i = 0; i < m->header_count; i++) {
 		const struct tg_header *h = &m->headers[i];
-		uint16_t name_len = (uint16_t)header_name_len(h);
+		uint16_t name_len = (uint16_t)header_name_len(h), value_len = (uint16_t)h->value_len;
 
 		memcpy(to, &name_len, sizeof(name_len));
-		memcpy(to + sizeof(name_len), &h->value_len, sizeof(h->value_len));
-		to += sizeof(name_len) + sizeof(h->value_len);
+		memcpy(to + sizeof(name_len), &value_len, sizeof(value_len));
+		to += sizeof(name_len) + sizeof(value_len);
 		memcpy(to, h->name, name_len);
 		to += name_len;
-		if (h->value_len != 0)
-			memcpy(to, h->value, h->value_len);
-		to += h->value_len;
+		if (value_len != 0)
+			memcpy(to, h->value, value_len);
+		to += value_len;
 	}
 	return to;
 }

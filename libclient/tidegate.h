@@ -3,7 +3,8 @@
  *
  *	struct tg_client *client;
  *	struct tg_lane *lane;
- *	struct tg_message m = { .topic = "orders/new", .body = text, .body_len = strlen(text) };
+ *	struct tg_message m = { .topic = "orders/new", .topic_len = TG_NUL,
+ *		.body = text, .body_len = strlen(text) };
  *	struct tg_completion c;
  *
  *	tg_client_open(&client, NULL);
@@ -76,12 +77,15 @@ enum tg_flags {
 	TG_RETAIN = 1 << 1 /* MQTT: the broker keeps it for later subscribers; elsewhere no meaning */
 };
 
+/* The length of a topic or a header's name that is NUL-terminated. A length of 0 is 0: nothing is read. */
+#define TG_NUL ((size_t)-1)
+
 /* One header (MQTT 5 user property, AMQP header, NATS header …). At most 65,535 bytes each. */
 struct tg_header {
 	const char *name;
 	const void *value;
-	uint16_t name_len; /* 0: name is NUL-terminated */
-	uint16_t value_len;
+	size_t name_len; /* TG_NUL: name is NUL-terminated. A name has at least 1 byte */
+	size_t value_len;
 };
 
 /*
@@ -90,7 +94,7 @@ struct tg_header {
  */
 struct tg_message {
 	const char *topic;
-	size_t topic_len; /* 0: topic is NUL-terminated */
+	size_t topic_len; /* TG_NUL: topic is NUL-terminated */
 	const void *key;  /* routing or partition key; its meaning is the protocol's. May be NULL */
 	size_t key_len;
 	const void *body;

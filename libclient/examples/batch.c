@@ -44,6 +44,7 @@ run(struct tg_lane *lane, const char *topic, unsigned long count, unsigned long 
 			int len = snprintf(bodies[i], sizeof(bodies[i]), "number %lu", next + i);
 			messages[i] = (struct tg_message){
 				.topic = topic,
+				.topic_len = TG_NUL,
 				.body = bodies[i],
 				.body_len = (size_t)len,
 				.tag = next + i,

@@ -81,7 +81,7 @@ publish(struct tg_lane *lane, unsigned who, unsigned from, unsigned count)
 	char body[RECORD_BODY_MIN];
 
 	while (got < count) {
-		struct tg_message m = { .topic = "load/fork", .body = body };
+		struct tg_message m = { .topic = "load/fork", .topic_len = TG_NUL, .body = body };
 		int rc = -TG_EAGAIN;
 		if (sent < count) {
 			m.body_len = record_body(body, 1, who, 0, from + sent);
@@ -107,7 +107,7 @@ publish(struct tg_lane *lane, unsigned who, unsigned from, unsigned count)
 static void
 check_forked(const struct handle *h)
 {
-	struct tg_message m = { .topic = "load/fork", .body = "9 9 9", .body_len = 5 };
+	struct tg_message m = { .topic = "load/fork", .topic_len = TG_NUL, .body = "9 9 9", .body_len = 5 };
 	struct tg_completion c;
 	struct tg_lane *lane;
 	void *body;

@@ -61,7 +61,8 @@ static void *
 work(void *arg)
 {
 	struct worker *w = arg;
-	struct tg_message message = { .topic = "honest", .body = "one message and its answer", .body_len = 26 };
+	struct tg_message message = { .topic = "honest", .topic_len = TG_NUL,
+		.body = "one message and its answer", .body_len = 26 };
 	struct tg_lane *lane = NULL;
 	unsigned long long start = 0, last = 0;
 	int rc;

@@ -166,6 +166,7 @@ offer(struct producer *p, uint32_t lane, uint32_t most)
 
 		memset(m, 0, sizeof(*m));
 		m->topic = topic;
+		m->topic_len = TG_NUL;
 		m->body = body;
 		m->body_len = record_body(body, body_len(p), p->o.id, lane, sequence + i);
 		m->tag = (uint64_t)lane << 40 | (sequence + i);

@@ -12,7 +12,7 @@ OUTCOMES = (None, "delivered", "sent", "rejected", "expired", "unknown", "cancel
 
 
 class Header(c.Structure):
-    _fields_ = [("name", c.c_char_p), ("value", c.c_char_p), ("name_len", c.c_uint16), ("value_len", c.c_uint16)]
+    _fields_ = [("name", c.c_char_p), ("value", c.c_char_p), ("name_len", c.c_size_t), ("value_len", c.c_size_t)]
 
 
 class Message(c.Structure):
@@ -111,7 +111,7 @@ class Lane:
 
     @staticmethod
     def message(body=b"", topic=b"t", tag=0, timeout_ms=0, expiry_ms=0, flags=0):
-        return Message(topic=topic, body=body, body_len=len(body), tag=tag, timeout_ms=timeout_ms,
+        return Message(topic=topic, topic_len=len(topic), body=body, body_len=len(body), tag=tag, timeout_ms=timeout_ms,
                        expiry_ms=expiry_ms, flags=flags)
 
     def publish(self, body=b"", **options):

@@ -11,6 +11,7 @@ main()
 	options.socket = "/nobody/listens/here";
 	tg_message message = {};
 	message.topic = "t";
+	message.topic_len = TG_NUL;
 	message.flags = TG_QUIET;
 	tg_client *client = nullptr;
 

@@ -380,7 +380,7 @@ late_answer_is_skipped_and_its_lane_given_back(void **state)
 	assert_detail("300 ms");
 	assert_int_equal(tg_lane_open(client, &lane, "events", &large), 0);
 	assert_int_equal(fake_lane(&fake)->map.geo.sq_bytes, 4 * LANE_SQ_MIN);
-	assert_int_equal(tg_publish(lane, &(struct tg_message){ .topic = "t" }, NULL), 0);
+	assert_int_equal(tg_publish(lane, &(struct tg_message){ .topic = "t", .topic_len = TG_NUL }, NULL), 0);
 	assert_int_equal(fake_lane_drain(fake_lane(&fake), TG_DELIVERED), 1);
 	assert_int_equal(tg_lane_close(lane, -1), 0);
 	assert_int_equal(fake_closes(&fake), 2);
@@ -443,7 +443,7 @@ no_descriptors_left_is_a_limit(void **state)
 static int
 child_checks(struct fake *fake, struct tg_client *client, struct tg_lane *lane)
 {
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 	struct tg_client_options options = { .socket = fake->path };
 	struct tg_completion c;
 	struct tg_lane *own;
@@ -488,7 +488,7 @@ child_gets_forked_and_opens_its_own(void **state)
 	struct fake fake;
 	struct tg_client *client;
 	struct tg_lane *lane, *second;
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 	struct tg_completion c;
 	int status;
 	pid_t pid;
@@ -520,7 +520,7 @@ grandchild_checks(struct fake *fake, struct tg_lane *lane)
 	struct tg_client_options options = { .socket = fake->path };
 	struct tg_client *client;
 	struct tg_lane *own;
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 	int status;
 	pid_t pid;
 

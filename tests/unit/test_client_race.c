@@ -62,7 +62,7 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 	int use_fd = -1, n;
 
 	for (int i = 0; i < 3000; i++) {
-		struct tg_message m = { .topic = "t", .body = "a", .body_len = 1, .tag = (uint64_t)i };
+		struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = "a", .body_len = 1, .tag = (uint64_t)i };
 
 		sync_in_time(s->lane, &m);
 		sum += 'a';
@@ -71,7 +71,7 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 	for (unsigned i = 0; i < sizeof(body); i++)
 		body[i] = (uint8_t)(i * 7u);
 	while (want < 30000) {
-		struct tg_message m = { .topic = "t", .body = body, .tag = want };
+		struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = body, .tag = want };
 		int rc;
 
 		seed ^= seed << 13;
@@ -204,7 +204,7 @@ static void
 answer_that_comes_while_falling_asleep_is_seen(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 	struct tg_lane_options options = { .ring_bytes = LANE_SQ_MIN, .spin_us = 1 };
 	struct racer racer;
 
@@ -222,7 +222,7 @@ static void
 answer_that_comes_while_arming_the_descriptor_is_seen(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 	struct tg_completion c;
 	struct racer racer;
 	int fd = tg_fd(s->lane);
@@ -244,7 +244,7 @@ static void
 message_that_comes_while_the_daemon_falls_asleep_rings(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 	struct tg_completion c;
 	struct racer racer;
 	int rc = 0;
@@ -279,7 +279,7 @@ worker_run(void *arg)
 {
 	struct worker *w = arg;
 	struct tg_client_options options = { .socket = w->fake->path };
-	struct tg_message wrong = { .topic = "t", .body = "", .body_len = 100000 + w->base };
+	struct tg_message wrong = { .topic = "t", .topic_len = TG_NUL, .body = "", .body_len = 100000 + w->base };
 	struct tg_client *own;
 	struct tg_completion c;
 	char number[32];
@@ -288,7 +288,7 @@ worker_run(void *arg)
 	if (tg_client_open(&own, &options) != 0)
 		return (void *)1;
 	for (uint64_t i = 0; i < 300; i++) {
-		struct tg_message m = { .topic = "t", .tag = w->base + i };
+		struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .tag = w->base + i };
 
 		if (tg_publish_sync(w->lane, &m, FAKE_DEADLINE_MS, &c) != 0 || c.tag != w->base + i)
 			return (void *)2;

@@ -66,7 +66,7 @@ lane_fences_as_the_daemon_that_has_it_needs(void **state)
 static uint64_t
 published_ns(struct setup *s, int reserved)
 {
-	struct tg_message m = { .topic = "t", .body_len = 8, .body = "12345678" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body_len = 8, .body = "12345678" };
 	struct record record;
 	const uint8_t *bytes;
 	uint64_t position;
@@ -110,7 +110,7 @@ records_are_dated_by_the_daemons_clock(void **state)
 static void
 call_batch(struct tg_lane *lane)
 {
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 
 	(void)tg_publish_batch(lane, &m, 1, NULL);
 }
@@ -118,7 +118,7 @@ call_batch(struct tg_lane *lane)
 static void
 call_commit(struct tg_lane *lane)
 {
-	struct tg_message m = { .topic = "t", .body_len = 8 };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body_len = 8 };
 	void *body;
 
 	if (tg_reserve(lane, &m, &body) == 0) {
@@ -320,7 +320,7 @@ static void
 lane_that_is_not_taken_back_takes_no_messages(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 	uint64_t begin = fake_now_ms();
 
 	fake_take_back(&s->fake, 0);

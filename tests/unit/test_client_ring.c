@@ -52,7 +52,8 @@ teardown(void **state)
 static int
 publish(struct setup *s, const char *topic, const void *body, size_t len, uint64_t tag, uint32_t flags)
 {
-	struct tg_message m = { .topic = topic, .body = body, .body_len = len, .tag = tag, .flags = flags };
+	struct tg_message m = { .topic = topic, .topic_len = topic != NULL ? TG_NUL : 0,
+		.body = body, .body_len = len, .tag = tag, .flags = flags };
 
 	return tg_publish(s->lane, &m, NULL);
 }
@@ -63,7 +64,7 @@ static void
 record_holds_the_published_message(void **state)
 {
 	struct setup *s = *state;
-	static const struct tg_header headers[] = { { "kind", "order", 0, 5 }, { "emptyXX", NULL, 5, 0 } };
+	static const struct tg_header headers[] = { { "kind", "order", TG_NUL, 5 }, { "emptyXX", NULL, 5, 0 } };
 	struct tg_message m = { .topic = "orders/newXX",
 		.topic_len = 10,
 		.key = "k\0y",
@@ -116,7 +117,7 @@ completion_comes_back_whole(void **state)
 {
 	struct setup *s = *state;
 	struct tg_completion c[4];
-	struct tg_message m = { .topic = "t", .tag = 77 };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .tag = 77 };
 	uint64_t position;
 
 	assert_int_equal(tg_poll(s->lane, c, 4), 0);
@@ -138,22 +139,61 @@ completion_comes_back_whole(void **state)
 	assert_int_equal(tg_poll(s->lane, NULL, 1), -TG_EINVAL);
 }
 
+/* An empty slice of another language points anywhere, and no NUL follows. */
+static void
+length_zero_reads_no_byte(void **state)
+{
+	struct setup *s = *state;
+	const struct tg_header header = { "n", (const void *)1, TG_NUL, 0 };
+	const struct tg_message m = { .topic = (const char *)1,
+		.key = (const void *)1,
+		.body = (const void *)1,
+		.headers = &header,
+		.header_count = 1 };
+	struct record r;
+	const uint8_t *bytes;
+	uint64_t at;
+
+	assert_int_equal(tg_publish(s->lane, &m, NULL), 0);
+	assert_int_equal(fake_lane_take(s->peer, &r, &bytes, &at), 1);
+	assert_int_equal(r.topic_len, 0);
+	assert_int_equal(r.key_len, 0);
+	assert_int_equal(r.body_len, 0);
+	assert_int_equal(r.headers_len, 4 + 1);
+}
+
+static void
+header_lengths_that_wrap_around_are_too_big(void **state)
+{
+	struct setup *s = *state;
+	const struct tg_header headers[] = { { "n", "v", SIZE_MAX - 8, 1 }, { "n", "v", 1, SIZE_MAX - 3 } };
+	struct tg_message m = { .topic = "t", .topic_len = 1, .header_count = 1 };
+
+	for (unsigned i = 0; i < 2; i++) {
+		m.headers = &headers[i];
+		assert_int_equal(tg_publish(s->lane, &m, NULL), -TG_ETOOBIG);
+		assert_detail("at most 65535");
+	}
+}
+
 static void
 wrong_arguments_are_named(void **state)
 {
 	struct setup *s = *state;
-	struct tg_header bad = { .name = NULL };
-	struct tg_header no_value = { .name = "n", .value_len = 1 };
+	struct tg_header bad = { .name = NULL, .name_len = TG_NUL };
+	struct tg_header no_value = { .name = "n", .name_len = TG_NUL, .value_len = 1 };
+	struct tg_header no_name = { .name = "n", .value = "v", .value_len = 1 };
 	const struct tg_message wrong[] = {
 		{ .topic_len = 1 },
-		{ .topic = "t", .key_len = 1 },
-		{ .topic = "t", .body_len = 1 },
-		{ .topic = "t", .flags = 4 },
-		{ .topic = "t", .header_count = 1 },
-		{ .topic = "t", .header_count = 1, .headers = &bad },
-		{ .topic = "t", .header_count = 1, .headers = &no_value },
+		{ .topic = "t", .topic_len = TG_NUL, .key_len = 1 },
+		{ .topic = "t", .topic_len = TG_NUL, .body_len = 1 },
+		{ .topic = "t", .topic_len = TG_NUL, .flags = 4 },
+		{ .topic = "t", .topic_len = TG_NUL, .header_count = 1 },
+		{ .topic = "t", .topic_len = TG_NUL, .header_count = 1, .headers = &bad },
+		{ .topic = "t", .topic_len = TG_NUL, .header_count = 1, .headers = &no_value },
+		{ .topic = "t", .topic_len = TG_NUL, .header_count = 1, .headers = &no_name },
 	};
-	struct tg_message good = { .topic = "t" };
+	struct tg_message good = { .topic = "t", .topic_len = TG_NUL };
 	struct record r;
 	const uint8_t *bytes;
 	uint64_t at;
@@ -185,8 +225,8 @@ too_big_names_the_limit(void **state)
 {
 	struct setup *s = *state;
 	static char bytes[70000];
-	struct tg_header header = { "name", bytes, 0, 65531 };
-	struct tg_message m = { .topic = "t", .body = bytes };
+	struct tg_header header = { "name", bytes, TG_NUL, 65531 };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = bytes };
 
 	memset(bytes, 'x', sizeof(bytes) - 1);
 	m.body_len = 8192 - 48 - 1;
@@ -295,7 +335,8 @@ batch_takes_what_fits_and_rings_once(void **state)
 	struct tg_message m[200] = { { 0 } };
 	uint64_t positions[200] = { 0 };
 	struct tg_completion c[200];
-	struct tg_message huge[2] = { { .topic = "t" }, { .topic = "t", .body = "", .body_len = 100000 } };
+	struct tg_message huge[2] = { { .topic = "t", .topic_len = TG_NUL },
+		{ .topic = "t", .topic_len = TG_NUL, .body = "", .body_len = 100000 } };
 
 	for (unsigned i = 0; i < 200; i++)
 		m[i].tag = i;
@@ -337,7 +378,8 @@ static void
 reservation_is_written_in_place(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "topic", .key = "key", .key_len = 3, .body_len = 1000, .tag = 5 };
+	struct tg_message m = { .topic = "topic", .topic_len = TG_NUL, .key = "key", .key_len = 3, .body_len = 1000,
+		.tag = 5 };
 	struct tg_completion c;
 	struct record r;
 	const uint8_t *bytes;
@@ -376,7 +418,7 @@ static void
 reservation_holds_room_and_slot(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "t", .body_len = 8000 };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body_len = 8000 };
 	void *body;
 	int n = 0;
 
@@ -402,7 +444,7 @@ static void
 cancel_finds_only_live_messages(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "t", .body = "0123456789abcdef", .body_len = 16 };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = "0123456789abcdef", .body_len = 16 };
 	uint64_t first, second;
 
 	assert_int_equal(tg_cancel(s->lane, 0), -TG_ENOTFOUND);
@@ -474,7 +516,7 @@ static void
 sync_leaves_the_others_in_order(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "t", .tag = 100, .flags = TG_QUIET };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .tag = 100, .flags = TG_QUIET };
 	struct tg_completion c[8], mine;
 	struct record r;
 	const uint8_t *bytes;
@@ -519,7 +561,7 @@ static void
 sync_reads_nothing_that_is_not_committed(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "t", .tag = 100 };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .tag = 100 };
 	struct tg_completion c;
 
 	for (uint64_t i = 0; i < LANE_CQ_MIN; i++)
@@ -550,7 +592,7 @@ bad_words_break_the_lane_and_nothing_else(void **state)
 		struct tg_lane *lane;
 		struct fake_lane *peer;
 		struct tg_lane_options small = { .ring_bytes = LANE_SQ_MIN };
-		struct tg_message m = { .topic = "t", .body = body, .body_len = sizeof(body) };
+		struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = body, .body_len = sizeof(body) };
 
 		assert_int_equal(tg_lane_open(s->client, &lane, "events", &small), 0);
 		peer = fake_lane(&s->fake);
@@ -619,7 +661,7 @@ random_words_never_hurt(void **state)
 		assert_int_equal(tg_lane_open(s->client, &lane, "events", &small), 0);
 		peer = fake_lane(&s->fake);
 		for (int i = 0; i < 2000; i++) {
-			struct tg_message m = { .topic = "t", .body = body };
+			struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = body };
 			struct tg_completion c[16];
 			uint64_t *words[] = { &peer->map.daemon->sq_head, &peer->map.daemon->cq_tail };
 			char text[16];
@@ -655,6 +697,8 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		RING_TEST(record_holds_the_published_message),
 		RING_TEST(completion_comes_back_whole),
+		RING_TEST(length_zero_reads_no_byte),
+		RING_TEST(header_lengths_that_wrap_around_are_too_big),
 		RING_TEST(wrong_arguments_are_named),
 		RING_TEST(too_big_names_the_limit),
 		RING_TEST(full_ring_is_eagain_and_changes_nothing),

@@ -284,7 +284,7 @@ descriptor_survives_waiting_in_between(void **state)
 	assert_int_equal(tg_poll(s->lane, c, 8), 1);
 	/* A descriptor that is asked for when something is there already. */
 	struct tg_lane *lane;
-	struct tg_message m = { .topic = "t" };
+	struct tg_message m = { .topic = "t", .topic_len = TG_NUL };
 	assert_int_equal(tg_lane_open(s->client, &lane, "events", NULL), 0);
 	assert_int_equal(tg_publish(lane, &m, NULL), 0);
 	fake_lane_drain(fake_lane(&s->fake), TG_DELIVERED);

@@ -36,6 +36,7 @@ main(int argc, char **argv)
 		return failed("usage", "tidegate-once SOCKET POOL TOPIC SIZE");
 	client_options.socket = argv[1][0] != '\0' ? argv[1] : NULL;
 	message.topic = argv[3];
+	message.topic_len = TG_NUL;
 	message.body_len = (size_t)strtoul(argv[4], NULL, 10);
 	message.body = body = calloc(1, message.body_len + 1);
 	while (lane_options.ring_bytes / 4 < message.body_len)

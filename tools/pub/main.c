@@ -115,9 +115,9 @@ add_header(struct pub_options *pub, const char *text)
 	if (headers == NULL)
 		cli_usage_error("--header: out of memory");
 	headers[pub->header_count++] = (struct tg_header){ .name = text,
-		.name_len = (uint16_t)(equals - text),
+		.name_len = (size_t)(equals - text),
 		.value = equals + 1,
-		.value_len = (uint16_t)strlen(equals + 1) };
+		.value_len = strlen(equals + 1) };
 	pub->headers = headers;
 }
 

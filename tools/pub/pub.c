@@ -180,6 +180,7 @@ gather(struct pub *pub)
 			pub->numbers[pub->pending_count] = item.number;
 			pub->pending[pub->pending_count++] = (struct tg_message){
 				.topic = pub->options->topic,
+				.topic_len = TG_NUL,
 				.key = pub->options->key,
 				.key_len = pub->options->key != NULL ? strlen(pub->options->key) : 0,
 				.body = item.bytes,
