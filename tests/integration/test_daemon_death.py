@@ -65,7 +65,7 @@ def test_killed_daemon_loses_nothing_through_mosquitto(box, daemon):
     assert d.stop() == 0
 
 
-POINTS = re.findall(r"^X\((\w+),", (ROOT / "daemon" / "inject.def").read_text(), re.MULTILINE)
+POINTS = re.findall(r"^X\((\w+),", (ROOT / "daemon" / "base" / "inject.def").read_text(), re.MULTILINE)
 PER_PAIR = 400  # messages of each producer
 INJECTION = "-DTG_INJECTION" in (BUILD / "Makefile").read_text()
 

@@ -27,12 +27,14 @@ def wait_why(daemon, words, deadline_s=15):
 
 
 def check_backs_off_to_the_cap(daemon, retry_max_ms=10000):
-    """A refused link backs off."""
+    """A refused link backs off. With TLS 1.3 the broker closes a connection on which the client has already sent data,
+    and the reset may overtake the alert: that attempt says nothing of the refusal, and the next comes soon."""
+    unheard = daemon.process.text().count('cause="closed by the broker"')
     link = daemon.links()[0]
-    assert link["state"].lower() == "backoff" and link["connects"] == 1, link
+    assert link["state"].lower() == "backoff" and link["connects"] == 1 + unheard, link
     timer = f"no more than one attempt in half of {retry_max_ms} ms"
     attempts = daemon.rows("brokers")[0]["attempts"]
-    assert attempts == 1, timer
+    assert attempts == 1 + unheard, timer
 
 
 @pytest.mark.sanitizers
