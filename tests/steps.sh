@@ -18,15 +18,33 @@ launcher() {
 	if [ "$1" = thread ] && setarch -R true 2>/dev/null; then launch=(setarch -R); fi
 }
 
-# step_build NAME CONFIGURE_ARGUMENT...: configures out of tree and builds everything, tests included.
+# configuration NAME: sets the arguments of configure for this build.
+configuration() {
+	case $1 in
+	gcc) arguments=(CC=gcc CXX=g++) ;;
+	clang) arguments=(CC=clang CXX=clang++ --without-systemd) ;;
+	address) arguments=(CC=gcc "--enable-sanitizers=address,undefined" --enable-injection) ;;
+	thread) arguments=(CC=gcc --enable-sanitizers=thread) ;;
+	esac
+}
+
+# step_build NAME: configures out of tree and builds everything, tests included.
 step_build() {
-	local folder=$scratch/$1
-	shift
+	local folder=$scratch/$1 arguments
+	configuration "$1"
 	mkdir -p "$folder"
 	cd "$folder"
-	[ -e config.status ] || "$source/configure" --enable-werror --prefix="$folder/installed" "$@"
+	[ -e config.status ] || "$source/configure" --enable-werror --prefix="$folder/installed" "${arguments[@]}"
 	make -j"$jobs"
 	make -j"$jobs" check TESTS=
+}
+
+# step_builds NAME...: one after the other; an error in one does not keep the others.
+step_builds() {
+	local name
+	for name in "$@"; do
+		bash "$source/tests/steps.sh" build "$name" || echo "the build \"$name\" failed"
+	done
 }
 
 # The daemon has one loop thread; several threads share only the rings, the library and the log.
@@ -34,15 +52,15 @@ thread_tests="tests/unit/test_order tests/unit/test_ring tests/unit/test_stress 
 	tests/unit/test_client tests/unit/test_client_ring tests/unit/test_client_wait tests/unit/test_client_race \
 	tests/unit/test_client_reattach tests/unit/test_log"
 
-# step_make_check NAME: automake's tests: cmocka, model and mutants. Logs of programs
-# that fail go where tools/check shows them.
+# step_make_check NAME [TARGET]: automake's tests: cmocka, model and mutants; TARGET check-quick leaves out the long ones.
+# Logs of programs that fail go where tools/check shows them.
 step_make_check() {
-	local name=$1 status=0 trs tests=()
+	local name=$1 target=${2-check} status=0 trs tests=()
 	launcher "$name"
 	cd "$scratch/$name"
 	find . -name '*.trs' -delete
 	if [ "$name" = thread ]; then tests=("TESTS=$thread_tests"); fi
-	"${launch[@]}" make -k -j"$jobs" check "${tests[@]}" || status=$?
+	"${launch[@]}" make -k -j"$jobs" "$target" "${tests[@]}" || status=$?
 	rm -rf "$logs/make-$name.d"
 	mkdir -p "$logs/make-$name.d"
 	while IFS= read -r trs; do
@@ -51,14 +69,19 @@ step_make_check() {
 	return "$status"
 }
 
-# step_pytest BUILD REPORT ARGUMENT...: the real daemon against real brokers.
+# step_pytest BUILD REPORT ARGUMENT...: the real daemon against real brokers. The temporary folder has a short name,
+# since sockets are made in it: their paths have 107 bytes at most.
 step_pytest() {
-	local report=$2
+	local report=$2 status=0 temporary
 	export TG_BUILD=$scratch/$1 PYTHONDONTWRITEBYTECODE=1
 	launcher "$1"
 	shift 2
 	cd "$source"
-	"${launch[@]}" /usr/bin/python3 -m pytest -p no:cacheprovider -q -rfE --durations=8 --junitxml="$logs/$report.xml" "$@"
+	temporary=$(mktemp -d /tmp/tg.XXXXXX)
+	"${launch[@]}" /usr/bin/python3 -m pytest -p no:cacheprovider -q -rfE --durations=8 --basetemp="$temporary" \
+		--junitxml="$logs/$report.xml" "$@" || status=$?
+	rm -rf "$temporary"
+	return "$status"
 }
 
 # step_interop BUILD REPORT: those brokers of the package registries that are installed within a minute. A broker that
@@ -111,7 +134,7 @@ analyze_all() {
 	mkdir -p "$scratch/analyze"
 	cd "$scratch/analyze"
 	[ -e config.status ] || "$source/configure" -q
-	find "$source"/{daemon,shm,libclient} -maxdepth 1 -name '*.c' -print0 |
+	find "$source"/{daemon,shm,libclient} -name '*.c' ! -path '*/examples/*' -print0 |
 		xargs -0 -P "$jobs" -n 1 bash "$source/tests/steps.sh" analyze | tee -a "$logs/lint.out"
 	cd "$source"
 }
@@ -208,8 +231,7 @@ step_distcheck() {
 	# Tests that read files of the tree show whether the tarball has them; the others have just run.
 	make -j"$jobs" distcheck DISTCHECK_CONFIGURE_FLAGS=--enable-werror TESTS="tests/unit/test_config_file \
 		tests/unit/test_config_manual tests/unit/test_protocols tests/conformance/conformance \
-		tests/fuzz/fuzz_replay tests/fuzz/replay_frame tests/fuzz/replay_config tests/model/run.sh \
-		tests/unit/client_names.sh"
+		tests/fuzz/fuzz_replay tests/fuzz/replay_frame tests/fuzz/replay_config tests/unit/client_names.sh"
 }
 
 step=step_$1

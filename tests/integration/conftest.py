@@ -20,7 +20,7 @@ OWN_NETWORK = os.geteuid() == 0 and harness.own_network()
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "sanitizers: also run with the sanitizer builds")
+    config.addinivalue_line("markers", "sanitizers: also run with the sanitizer builds and by tools/check --quick")
     config.addinivalue_line("markers", "long: takes more than half a minute")
 
 
