@@ -165,7 +165,7 @@ int control_request_fds(struct tg_client *client, struct frame *request, const i
 /* Sends what has no answer. Returns 0 or a negative error with detail. */
 int control_say(struct tg_client *client, struct frame *frame);
 
-/* ---- client.c ---- */
+/* ---- connect.c ---- */
 
 /*
  * A descriptor that is none of 0 to 2: a program that was started without those would write its output into
@@ -219,6 +219,9 @@ enum { WATCH_BELL, WATCH_CONTROL, WATCH_SELF, WATCH_RETRY };
 /* Frees this process's side: mapping, descriptors, memory. Tells the daemon nothing. */
 void lane_free(struct tg_lane *lane);
 
+/* The mapping and the two memfds alone. */
+void lane_drop_memory(struct tg_lane *lane);
+
 /* Notes which side raises the fence, as the lane's daemon says (enum lane_flags). */
 void lane_set_fence(struct tg_lane *lane, uint32_t flags);
 
@@ -256,8 +259,6 @@ void lane_disarm(struct tg_lane *lane);
 /* Starts again; rings the own bell if there is something to look at already. */
 void lane_arm(struct tg_lane *lane);
 
-/* ---- wait.c ---- */
-
 /*
  * Has room returned for what got -TG_EAGAIN, or has `writable` turned to 1? Each is reported once.
  * 1, 0, or -TG_EBROKEN.
@@ -266,6 +267,8 @@ int lane_edge(struct tg_lane *lane);
 
 /* Is there a completion to read, or an edge? 1, 0, or -TG_EBROKEN. */
 int lane_is_eventful(struct tg_lane *lane);
+
+/* ---- bell.c ---- */
 
 /* Takes the bell's count, so that it is silent until it is rung again. Only when it is readable. */
 void bell_drain(int bell);

@@ -1,4 +1,4 @@
-/* Attaching a lane: ask for it, check everything that came, map it. And giving it back. */
+/* Attaching a lane: ask for it, check everything that came, map it. */
 #include "internal.h"
 
 #include "clock.h"
@@ -19,6 +19,14 @@ fd_close(int *fd)
 }
 
 void
+lane_drop_memory(struct tg_lane *lane)
+{
+	lane_map_fini(&lane->map);
+	fd_close(&lane->answers);
+	fd_close(&lane->ring);
+}
+
+void
 lane_free(struct tg_lane *lane)
 {
 	if (lane->link != NULL) {
@@ -26,14 +34,12 @@ lane_free(struct tg_lane *lane)
 		if (lane->next != NULL)
 			lane->next->link = lane->link;
 	}
-	lane_map_fini(&lane->map);
+	lane_drop_memory(lane);
 	fd_close(&lane->epoll);
 	fd_close(&lane->self);
 	fd_close(&lane->retry_timer);
 	fd_close(&lane->bell);
 	fd_close(&lane->doorbell);
-	fd_close(&lane->ring);
-	fd_close(&lane->answers);
 	free(lane->marks);
 	free(lane);
 }
@@ -322,41 +328,4 @@ tg_lane_info(struct tg_lane *lane, struct tg_lane_info *info)
 		info->away_ms = 1 + (now > lost_ns ? now - lost_ns : 0) / 1000000;
 	}
 	return 0;
-}
-
-int
-tg_lane_close(struct tg_lane *lane, int timeout_ms)
-{
-	struct frame request, answer;
-	struct tg_client *client;
-	int fds[FRAME_FDS];
-	int rc, flushed;
-
-	if (lane == NULL)
-		return 0;
-	client = lane->client;
-	if (fork_is_child(&lane->mark)) {
-		rc = lane_trouble(lane);
-		lane_free(lane);
-		return rc;
-	}
-	if (lane->busy)
-		(void)tg_abort(lane);
-	flushed = tg_flush(lane, timeout_ms);
-	frame_init(&request, FRAME_LANE_CLOSE, 0);
-	client_lock(client);
-	request.u.lane.lane_id = lane->lane_id; /* which the next daemon may have changed */
-	/* Memory that no other process maps any more costs the daemon less to free. */
-	lane_map_fini(&lane->map);
-	fd_close(&lane->answers);
-	fd_close(&lane->ring);
-	rc = client_is_lost(client)
-		 ? detail_fail(-TG_ECLOSED, "lane %" PRIu64 ": tidegated is away", lane->lane_id)
-		 : control_request(client, &request, &answer, FRAME_LANE_CLOSED, fds);
-	for (unsigned i = 0; rc == 0 && i < FRAME_FDS; i++)
-		fd_close(&fds[i]);
-	lane_free(lane);
-	client_unlock(client);
-	/* Without a daemon that could go on delivering, waiting longer would not help. */
-	return flushed == 0 || (flushed == -TG_ETIMEOUT && rc == -TG_ECLOSED) ? rc : flushed;
 }

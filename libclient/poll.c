@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define REASON_TRIES 1000
+#define ROOM_SHARE 8u /* a full ring is worth waking up for when an eighth is free again */
 
 /* Whether the entry was taken out of turn. Takes the mark away. */
 static inline int
@@ -103,6 +104,46 @@ lane_sweep(struct tg_lane *lane)
 		cq_release(cq, head);
 	}
 	return there;
+}
+
+/*
+ * Waking for every freed record would cost a sleep and a doorbell each; so an eighth of ring and
+ * slots has to be free, or what was asked for if that is more.
+ */
+static int
+room_returned(struct tg_lane *lane)
+{
+	uint64_t size = lane->sq.mask + 1, entries = lane->cq.mask + 1;
+	uint64_t need = lane->want_bytes > size / ROOM_SHARE ? lane->want_bytes : size / ROOM_SHARE;
+	int64_t room = sq_producer_refresh(&lane->sq);
+
+	if (room < 0)
+		return lane_broken(lane, "sq_head is not between the last one seen and sq_tail");
+	if ((uint64_t)room < need || entries - (lane->published - lane->cq.head) < entries / ROOM_SHARE)
+		return 0;
+	lane->want_bytes = 0;
+	return 1;
+}
+
+int
+lane_edge(struct tg_lane *lane)
+{
+	uint32_t writable = order_load_relaxed_32(&lane->map.daemon->writable) != 0;
+	int turned = writable && !lane->writable_seen;
+	int room = lane->want_bytes != 0 ? room_returned(lane) : 0;
+
+	lane->writable_seen = writable;
+	return room != 0 ? room : turned;
+}
+
+int
+lane_is_eventful(struct tg_lane *lane)
+{
+	int rc = lane_sweep(lane);
+
+	if (rc < 0)
+		return rc;
+	return lane->cq.tail_seen != lane->cq.head ? 1 : lane_edge(lane);
 }
 
 /* Up to max completions to the caller. How many, or -TG_EBROKEN. */

@@ -9,77 +9,13 @@
 #include <ck_pr.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <unistd.h>
 
 #define SPIN_LOOKS 16u       /* between two readings of the clock, which costs 55 ns */
 #define SPIN_MISSES_MAX 4u   /* spins in vain after which it is tried only ... */
 #define SPIN_RETRY_EVERY 16u /* ... this often */
-#define ROOM_SHARE 8u        /* a full ring is worth waking up for when an eighth is free again */
 
 /* Is it there? 1, 0, or a negative error. */
 typedef int looks_fn(struct tg_lane *lane, void *arg);
-
-void
-bell_ring(int bell)
-{
-	static const uint64_t one = 1;
-	ssize_t n;
-
-	do
-		n = write(bell, &one, sizeof(one));
-	while (n < 0 && errno == EINTR);
-}
-
-void
-bell_drain(int bell)
-{
-	uint64_t rings[8]; /* a pipe's bytes, or an eventfd's count */
-	ssize_t n;
-
-	do
-		n = read(bell, rings, sizeof(rings));
-	while (n == (ssize_t)sizeof(rings) || (n < 0 && errno == EINTR));
-}
-
-/*
- * Waking for every freed record would cost a sleep and a doorbell each; so an eighth of ring and
- * slots has to be free, or what was asked for if that is more.
- */
-static int
-room_returned(struct tg_lane *lane)
-{
-	uint64_t size = lane->sq.mask + 1, entries = lane->cq.mask + 1;
-	uint64_t need = lane->want_bytes > size / ROOM_SHARE ? lane->want_bytes : size / ROOM_SHARE;
-	int64_t room = sq_producer_refresh(&lane->sq);
-
-	if (room < 0)
-		return lane_broken(lane, "sq_head is not between the last one seen and sq_tail");
-	if ((uint64_t)room < need || entries - (lane->published - lane->cq.head) < entries / ROOM_SHARE)
-		return 0;
-	lane->want_bytes = 0;
-	return 1;
-}
-
-int
-lane_edge(struct tg_lane *lane)
-{
-	uint32_t writable = order_load_relaxed_32(&lane->map.daemon->writable) != 0;
-	int turned = writable && !lane->writable_seen;
-	int room = lane->want_bytes != 0 ? room_returned(lane) : 0;
-
-	lane->writable_seen = writable;
-	return room != 0 ? room : turned;
-}
-
-int
-lane_is_eventful(struct tg_lane *lane)
-{
-	int rc = lane_sweep(lane);
-
-	if (rc < 0)
-		return rc;
-	return lane->cq.tail_seen != lane->cq.head ? 1 : lane_edge(lane);
-}
 
 /* Completions come before the lane's trouble does. */
 static int

@@ -52,11 +52,7 @@ CEILINGS = {
     ("daemon/admin", "daemon/life"): (1, 1),
 }
 # Files in knots of more than LARGEST_KNOT, and files of the largest knot.
-KNOT_CEILINGS = {
-    "daemon": (0, 0),
-    "libclient": (7, 7),
-    "tools": (0, 0),
-}
+KNOT_CEILINGS = {}
 # Sources that not every build compiles, and folders of such.
 OPTIONAL = ("daemon/base/inject.c", "tools/bench")
 # Users of the library include its one public header by its installed name; configure makes the other.
