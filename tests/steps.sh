@@ -25,6 +25,10 @@ configuration() {
 	clang) arguments=(CC=clang CXX=clang++ --without-systemd) ;;
 	address) arguments=(CC=gcc "--enable-sanitizers=address,undefined" --enable-injection) ;;
 	thread) arguments=(CC=gcc --enable-sanitizers=thread) ;;
+	*)
+		echo "tests/steps.sh: unknown build \"$1\"" >&2
+		return 1
+		;;
 	esac
 }
 
