@@ -93,22 +93,25 @@ def included(root, source):
 
 def symbols(root, build, may_call):
     """For each source with an object: the symbols it defines and those it refers to. libtool and automake put an object
-    beside its source, perhaps in .libs and with the program's name before a dash; objects of sources that are gone do
-    not count."""
-    files = collections.defaultdict(lambda: (set(), set()))
-    objects = [path for top in tops(may_call) for path in sorted((build / top).rglob("*.o"))]
-    listed = subprocess.run(["nm", "-A", *objects], check=True, capture_output=True, text=True).stdout if objects else ""
-    for line in listed.splitlines():
-        name, _, words = line.rpartition(":")
-        path = pathlib.Path(name)
+    beside its source, perhaps in .libs and with the program's name before a dash. The newest counts: an older one may
+    be left from before the Makefile changed. Objects of sources that are gone do not count."""
+    objects = {}
+    for path in (path for top in tops(may_call) for path in (build / top).rglob("*.o")):
         folder = path.parent.parent if path.parent.name == ".libs" else path.parent
         source = folder.relative_to(build) / (path.stem.rpartition("-")[2] + ".c")
-        if (root / source).is_file():
-            kind, symbol = words.split()[-2:]
-            if kind in DEFINED:
-                files[source][0].add(symbol)
-            elif kind == UNDEFINED:
-                files[source][1].add(symbol)
+        if (root / source).is_file() and \
+                (source not in objects or path.stat().st_mtime > objects[source].stat().st_mtime):
+            objects[source] = path
+    files = {source: (set(), set()) for source in sorted(objects)}
+    names = {str(path): source for source, path in objects.items()}
+    listed = subprocess.run(["nm", "-A", *names], check=True, capture_output=True, text=True).stdout if names else ""
+    for line in listed.splitlines():
+        name, _, words = line.rpartition(":")
+        kind, symbol = words.split()[-2:]
+        if kind in DEFINED:
+            files[names[name]][0].add(symbol)
+        elif kind == UNDEFINED:
+            files[names[name]][1].add(symbol)
     return files
 
 
