@@ -167,6 +167,10 @@ step_lint() {
 		mandoc -T lint -W warning "$file" || status=1
 		verdict "$status" "mandoc $file"
 	done < <(find ./libclient ./daemon ./tools -name '*.[1-8]' -type f -print0)
+	status=0
+	find shm libclient daemon tools tests \( -name '*.c' -o -name '*.h' -o -name '*.cc' \) -print0 |
+		xargs -0 clang-format --dry-run -Werror || status=1
+	verdict "$status" "clang-format"
 	analyze_all
 	unit_security
 	python3 tests/documents.py "$source" | tee -a "$logs/lint.out"
