@@ -70,7 +70,8 @@ transport_fail(const struct tg_client *client, int rc, const struct frame *answe
 }
 
 static int
-frame_post(struct tg_client *client, const struct frame *request, const int *fds, unsigned nfds, uint64_t deadline)
+frame_post(
+    struct tg_client *client, const struct frame *request, const int *fds, unsigned nfds, uint64_t deadline)
 {
 	int rc;
 

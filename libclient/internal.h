@@ -36,7 +36,7 @@
 
 #define CLIENT_TIMEOUT_MS 5000u
 #define CLOCK_SAME_NS UINT64_C(20000000) /* clocks that differ by less are one: a coarse clock lags by 10 ms */
-#define LANE_SPIN_US 20u                        /* the time of a completion while both sides are awake */
+#define LANE_SPIN_US 20u                 /* the time of a completion while both sides are awake */
 #define LANE_POPULATE_MAX (UINT64_C(256) << 10) /* above, touching every page costs more than it saves */
 #define AWAY_MIN_NS UINT64_C(1000000)           /* between two looks at a daemon that is away */
 #define CLIENT_NAME 32u                         /* of struct frame, terminator included */
@@ -82,12 +82,13 @@ struct tg_client {
 	uint32_t timeout_ms;
 	int registered; /* the daemon's membarrier reaches this process */
 	struct tg_lane *lanes;
-	pthread_mutex_t control; /* whose holder uses the control socket and the list of lanes. A forked child never
+	pthread_mutex_t
+	    control;         /* whose holder uses the control socket and the list of lanes. A forked child never
 	                          * takes it: every call there is refused before (fork.c) */
-	uint32_t lost;          /* 1: the daemon has hung up */
-	uint64_t lost_ns;       /* when that was noticed */
-	uint32_t generation;    /* counts reattachments */
-	uint64_t retry_ns;      /* not before this */
+	uint32_t lost;       /* 1: the daemon has hung up */
+	uint64_t lost_ns;    /* when that was noticed */
+	uint32_t generation; /* counts reattachments */
+	uint64_t retry_ns;   /* not before this */
 	uint64_t retry_step_ns; /* the last wait, without jitter */
 	char name[CLIENT_NAME];
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -103,9 +104,9 @@ struct reservation {
 struct tg_lane {
 	/* Every publish reads these. */
 	struct fork_mark mark;
-	int fault; /* 0, or the error every publish from now on gets */
+	int fault;   /* 0, or the error every publish from now on gets */
 	int refused; /* the daemon will not have it back: why; set by who mends */
-	int busy;  /* a reservation is open */
+	int busy;    /* a reservation is open */
 	const uint32_t *closed_word;
 	struct wake_ringer doorbell_ringer;
 	int full_fence; /* pair C: the daemon raises no fence for us; set on a reconnect */
@@ -116,7 +117,7 @@ struct tg_lane {
 	struct cq_consumer cq;
 	int doorbell;
 
-	uint64_t check_ns; /* when the control socket is looked at next */
+	uint64_t check_ns;     /* when the control socket is looked at next */
 	const char *fault_why; /* TG_EBROKEN: the first fault found */
 	uint64_t start;        /* position of the first record */
 
@@ -133,15 +134,15 @@ struct tg_lane {
 	int self;             /* an eventfd in it, with which the library rings the owner itself */
 	int retry_timer;      /* in it while the daemon is away; -1: never was */
 	int watching_retry;
-	uint32_t generation;  /* the client's when the descriptors were last put into it */
-	int armed;            /* `waiting` is odd on behalf of tg_fd */
+	uint32_t generation; /* the client's when the descriptors were last put into it */
+	int armed;           /* `waiting` is odd on behalf of tg_fd */
 
 	struct reservation reservation;
 	struct lane_map map;
 	uint64_t lane_id;
 	uint64_t nonce;
 	uint32_t timeout_ms; /* the pool's; set by who mends */
-	int ring, answers; /* the two memfds */
+	int ring, answers;   /* the two memfds */
 	struct tg_client *client;
 	struct tg_lane *next, **link;
 };

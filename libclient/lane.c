@@ -188,7 +188,8 @@ lane_attach(struct tg_lane *lane, const struct frame *answer)
 		return detail_fail(-TG_EBROKEN,
 		    "lane %" PRIu64 ": records of %u bytes at most do not go with a ring of %" PRIu64,
 		    lane->lane_id, header.max_record, geo.sq_bytes);
-	if ((rc = lane_map_answers(&lane->map, lane->answers, LANE_READ, geo.sq_bytes <= LANE_POPULATE_MAX)) != 0)
+	if ((rc = lane_map_answers(&lane->map, lane->answers, LANE_READ, geo.sq_bytes <= LANE_POPULATE_MAX)) !=
+	    0)
 		return memory_fail(rc, &geo);
 	lane->nonce = header.nonce;
 	lane->max_record = header.max_record;
@@ -217,7 +218,8 @@ lane_ask(struct tg_lane *lane, const char *pool, uint64_t ring_bytes, uint32_t c
 	memcpy(request.u.open.pool, pool, strlen(pool));
 	memcpy(request.u.open.name, client->name, sizeof(client->name));
 	clock = frame_clock();
-	if ((rc = control_request_fds(client, &request, &lane->ring, 1, &answer, FRAME_LANE_OPENED, fds)) != 0) {
+	if ((rc = control_request_fds(client, &request, &lane->ring, 1, &answer, FRAME_LANE_OPENED, fds)) !=
+	    0) {
 		if (rc == -TG_ELIMIT && answer.type == FRAME_ERROR)
 			*most = answer.u.error.ring_bytes;
 		return rc;
@@ -243,7 +245,8 @@ lane_request(struct tg_lane *lane, const char *pool, const struct tg_lane_option
 	int rc = lane_ask(lane, pool, options->ring_bytes, options->completions, &most);
 
 	/* A ring that is left to us is as large as it may be. */
-	if (rc == -TG_ELIMIT && options->ring_bytes == 0 && most >= LANE_SQ_MIN && most < lane->map.geo.sq_bytes) {
+	if (rc == -TG_ELIMIT && options->ring_bytes == 0 && most >= LANE_SQ_MIN &&
+	    most < lane->map.geo.sq_bytes) {
 		ring_drop(lane);
 		rc = lane_ask(lane, pool, most, options->completions, &most);
 	}
@@ -270,7 +273,8 @@ tg_lane_open(
 	if (lane == NULL)
 		return detail_fail(-TG_ENOMEM, "no memory for a lane (%zu bytes)", sizeof(*lane));
 	memset(lane, 0, sizeof(*lane));
-	lane->ring = lane->answers = lane->doorbell = lane->bell = lane->epoll = lane->self = lane->retry_timer = -1;
+	lane->ring = lane->answers = lane->doorbell = lane->bell = lane->epoll = lane->self =
+	    lane->retry_timer = -1;
 	lane->client = client;
 	lane->mark = client->mark;
 	lane->spin_ns = options->spin_us == UINT32_MAX         ? 0

@@ -287,7 +287,8 @@ tg_fd(struct tg_lane *lane)
 		return lane->epoll;
 	fd = fd_above_standard(epoll_create1(EPOLL_CLOEXEC));
 	own = fd_above_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-	if (fd < 0 || own < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, own, &self) != 0 || epoll_ctl(fd, EPOLL_CTL_ADD, lane->bell, &bell) != 0 ||
+	if (fd < 0 || own < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, own, &self) != 0 ||
+	    epoll_ctl(fd, EPOLL_CTL_ADD, lane->bell, &bell) != 0 ||
 	    epoll_ctl(fd, EPOLL_CTL_ADD, lane->client->fd, &control) != 0) {
 		int saved = errno;
 

@@ -56,7 +56,8 @@ headers_measure(const struct tg_lane *lane, const struct tg_message *m, struct s
 			return bad_argument(lane, "a header's name or value is NULL");
 		name_len = header_name_len(h);
 		if (name_len == 0)
-			return bad_argument(lane, "a header's name is empty; TG_NUL is the length of a NUL-terminated one");
+			return bad_argument(
+			    lane, "a header's name is empty; TG_NUL is the length of a NUL-terminated one");
 		/* Each alone first: a sum of lengths from outside may wrap around. */
 		if (name_len > UINT16_MAX)
 			return too_big(lane, "a header's name", name_len, UINT16_MAX);
@@ -159,8 +160,8 @@ headers_write(uint8_t *to, const struct tg_message *m)
 
 /* Everything but the body. Returns where the body goes. */
 static inline uint8_t *
-record_write(const struct tg_lane *lane, struct record *r, const struct tg_message *m, const struct shape *shape, uint32_t flags,
-    uint64_t position, uint64_t now)
+record_write(const struct tg_lane *lane, struct record *r, const struct tg_message *m,
+    const struct shape *shape, uint32_t flags, uint64_t position, uint64_t now)
 {
 	uint8_t *to = (uint8_t *)(r + 1);
 

@@ -165,12 +165,15 @@ take_answers(struct tg_lane *lane, int *answers)
 	int rc;
 
 	if (*answers < 0)
-		return detail_fail(-TG_EPROTOCOL, "lane %" PRIu64 ": tidegated's answer has no descriptor", lane->lane_id);
+		return detail_fail(
+		    -TG_EPROTOCOL, "lane %" PRIu64 ": tidegated's answer has no descriptor", lane->lane_id);
 	if ((rc = lane_header_read(*answers, &header, &geo)) != 0 || header.nonce != lane->nonce ||
 	    geo.sq_bytes != lane->map.geo.sq_bytes || geo.cq_entries != lane->map.geo.cq_entries)
-		return detail_fail(rc != 0 ? rc : -TG_EBROKEN, "lane %" PRIu64 ": what tidegated has made of it is another lane", lane->lane_id);
+		return detail_fail(rc != 0 ? rc : -TG_EBROKEN,
+		    "lane %" PRIu64 ": what tidegated has made of it is another lane", lane->lane_id);
 	if ((rc = lane_map_answers(&lane->map, *answers, LANE_READ, 0)) != 0)
-		return detail_fail(rc, "lane %" PRIu64 ": mapping its memory: %s", lane->lane_id, error_text(rc));
+		return detail_fail(
+		    rc, "lane %" PRIu64 ": mapping its memory: %s", lane->lane_id, error_text(rc));
 	replace(answers, lane->answers);
 	return 0;
 }
@@ -321,13 +324,14 @@ lane_watch_retry(struct tg_lane *lane)
 	if (retry < soon)
 		retry = soon;
 	if (lane->retry_timer < 0) {
-		int timer = fd_above_standard(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)), saved;
+		int timer = fd_above_standard(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)),
+		    saved;
 		if (timer < 0 || epoll_ctl(lane->epoll, EPOLL_CTL_ADD, timer, &event) != 0) {
 			saved = errno;
 			if (timer >= 0)
 				close(timer);
-			return detail_fail(-TG_ESYSTEM, "lane %" PRIu64 ": a timer to wait on: %s", lane->lane_id,
-			    strerror(saved));
+			return detail_fail(-TG_ESYSTEM, "lane %" PRIu64 ": a timer to wait on: %s",
+			    lane->lane_id, strerror(saved));
 		}
 		lane->retry_timer = timer; /* it is watched: the next call need not */
 	}

@@ -103,12 +103,13 @@ struct tg_message {
 	size_t header_count;
 	uint64_t tag;        /* yours; comes back in the completion */
 	uint32_t timeout_ms; /* how long tidegate tries to deliver it; 0: the pool's message_timeout_ms */
-	uint32_t expiry_ms;  /* how long it is of use to consumers: brokers that can drop it after that; 0: for ever */
-	uint32_t flags;      /* enum tg_flags */
+	uint32_t
+	    expiry_ms; /* how long it is of use to consumers: brokers that can drop it after that; 0: for ever */
+	uint32_t flags; /* enum tg_flags */
 };
 
 struct tg_completion {
-	uint64_t position;   /* as tg_publish gave it */
+	uint64_t position; /* as tg_publish gave it */
 	uint64_t tag;
 	uint64_t reference;  /* the broker's own number (stream sequence, offset …); 0: none */
 	uint64_t elapsed_us; /* from publish to answer, at the kernel's tick (1 to 10 ms) */
@@ -123,14 +124,15 @@ struct tg_lane;
 
 /* Options of tg_client_open. Zeroed: the defaults. */
 struct tg_client_options {
-	const char *socket; /* NULL: $TIDEGATE_SOCKET, then the path the library was built with */
-	const char *name;   /* shown to admins; NULL: the program's name */
+	const char *socket;  /* NULL: $TIDEGATE_SOCKET, then the path the library was built with */
+	const char *name;    /* shown to admins; NULL: the program's name */
 	uint32_t timeout_ms; /* for the daemon's answer to a request; 0: 5,000 */
 };
 
 /* Options of tg_lane_open. Zeroed: the defaults. */
 struct tg_lane_options {
-	uint64_t ring_bytes;  /* rounded up to a power of two; 0: 256 KiB, or what the daemon allows; at least 16 KiB. A page
+	uint64_t
+	    ring_bytes; /* rounded up to a power of two; 0: 256 KiB, or what the daemon allows; at least 16 KiB. A page
 	                       * costs 3 us at attach, so one-shot publishers ask for 16 KiB */
 	uint32_t completions; /* unread completions and unanswered messages it holds; 0: ring_bytes / 128 */
 	uint32_t spin_us;     /* how long tg_wait spins before it sleeps; 0: 20. UINT32_MAX: no spinning */
@@ -138,12 +140,13 @@ struct tg_lane_options {
 
 /* The result of tg_lane_info. */
 struct tg_lane_info {
-	uint64_t lane_id;      /* as tidegatectl shows it */
+	uint64_t lane_id; /* as tidegatectl shows it */
 	uint64_t ring_bytes;
 	uint64_t record_bytes; /* of the largest record: 48, topic, key, headers and body */
-	uint64_t away_ms;      /* since the daemon was lost, as long as none has taken the lane back; 0: there is one */
+	uint64_t
+	    away_ms; /* since the daemon was lost, as long as none has taken the lane back; 0: there is one */
 	uint32_t completions;
-	uint32_t timeout_ms;   /* the pool's, for messages without one */
+	uint32_t timeout_ms; /* the pool's, for messages without one */
 };
 
 /* Connects to the daemon. *client is the caller's, for tg_client_close. */
@@ -163,8 +166,8 @@ TG_API void tg_client_close(struct tg_client *client);
 TG_API const char *tg_client_detail(const struct tg_client *client);
 
 /* Opens a lane to a pool. */
-TG_API int tg_lane_open(struct tg_client *client, struct tg_lane **lane, const char *pool,
-    const struct tg_lane_options *options);
+TG_API int tg_lane_open(
+    struct tg_client *client, struct tg_lane **lane, const char *pool, const struct tg_lane_options *options);
 
 /*
  * Waits up to timeout_ms (-1: without limit, 0: not at all) for accepted messages to be completed,
@@ -189,8 +192,8 @@ TG_API int tg_publish(struct tg_lane *lane, const struct tg_message *message, ui
  * Publishes up to count messages with one wake-up. Returns how many were accepted, from the front
  * (positions, if not NULL, has room for count), or the first one's error if none was.
  */
-TG_API int tg_publish_batch(struct tg_lane *lane, const struct tg_message *messages, size_t count,
-    uint64_t *positions);
+TG_API int
+tg_publish_batch(struct tg_lane *lane, const struct tg_message *messages, size_t count, uint64_t *positions);
 
 /*
  * Writes in place: reserves room for message->body_len bytes (message->body is not looked at) and
@@ -250,8 +253,8 @@ TG_API int tg_flush(struct tg_lane *lane, int timeout_ms);
  * timeout_ms bounds the wait, -1: no limit; -TG_ETIMEOUT means not known yet: the completion will
  * come through tg_poll. TG_QUIET has no meaning here.
  */
-TG_API int tg_publish_sync(struct tg_lane *lane, const struct tg_message *message, int timeout_ms,
-    struct tg_completion *completion);
+TG_API int tg_publish_sync(
+    struct tg_lane *lane, const struct tg_message *message, int timeout_ms, struct tg_completion *completion);
 
 /*
  * The broker's words for the lane's last REJECTED message and, if code is not NULL, the code they

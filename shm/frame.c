@@ -72,8 +72,8 @@ frame_recv(int fd, struct frame *frame, int fds[FRAME_FDS])
 	memset(frame, 0, sizeof(*frame));
 	ssize_t n = packet_recv(fd, frame, sizeof(*frame), fds);
 	int rc = n >= 0 ? frame_check(frame, (size_t)n)
-	    : n == -TG_EPROTOCOL && frame_check(frame, sizeof(*frame)) == -TG_EVERSION ? -TG_EVERSION
-	                                                                            : (int)n;
+		 : n == -TG_EPROTOCOL && frame_check(frame, sizeof(*frame)) == -TG_EVERSION ? -TG_EVERSION
+											    : (int)n;
 
 	if (rc != 0)
 		packet_close_fds(fds);

@@ -46,7 +46,7 @@ enum frame_type {
 };
 
 enum frame_fd { FRAME_FD_ANSWERS, FRAME_FD_DOORBELL, FRAME_FD_BELL }; /* of LANE_OPENED and LANE_RETURNED */
-enum frame_fd_request { FRAME_FD_RING, FRAME_FD_OLD_ANSWERS };          /* of LANE_OPEN, and of LANE_RETURN both */
+enum frame_fd_request { FRAME_FD_RING, FRAME_FD_OLD_ANSWERS }; /* of LANE_OPEN, and of LANE_RETURN both */
 
 struct frame {
 	uint32_t magic;
@@ -56,7 +56,8 @@ struct frame {
 	union {
 		struct {
 			int32_t code; /* TG_E…, positive */
-			uint32_t ring_bytes; /* not 0: the largest ring the daemon would take, the one asked for was larger */
+			uint32_t
+			    ring_bytes; /* not 0: the largest ring the daemon would take, the one asked for was larger */
 			char text[FRAME_TEXT]; /* object, value and limit, in words */
 		} error;
 		struct {
@@ -65,7 +66,7 @@ struct frame {
 			uint32_t flags;      /* none yet */
 			char pool[LANE_POOL_NAME];
 			char name[32]; /* of the program, for the admin's eyes */
-		} open; /* LANE_OPEN; LANE_RETURN: name alone, the rest is in the memfd */
+		} open;                /* LANE_OPEN; LANE_RETURN: name alone, the rest is in the memfd */
 		struct {
 			uint64_t lane_id;
 			uint64_t sq_bytes;
@@ -74,7 +75,7 @@ struct frame {
 			uint32_t timeout_ms; /* LANE_OPENED, LANE_RETURNED: the pool's message_timeout_ms */
 			uint32_t pad;
 			int64_t clock_ns; /* LANE_OPENED, LANE_RETURNED: the daemon's frame_clock() */
-		} lane; /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURNED, LANE_READY */
+		} lane;                   /* LANE_OPENED, LANE_CLOSE, LANE_CLOSED, LANE_RETURNED, LANE_READY */
 	} u;
 };
 

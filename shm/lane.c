@@ -147,7 +147,8 @@ lane_answers_create(const struct lane_geometry *geo, const struct lane_header *h
 
 	if (fd < 0)
 		return fd;
-	if (write_header(fd, geo, header) != 0 || fchmod(fd, S_IRUSR) != 0 || fcntl(fd, F_ADD_SEALS, ANSWERS_SEALS) != 0) {
+	if (write_header(fd, geo, header) != 0 || fchmod(fd, S_IRUSR) != 0 ||
+	    fcntl(fd, F_ADD_SEALS, ANSWERS_SEALS) != 0) {
 		close(fd);
 		return -TG_ESYSTEM;
 	}
@@ -240,7 +241,8 @@ static int
 map_part(uint8_t *at, uint64_t bytes, int memfd, uint64_t offset, enum lane_access access, int populate)
 {
 	int flags = MAP_SHARED | MAP_FIXED | (populate ? MAP_POPULATE : 0);
-	void *p = map_over(at, bytes, access == LANE_WRITE ? PROT_READ | PROT_WRITE : PROT_READ, flags, memfd, (off_t)offset);
+	void *p = map_over(
+	    at, bytes, access == LANE_WRITE ? PROT_READ | PROT_WRITE : PROT_READ, flags, memfd, (off_t)offset);
 
 	if (p != MAP_FAILED)
 		return 0;
@@ -250,7 +252,8 @@ map_part(uint8_t *at, uint64_t bytes, int memfd, uint64_t offset, enum lane_acce
 }
 
 int
-lane_map_ring(struct lane_map *map, int ring, const struct lane_geometry *geo, enum lane_access access, int populate)
+lane_map_ring(
+    struct lane_map *map, int ring, const struct lane_geometry *geo, enum lane_access access, int populate)
 {
 	uint64_t sq = geo->sq_bytes;
 	int rc;
@@ -368,7 +371,8 @@ lane_answers_copy(struct lane_map *map, int answers)
 	if (rc == 0)
 		rc = read_all(answers, map->reason, sizeof(*map->reason), LANE_REASON_AT);
 	if (rc == 0)
-		rc = read_all(answers, map->cq, (uint64_t)map->geo.cq_entries * sizeof(struct completion), LANE_PAGE);
+		rc = read_all(
+		    answers, map->cq, (uint64_t)map->geo.cq_entries * sizeof(struct completion), LANE_PAGE);
 	return rc;
 }
 

@@ -46,7 +46,7 @@
 #include <stdint.h>
 
 #define LANE_MAGIC UINT64_C(0x31656e616c676474) /* "tdglane1" */
-#ifndef LANE_ABI /* tests build both sides one higher */
+#ifndef LANE_ABI                                /* tests build both sides one higher */
 #define LANE_ABI 1u
 #endif
 
@@ -54,7 +54,7 @@
 #define LANE_SQ_MIN (UINT64_C(16) << 10)      /* one-shot publishers: first touch of a page costs 3 us */
 #define LANE_SQ_DEFAULT (UINT64_C(256) << 10) /* see DESIGN: a ring's size is its attach cost */
 #define LANE_SQ_MAX (UINT64_C(1) << 30)
-#define LANE_CQ_MIN 128u      /* one page of completions */
+#define LANE_CQ_MIN 128u /* one page of completions */
 #define LANE_CQ_MAX (1u << 20)
 #define LANE_SQ_PER_CQ 128u /* default: one completion slot for this many bytes of SQ */
 #define LANE_POOL_NAME 64u  /* bytes, terminator included */
@@ -202,7 +202,8 @@ enum lane_access { LANE_READ, LANE_WRITE };
  * large as geo says; its content is not looked at. populate: bring in the pages now. Returns 0, -TG_EBROKEN for
  * a descriptor that is not such a memfd, -TG_ENOMEM or -TG_ESYSTEM. The descriptor stays the caller's.
  */
-int lane_map_ring(struct lane_map *map, int ring, const struct lane_geometry *geo, enum lane_access access, int populate);
+int lane_map_ring(
+    struct lane_map *map, int ring, const struct lane_geometry *geo, enum lane_access access, int populate);
 
 /*
  * Maps the answers behind the ring, in the place of those that are there: a thread that reads them meanwhile

@@ -81,8 +81,8 @@ struct record {
 	uint16_t topic_len;
 	uint16_t key_len;
 	uint16_t headers_len;
-	uint16_t flags;  /* enum record_flags */
-	uint32_t cancel; /* the only word written after commit: non-zero asks for TG_CANCELLED */
+	uint16_t flags;     /* enum record_flags */
+	uint32_t cancel;    /* the only word written after commit: non-zero asks for TG_CANCELLED */
 	uint32_t expiry_ms; /* from published_ns; for how long the message is of use; 0: for ever */
 };
 

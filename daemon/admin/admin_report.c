@@ -75,8 +75,9 @@ add_allocator(struct answer *to)
 	     pool < (query)->shard->pools + (query)->shard->pool_count; pool++) \
 		if ((query)->pool == NULL || (query)->pool == pool)
 
-#define FOR_EACH_BROKER(pool, broker) \
-	for (struct broker *broker = (pool)->peers.list; broker < (pool)->peers.list + (pool)->peers.count; broker++)
+#define FOR_EACH_BROKER(pool, broker)                                                                       \
+	for (struct broker *broker = (pool)->peers.list; broker < (pool)->peers.list + (pool)->peers.count; \
+	     broker++)
 
 #define FOR_EACH_LINK(broker, link) \
 	for (struct link *link = (broker)->links; link < (broker)->links + (broker)->link_count; link++)
@@ -309,7 +310,8 @@ link_row(struct answer *row, const struct link *link)
 	answer_text(row, "broker", link->broker->config->address.text);
 	answer_text(row, "endpoint", endpoints_of(link) != NULL ? endpoints_of(link) : "");
 	const struct driver *driver = link->broker->peers->config->driver;
-	const char *speaks = link->conn.session != NULL && driver->speaks != NULL ? driver->speaks(link->conn.session) : NULL;
+	const char *speaks =
+	    link->conn.session != NULL && driver->speaks != NULL ? driver->speaks(link->conn.session) : NULL;
 	answer_text(row, "speaks", speaks != NULL ? speaks : "");
 	answer_text(row, "state", link_state_word(link->state));
 	answer_count(row, "state_ms", ms_since(shard, link->state_since_ns));

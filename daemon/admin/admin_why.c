@@ -408,9 +408,11 @@ say_apart(struct words *words, const struct group *group)
 {
 	const struct lane *lane = group->first;
 
-	say(words, ": set apart (%s, process %d, user %u, %u verdicts): a broker closed its connection while messages of "
-		   "it were unanswered",
-	    blame_word(lane->blame.state), (int)lane->owner.pid, (unsigned)lane->owner.uid, lane->blame.verdicts);
+	say(words,
+	    ": set apart (%s, process %d, user %u, %u verdicts): a broker closed its connection while messages of "
+	    "it were unanswered",
+	    blame_word(lane->blame.state), (int)lane->owner.pid, (unsigned)lane->owner.uid,
+	    lane->blame.verdicts);
 	if (lane->blame.resume_ns > lane->shard->now_ns) {
 		say(words, "; the next is sent in ");
 		say_ns(words, lane->blame.resume_ns - lane->shard->now_ns);

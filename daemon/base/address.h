@@ -17,8 +17,7 @@ struct address {
 
 /* Parses an address; default_port is taken when none is written. Returns 0, or -TG_EINVAL or -TG_ENOMEM
  * with *why, static, saying what is allowed, and *address empty. */
-int
-address_parse(struct address *address, const char *text, uint16_t default_port, const char **why);
+int address_parse(struct address *address, const char *text, uint16_t default_port, const char **why);
 void address_fini(struct address *address);
 
 /* Whether they are written alike: the same path, or the same host (in any case) and port. */

@@ -9,7 +9,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum counter_scope { COUNTERS_LANE, COUNTERS_LINK, COUNTERS_BROKER, COUNTERS_POOL, COUNTERS_SHARD, COUNTER_SCOPES };
+enum counter_scope {
+	COUNTERS_LANE,
+	COUNTERS_LINK,
+	COUNTERS_BROKER,
+	COUNTERS_POOL,
+	COUNTERS_SHARD,
+	COUNTER_SCOPES
+};
 
 /* Members of one scope: X selects by pasting the scope's name to IN_, which is defined for one scope at a time. */
 #define COUNTERS_IN_LANE(name)

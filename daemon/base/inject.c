@@ -29,7 +29,8 @@ read_wish(void)
 	if (colon == NULL)
 		return;
 	for (int i = 0; i < INJECT_POINTS; i++)
-		if (strlen(names[i]) == (size_t)(colon - text) && strncmp(names[i], text, (size_t)(colon - text)) == 0) {
+		if (strlen(names[i]) == (size_t)(colon - text) &&
+		    strncmp(names[i], text, (size_t)(colon - text)) == 0) {
 			wish.point = i;
 			wish.left = strtoull(colon + 1, NULL, 10);
 			return;

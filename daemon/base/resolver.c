@@ -38,7 +38,7 @@ struct lookup {
 	struct world *world;
 	const struct sock_handlers *handlers;
 	void *owner;
-	uv_timer_t timer; /* c-ares's next time-out; once there is a result: its delivery */
+	uv_timer_t timer;     /* c-ares's next time-out; once there is a result: its delivery */
 	ares_channel channel; /* NULL: none is needed */
 	LIST_HEAD(, query_socket) sockets;
 	unsigned handles; /* libuv's, which end later than we close them */
@@ -69,10 +69,9 @@ set_ipv6(struct world_address *out, const struct in6_addr *in6, uint32_t scope, 
 {
 	struct sockaddr_in6 *addr = (struct sockaddr_in6 *)&out->addr;
 
-	*addr = (struct sockaddr_in6){ .sin6_family = AF_INET6,
-		.sin6_addr = *in6,
-		.sin6_scope_id = scope,
-		.sin6_port = htons(port) };
+	*addr = (struct sockaddr_in6){
+		.sin6_family = AF_INET6, .sin6_addr = *in6, .sin6_scope_id = scope, .sin6_port = htons(port)
+	};
 	out->len = sizeof(*addr);
 }
 
@@ -154,10 +153,11 @@ take_usable(struct lookup *lookup, const struct ares_addrinfo *found)
 	unsigned useless = 0;
 
 	for (int routed = 1; routed >= 0 && lookup->count == 0; routed--)
-		for (struct ares_addrinfo_node *node = found->nodes; node != NULL && lookup->count < WORLD_ADDRESSES;
-		     node = node->ai_next) {
+		for (struct ares_addrinfo_node *node = found->nodes;
+		     node != NULL && lookup->count < WORLD_ADDRESSES; node = node->ai_next) {
 			const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)node->ai_addr;
-			const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)(const void *)node->ai_addr;
+			const struct sockaddr_in6 *in6 =
+			    (const struct sockaddr_in6 *)(const void *)node->ai_addr;
 			struct world_address *address = &out[lookup->count];
 			if (node->ai_family == AF_INET)
 				set_ipv4(address, &in->sin_addr, lookup->port);

@@ -11,15 +11,15 @@
 
 struct worker {
 	struct world *world;
-	uv_async_t wake;          /* a job is done, or is to be done on the loop */
-	struct world_jobs given;  /* the loop's: done() has not been called; in the order of doing */
+	uv_async_t wake;         /* a job is done, or is to be done on the loop */
+	struct world_jobs given; /* the loop's: done() has not been called; in the order of doing */
 	struct log_limit limit;
 
 	int has_thread;
 	pthread_t thread;
-	pthread_mutex_t lock;     /* of what follows */
+	pthread_mutex_t lock; /* of what follows */
 	pthread_cond_t more;
-	struct world_job *next;   /* the first that is not done; NULL: all are */
+	struct world_job *next; /* the first that is not done; NULL: all are */
 	int quit;
 };
 

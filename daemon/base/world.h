@@ -43,13 +43,13 @@ struct sock_handlers {
 
 /* What the kernel knows of a connection. */
 struct sock_info {
-	uint32_t unacked;        /* segments sent and not acknowledged */
-	uint32_t retransmits;    /* consecutive timeouts of the segment at the front */
-	uint32_t probes;         /* unanswered window probes */
-	uint32_t last_ack_ms;    /* since the last acknowledgement came */
-	uint32_t last_sent_ms;   /* since data was last sent, again or for the first time */
-	uint32_t rto_ms;         /* unanswered, what was sent last is sent again after so long */
-	uint32_t unsent_bytes;   /* accepted from us, not sent yet */
+	uint32_t unacked;      /* segments sent and not acknowledged */
+	uint32_t retransmits;  /* consecutive timeouts of the segment at the front */
+	uint32_t probes;       /* unanswered window probes */
+	uint32_t last_ack_ms;  /* since the last acknowledgement came */
+	uint32_t last_sent_ms; /* since data was last sent, again or for the first time */
+	uint32_t rto_ms;       /* unanswered, what was sent last is sent again after so long */
+	uint32_t unsent_bytes; /* accepted from us, not sent yet */
 	uint32_t rtt_us;
 };
 
@@ -70,7 +70,7 @@ struct world_job {
 STAILQ_HEAD(world_jobs, world_job);
 
 struct world_ops {
-	uint64_t (*now_ns)(struct world *world); /* monotonic; any thread */
+	uint64_t (*now_ns)(struct world *world);  /* monotonic; any thread */
 	uint64_t (*wall_ms)(struct world *world); /* Unix time; may jump */
 	uint64_t (*random)(struct world *world);
 	/* Bytes that cannot be predicted from any that were seen, as random()'s can. */
@@ -100,7 +100,8 @@ struct world_ops {
 
 struct world {
 	const struct world_ops *ops;
-	void (*event)(void *owner); /* called before each handler and done(), to read the clock again; NULL: none */
+	void (*event)(
+	    void *owner); /* called before each handler and done(), to read the clock again; NULL: none */
 	void *owner;
 };
 

@@ -96,8 +96,7 @@ secret(struct world *world, void *bytes, size_t len)
 /* ---- names ---- */
 
 static void *
-resolve(struct world *world, const struct address *address, const struct sock_handlers *handlers,
-    void *owner)
+resolve(struct world *world, const struct address *address, const struct sock_handlers *handlers, void *owner)
 {
 	struct world_uv *w = (struct world_uv *)world;
 

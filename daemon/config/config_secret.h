@@ -24,11 +24,11 @@ struct config_node;
 typedef const char *config_secret_check(const char *value, char *cause, size_t size);
 
 struct config_secret {
-	char *value;     /* NULL: the configuration names no file */
-	char *path;      /* of the file */
-	const char *key; /* that names it, e.g. "password_file" */
-	size_t max;      /* bytes of value */
-	config_secret_check *check; /* may be NULL */
+	char *value;                    /* NULL: the configuration names no file */
+	char *path;                     /* of the file */
+	const char *key;                /* that names it, e.g. "password_file" */
+	size_t max;                     /* bytes of value */
+	config_secret_check *check;     /* may be NULL */
 	char failed[CONFIG_SECRET_WHY]; /* why it could last not be read; "": it could */
 };
 

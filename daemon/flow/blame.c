@@ -13,7 +13,7 @@
 
 #define SLOT_NONE UINT64_MAX
 #define TOPIC_SHOWN 48u
-#define KNOWN_AT 1u         /* verdicts: set apart at the first close */
+#define KNOWN_AT 1u          /* verdicts: set apart at the first close */
 #define PROCESS_BEGINS_AT 2u /* verdicts: a new lane of the process begins apart */
 #define USER_BEGINS_AT 8u    /* ... and of any process of the user */
 
@@ -81,7 +81,8 @@ process_verdicts(const struct lane *lane)
 static uint32_t
 user_verdicts(const struct lane *lane)
 {
-	const struct blame_entry *entry = find(lane->pool->blame.users, lane->owner.uid, 0, lane->shard->now_ns);
+	const struct blame_entry *entry =
+	    find(lane->pool->blame.users, lane->owner.uid, 0, lane->shard->now_ns);
 
 	return entry != NULL ? entry->verdicts : 0;
 }
@@ -119,8 +120,9 @@ blame_begin(struct lane *lane)
 static void
 tell(const struct lane *lane, enum log_level level, const char *name, const char *cause)
 {
-	log_limited(&lane->pool->blame_limit, level, name, "pool=%s lane=%llu pid=%d uid=%u state=%s verdicts=%u cause=%s",
-	    lane->pool->config->name, (unsigned long long)lane->id, (int)lane->owner.pid, (unsigned)lane->owner.uid,
+	log_limited(&lane->pool->blame_limit, level, name,
+	    "pool=%s lane=%llu pid=%d uid=%u state=%s verdicts=%u cause=%s", lane->pool->config->name,
+	    (unsigned long long)lane->id, (int)lane->owner.pid, (unsigned)lane->owner.uid,
 	    blame_word(lane->blame.state), lane->blame.verdicts,
 	    log_quote((char[256]){ 0 }, 256, cause, strlen(cause)));
 }
@@ -286,7 +288,8 @@ void
 blame_refused(struct link *link, const struct lane *lane)
 {
 	link->refused = (struct link_refusal){
-		.lane = lane->id, .uid = lane->owner.uid, .pid = lane->owner.pid, .ns = link->shard->now_ns };
+		.lane = lane->id, .uid = lane->owner.uid, .pid = lane->owner.pid, .ns = link->shard->now_ns
+	};
 }
 
 /* Whether the close is explained by a rejection just before; its lane, which may be gone, is convicted. */
@@ -325,7 +328,8 @@ blame_closed(struct link *link)
 	if (link->apart)
 		return accuse(link);
 	/* Some brokers acknowledge a message that they close over. */
-	return mark(link) || (answered && now - link->health.last_progress_ns <= BLAME_AFTERWORD_MS * NS_PER_MS);
+	return mark(link) ||
+	       (answered && now - link->health.last_progress_ns <= BLAME_AFTERWORD_MS * NS_PER_MS);
 }
 
 /* ---- the verdict ---- */
@@ -345,7 +349,8 @@ has_witness(const struct link *link)
 static void
 reject(struct lane *lane, struct slot *slot, const struct link *link)
 {
-	uint32_t code = link->closed_code > 0 && link->closed_code <= UINT16_MAX ? link->closed_code : REJECT_CLOSED;
+	uint32_t code =
+	    link->closed_code > 0 && link->closed_code <= UINT16_MAX ? link->closed_code : REJECT_CLOSED;
 	uint32_t len = slot->topic_len < TOPIC_SHOWN ? slot->topic_len : TOPIC_SHOWN;
 	char clean[TOPIC_SHOWN + 1], text[LANE_REASON_BYTES];
 	uint8_t topic[TOPIC_SHOWN];

@@ -49,24 +49,24 @@ struct lane;
 struct link;
 struct pool;
 
-#define BLAME_FADE_MS 600000u     /* what is remembered of a process or a user is halved so often */
-#define BLAME_WELL_MS 50u         /* a link that was READY for so long, and had answers, shows a broker that is well */
-#define BLAME_AT_ONCE 64u         /* lanes that one close sets apart, at most */
-#define BLAME_REJECT 3u           /* closes over a message that was alone */
-#define BLAME_PAUSE_MS 100u       /* after the first verdict */
+#define BLAME_FADE_MS 600000u /* what is remembered of a process or a user is halved so often */
+#define BLAME_WELL_MS 50u /* a link that was READY for so long, and had answers, shows a broker that is well */
+#define BLAME_AT_ONCE 64u /* lanes that one close sets apart, at most */
+#define BLAME_REJECT 3u   /* closes over a message that was alone */
+#define BLAME_PAUSE_MS 100u /* after the first verdict */
 #define BLAME_PAUSE_MAX_MS 10000u
 #define BLAME_AFTERWORD_MS 100u
 #define BLAME_NEAR_MS 10000u
 #define BLAME_TRIAL 4u
-#define BLAME_ANSWERS 16u         /* in a row, after the first verdict */
+#define BLAME_ANSWERS 16u /* in a row, after the first verdict */
 #define BLAME_ANSWERS_MAX 4096u
-#define BLAME_ATTEMPTS 3u         /* of an apart link to connect, in a row, before its lanes are let go */
+#define BLAME_ATTEMPTS 3u /* of an apart link to connect, in a row, before its lanes are let go */
 
 /* Verdicts against processes and users of a pool. Zeroed: none. Bounded: the least of them makes way. */
 #define BLAME_BOOK 64u
 struct blame_entry {
 	uid_t uid;
-	pid_t pid; /* 0: the user */
+	pid_t pid;         /* 0: the user */
 	uint32_t verdicts; /* 0: free */
 	uint64_t last_ns;
 };

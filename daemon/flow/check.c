@@ -39,7 +39,8 @@ link_check(struct link *link)
 		return "more messages are late than outstanding";
 	if (link_waited_for(link) > config->window_messages)
 		return "L3: more messages count against the window than the pool's window has";
-	if (link->window == 0 || link->window > link->window_wide || link->window_wide > config->window_messages)
+	if (link->window == 0 || link->window > link->window_wide ||
+	    link->window_wide > config->window_messages)
 		return "the window is out of its range";
 	if (link->careful > 0 && link->window != 1)
 		return "L6: a careful link has a window of more than one message";
@@ -92,7 +93,8 @@ lane_check(const struct lane *lane)
 
 	if (lane->slot_next - lane->slot_head > slots)
 		return "slot_next is out of its range";
-	if (lane->sq.cursor - lane->sq.head > lane->map.geo.sq_bytes || lane->sq.tail_seen - lane->sq.head > lane->map.geo.sq_bytes)
+	if (lane->sq.cursor - lane->sq.head > lane->map.geo.sq_bytes ||
+	    lane->sq.tail_seen - lane->sq.head > lane->map.geo.sq_bytes)
 		return "I1: its cursors are further apart than its ring is long";
 	if (lane->cq.tail - lane->cq.head_seen > lane->map.geo.cq_entries)
 		return "I1: more completions than its ring has room for";
@@ -102,7 +104,8 @@ lane_check(const struct lane *lane)
 		return "more records in flight than unfinished, or than links refer to";
 	if (lane->place == LANE_WAIT_LINK && lane->link == NULL)
 		return "it waits for a link and is bound to none";
-	if (lane->blame.state == BLAME_NONE && lane->link != NULL && lane->link->apart && lane->link->holder == lane)
+	if (lane->blame.state == BLAME_NONE && lane->link != NULL && lane->link->apart &&
+	    lane->link->holder == lane)
 		return "it holds an apart link without being set apart";
 	return slots <= CHECK_MOST ? check_slots(lane) : NULL;
 }
@@ -132,8 +135,8 @@ require(const char *what, uint64_t number, const char *broken)
 {
 	if (broken == NULL)
 		return;
-	log_event(LOG_LEVEL_ERROR, "invariant_broken", "object=%s number=%llu cause=\"%s\"", what, (unsigned long long)number,
-	    broken);
+	log_event(LOG_LEVEL_ERROR, "invariant_broken", "object=%s number=%llu cause=\"%s\"", what,
+	    (unsigned long long)number, broken);
 	abort(); /* ours: nothing from outside can break one */
 }
 

@@ -12,10 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SHOW_MS 10u         /* unwritable for this long: more than a full window's pause */
+#define SHOW_MS 10u /* unwritable for this long: more than a full window's pause */
 #define SPREAD_EVERY_MS 250u
-#define SPREAD_LANES 64u    /* that are moved at a time, at most */
-#define CREDIT_PICKS 1024   /* how far a ready broker that cannot write may fall behind its share */
+#define SPREAD_LANES 64u  /* that are moved at a time, at most */
+#define CREDIT_PICKS 1024 /* how far a ready broker that cannot write may fall behind its share */
 
 static void on_tick(struct timer *timer);
 static const struct link_events link_events;
@@ -180,7 +180,8 @@ pick_least(struct pool *pool)
 	uint32_t eligible = 0;
 
 	for (uint32_t i = 0; i < pool->peers.count; i++)
-		eligible += is_eligible(pool, &pool->peers.list[i]) && broker_pick_link(&pool->peers.list[i]) != NULL;
+		eligible +=
+		    is_eligible(pool, &pool->peers.list[i]) && broker_pick_link(&pool->peers.list[i]) != NULL;
 	if (eligible == 0)
 		return NULL;
 	uint32_t first = (uint32_t)world_between(pool->shard->world, 0, eligible - 1);
@@ -188,7 +189,8 @@ pick_least(struct pool *pool)
 	if (eligible > 1 && second >= first)
 		second++;
 	for (uint32_t i = 0, n = 0; i < pool->peers.count; i++) {
-		struct link *link = is_eligible(pool, &pool->peers.list[i]) ? broker_pick_link(&pool->peers.list[i]) : NULL;
+		struct link *link =
+		    is_eligible(pool, &pool->peers.list[i]) ? broker_pick_link(&pool->peers.list[i]) : NULL;
 		if (link == NULL)
 			continue;
 		if (n == first)
@@ -308,8 +310,7 @@ spread_lanes(struct pool *pool)
 	}
 	for (uint32_t i = 0; i < pool->peers.count && total > 0; i++) {
 		struct broker *broker = &pool->peers.list[i];
-		uint64_t weight =
-		    is_eligible(pool, broker) ? broker_weight(broker, pool->shard->now_ns) : 0;
+		uint64_t weight = is_eligible(pool, broker) ? broker_weight(broker, pool->shard->now_ns) : 0;
 		uint64_t fair = (bound * weight + total - 1) / total;
 		uint64_t excess = broker->bound_count > fair ? broker->bound_count - fair : 0;
 		for (uint32_t l = 0; l < broker->link_count && excess > 0; l++) {
@@ -385,7 +386,8 @@ on_changed(struct link *link)
 		link->counted_ready = ready;
 		pool->epoch++;
 		choose_group(pool);
-		spread_for(pool, pool->config->breaker.slow_start_ms * NS_PER_MS + 4 * SPREAD_EVERY_MS * NS_PER_MS);
+		spread_for(
+		    pool, pool->config->breaker.slow_start_ms * NS_PER_MS + 4 * SPREAD_EVERY_MS * NS_PER_MS);
 	}
 	if (link_is_writable(link)) {
 		pool->writable = 1;

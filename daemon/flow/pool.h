@@ -37,17 +37,17 @@ struct pool {
 	uint32_t waiting;         /* lanes in any waiting list of this pool */
 	struct lane_list lanes;   /* all of its lanes, by pool_entry */
 	uint32_t lane_count;
-	uint32_t preferred;  /* balance "priority": the group that carries the load */
+	uint32_t preferred;       /* balance "priority": the group that carries the load */
 	uint64_t spread_until_ns; /* shares are still being evened out */
 	uint64_t spread_ns;       /* when that was last done */
-	int writable;        /* some link is READY and writable */
-	int writable_shown;  /* the value in the lanes' shared words */
-	uint64_t unwritable_ns; /* since when */
-	uint64_t epoch;      /* changes with the set of ready brokers */
+	int writable;             /* some link is READY and writable */
+	int writable_shown;       /* the value in the lanes' shared words */
+	uint64_t unwritable_ns;   /* since when */
+	uint64_t epoch;           /* changes with the set of ready brokers */
 	struct blame_book blame;
 	struct log_limit blame_limit;
 	struct log_limit rejected_limit;
-	struct timer tick;   /* expiry of waiting lanes, writable words, shares; set only while needed */
+	struct timer tick; /* expiry of waiting lanes, writable words, shares; set only while needed */
 	struct pool_counts count;
 };
 

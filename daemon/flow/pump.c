@@ -48,9 +48,10 @@ message_make(struct lane *lane, const struct slot *slot, struct message *message
 		.key_len = slot->key_len,
 		.headers_len = slot->headers_len,
 		.body_len = slot->body_len,
-		.expiry_ms = expiry_ms == 0      ? 0
-		    : waited_ms < expiry_ms ? expiry_ms - (uint32_t)waited_ms
-		                            : 1, /* the producer has changed it since: its deadline was no later */
+		.expiry_ms = expiry_ms == 0 ? 0
+			     : waited_ms < expiry_ms
+				 ? expiry_ms - (uint32_t)waited_ms
+				 : 1, /* the producer has changed it since: its deadline was no later */
 		.wall_ms = lane->shard->wall_ms,
 		.attempt = slot->attempts + 1u,
 		.retain = (slot->flags & RECORD_F_RETAIN) != 0,
@@ -79,7 +80,8 @@ static int
 waits_for_room(struct lane *lane)
 {
 	if (lane->again)
-		lane->again = lane->again_slot >= lane->slot_head && lane_slot(lane, lane->again_slot)->state != SLOT_DONE;
+		lane->again = lane->again_slot >= lane->slot_head &&
+			      lane_slot(lane, lane->again_slot)->state != SLOT_DONE;
 	return lane->again;
 }
 
@@ -170,7 +172,8 @@ route_apart(struct lane *lane, int *rewound)
 
 	if (link == NULL || !link->apart) {
 		/* Records in flight elsewhere are answered first: none is sent twice, or overtaken by one with its key. */
-		if (lane->inflight > 0 && (link != NULL ? link_is_ready(link) : lane->pool->config->order == ORDER_BY_KEY)) {
+		if (lane->inflight > 0 &&
+		    (link != NULL ? link_is_ready(link) : lane->pool->config->order == ORDER_BY_KEY)) {
 			lane_set_place(lane, LANE_WAIT_POOL);
 			return NULL;
 		}
@@ -345,4 +348,3 @@ lane_pump(struct lane *lane, int32_t budget)
 		blame_turn(lane->link, 0);
 	return rc;
 }
-

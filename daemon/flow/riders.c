@@ -109,7 +109,8 @@ may_reroute(const struct one_lane *one)
 {
 	const struct broker *broker = one->link->broker;
 
-	return !one->again && broker->peers->config->on_failure == ON_FAILURE_RESEND && peers_have_other(broker);
+	return !one->again && broker->peers->config->on_failure == ON_FAILURE_RESEND &&
+	       peers_have_other(broker);
 }
 
 int
@@ -120,7 +121,8 @@ riders_pass_over(struct link *link)
 	if (link->health.alive_ns <= link->health.last_progress_ns)
 		return 0;
 	link_each(link, find_lane, &one);
-	if (one.lane == NULL || one.several || one.unwritten || (link->health.mute_lane != 0 && link->health.mute_lane != one.lane->id))
+	if (one.lane == NULL || one.several || one.unwritten ||
+	    (link->health.mute_lane != 0 && link->health.mute_lane != one.lane->id))
 		return 0;
 	link->health.mute_lane = one.lane->id;
 	link_each(link, pass_over_entry, &one);
@@ -141,7 +143,8 @@ retry_entry(void *arg, uint64_t seq, struct inflight *entry)
 	struct link *link = arg;
 	uint32_t now_ms = (uint32_t)(link->shard->now_ns / NS_PER_MS) & INFLIGHT_MS_MASK;
 
-	if (!entry->late || age_ms(entry->sent_ms, now_ms) < link->broker->peers->config->health.stall_timeout_ms ||
+	if (!entry->late ||
+	    age_ms(entry->sent_ms, now_ms) < link->broker->peers->config->health.stall_timeout_ms ||
 	    entry->end > out_written(&link->out))
 		return;
 	struct slot *slot = lane_carried(entry->lane, entry->slot, link, seq);

@@ -23,7 +23,8 @@
 #define BUILT_WITH_CHECKS 0
 #endif
 
-#define OWN_DESCRIPTORS 160u /* the loop's, the log's, 64 of admins, certificates, look-ups, and some to spare */
+#define OWN_DESCRIPTORS \
+	160u /* the loop's, the log's, 64 of admins, certificates, look-ups, and some to spare */
 
 /*
  * The barrier that membarrier raises for the publishers can miss one (wake.h): that publisher's store
@@ -59,7 +60,8 @@ look_around(struct timer *timer)
 	for (uint32_t p = 0; p < shard->pool_count; p++)
 		for (lane = TAILQ_FIRST(&shard->pools[p].lanes); lane != NULL; lane = next) {
 			next = TAILQ_NEXT(lane, pool_entry);
-			if (lane->place != LANE_ASLEEP || lane->dozing != NULL || sq_consumer_refresh(&lane->sq) == 0)
+			if (lane->place != LANE_ASLEEP || lane->dozing != NULL ||
+			    sq_consumer_refresh(&lane->sq) == 0)
 				continue;
 			if (lane->seen_asleep != lane->doze.count) {
 				lane->seen_asleep = lane->doze.count;
@@ -420,7 +422,7 @@ shard_turn(struct shard *shard)
 	if (shard->checking)
 		shard_check(shard);
 	return more || shard->active_count > 0 || !TAILQ_EMPTY(&shard->serve) || !TAILQ_EMPTY(&shard->dirty) ||
-	    !TAILQ_EMPTY(&shard->flush);
+	       !TAILQ_EMPTY(&shard->flush);
 }
 
 /* ---- the end ---- */
@@ -448,7 +450,8 @@ shard_farewell(struct shard *shard)
 
 	for (uint32_t p = 0; p < shard->pool_count; p++)
 		for (uint32_t b = 0; b < shard->pools[p].peers.count; b++)
-			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].peers.list[b], l)) != NULL; l++)
+			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].peers.list[b], l)) != NULL;
+			     l++)
 				link_farewell(link);
 }
 
@@ -459,7 +462,8 @@ shard_drain_links(struct shard *shard)
 
 	for (uint32_t p = 0; p < shard->pool_count; p++)
 		for (uint32_t b = 0; b < shard->pools[p].peers.count; b++)
-			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].peers.list[b], l)) != NULL; l++)
+			for (uint32_t l = 0; (link = broker_link(&shard->pools[p].peers.list[b], l)) != NULL;
+			     l++)
 				link_drain(link);
 	flush_links(shard);
 }

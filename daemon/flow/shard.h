@@ -24,23 +24,23 @@
 
 #define SHARD_READ_BYTES (256u << 10)
 #define SHARD_SECOND_LOOK_NS (WAKE_SECOND_LOOK_MS * NS_PER_MS)
-#define SHARD_IDS_APART 1000000u /* a handed-back lane's number is not believed farther than this */
+#define SHARD_IDS_APART 1000000u          /* a handed-back lane's number is not believed farther than this */
 #define SHARD_ROUND_NS (1000 * NS_PER_MS) /* one cache line a sleeping lane */
-#define SHARD_QUANTUM (64 << 10) /* bytes a lane may frame a turn; one record may exceed it */
+#define SHARD_QUANTUM (64 << 10)          /* bytes a lane may frame a turn; one record may exceed it */
 
 TAILQ_HEAD(link_list, link);
 
 /* What the shard has its front do (daemon/front/front.c). Both may be NULL. */
 struct shard_events {
 	void *owner;
-	void (*turn)(void *owner);   /* a turn begins, and the shard is not paused */
-	int (*turned)(void *owner);  /* a turn ends; returns whether there is more to do at once */
+	void (*turn)(void *owner);  /* a turn begins, and the shard is not paused */
+	int (*turned)(void *owner); /* a turn ends; returns whether there is more to do at once */
 };
 
 struct shard {
 	struct world *world;
 	const struct config *config;
-	uint64_t now_ns; /* of this turn */
+	uint64_t now_ns;  /* of this turn */
 	uint64_t wall_ms; /* and of the calendar's clock */
 	struct timers timers;
 
@@ -53,29 +53,29 @@ struct shard {
 
 	struct lane_list active;
 	uint32_t active_count;
-	struct lane_list dirty;      /* by dirty_entry */
-	struct lane_list dozed;      /* fell asleep in this turn, by dozed_entry */
-	struct lane_list doubted;    /* fell asleep lately, to be looked at again, by dozed_entry */
+	struct lane_list dirty;   /* by dirty_entry */
+	struct lane_list dozed;   /* fell asleep in this turn, by dozed_entry */
+	struct lane_list doubted; /* fell asleep lately, to be looked at again, by dozed_entry */
 	struct timer second_look;
-	struct timer round;          /* of the sleepers */
-	struct timer late;           /* for lanes whose clients do not say LANE_READY */
-	struct lane_list graveyard;  /* gone lanes no link refers to, freed at the end of the turn */
-	struct lane_list making;     /* lanes that are being made or rebuilt, by place_entry */
-	struct link_list flush;      /* by flush_entry */
-	struct link_list serve;      /* writable links with waiters, by serve_entry */
+	struct timer round;         /* of the sleepers */
+	struct timer late;          /* for lanes whose clients do not say LANE_READY */
+	struct lane_list graveyard; /* gone lanes no link refers to, freed at the end of the turn */
+	struct lane_list making;    /* lanes that are being made or rebuilt, by place_entry */
+	struct link_list flush;     /* by flush_entry */
+	struct link_list serve;     /* writable links with waiters, by serve_entry */
 	struct expiry expiry;
 	uint32_t lane_count;
 	struct accounts accounts; /* of users: their holdings and limits */
-	int expedited;        /* membarrier works: clients need no fence */
+	int expedited;            /* membarrier works: clients need no fence */
 	struct lane_events lane_events;
 	struct shard_events events;
-	struct lane_store *store; /* keeps lanes for the next daemon; NULL: there is none */
+	struct lane_store *store;      /* keeps lanes for the next daemon; NULL: there is none */
 	struct log_limit orphan_limit; /* a host's processes may all die at once */
 	struct log_limit overslept_limit;
 	struct log_limit quarantine_limit; /* a client may open lanes and spoil them without end */
 	int stopping;
-	int paused; /* nothing new is framed: a successor is about to take over */
-	int checking; /* each turn ends with shard_check(): sanitizer builds and the simulated world */
+	int paused;         /* nothing new is framed: a successor is about to take over */
+	int checking;       /* each turn ends with shard_check(): sanitizer builds and the simulated world */
 	int clock_is_stale; /* the loop has run since now_ns was read */
 
 	uint64_t outstanding; /* unanswered messages of all links */

@@ -29,9 +29,9 @@ struct attach {
 	uint64_t bytes;
 	uint64_t took_ns;
 	uint32_t serial;
-	int returned; /* LANE_RETURN */
+	int returned;    /* LANE_RETURN */
 	int old_answers; /* its; -1: none */
-	int bell;     /* the client's end */
+	int bell;        /* the client's end */
 	int rc;
 	int error; /* errno, of -TG_ESYSTEM */
 };
@@ -49,7 +49,8 @@ refuse_pool(struct client *client, uint32_t serial, const char *name)
 		    client->shard->pools[i].config->name);
 		at += n > 0 ? (size_t)n : 0;
 	}
-	return client_refuse(client, serial, TG_ENOPOOL, "pool \"%s\" does not exist; there are: %s", name, names);
+	return client_refuse(
+	    client, serial, TG_ENOPOOL, "pool \"%s\" does not exist; there are: %s", name, names);
 }
 
 /* The largest ring that a lane may have at all. */
@@ -78,10 +79,11 @@ refuse_ring(struct client *client, uint32_t serial, const struct lane_geometry *
 	frame.u.error.ring_bytes = largest_ring(limits);
 	if (geo->sq_bytes > limits->ring_bytes)
 		snprintf(frame.u.error.text, sizeof(frame.u.error.text),
-		    "a ring of %llu bytes is too large: limits.ring_bytes is %llu", (unsigned long long)geo->sq_bytes,
-		    (unsigned long long)limits->ring_bytes);
+		    "a ring of %llu bytes is too large: limits.ring_bytes is %llu",
+		    (unsigned long long)geo->sq_bytes, (unsigned long long)limits->ring_bytes);
 	else
-		snprintf(frame.u.error.text, sizeof(frame.u.error.text), "a lane of %llu bytes is too large: limits.memory_bytes is %llu",
+		snprintf(frame.u.error.text, sizeof(frame.u.error.text),
+		    "a lane of %llu bytes is too large: limits.memory_bytes is %llu",
 		    (unsigned long long)lane_cost_bytes(geo), (unsigned long long)limits->memory_bytes);
 	client->shard->count.refused++;
 	return client_answer(client, &frame, NULL, 0);
@@ -107,9 +109,9 @@ within_limits(
 		    "process %d has %u lanes open: limits.lanes_per_client is %u", client_pid(client),
 		    client->lane_count, limits->lanes_per_client);
 	else if (!account_may(account, ACCOUNT_LANES, 1, returned, &no) ||
-	         (!returned && !account_may(account, ACCOUNT_ORPHANS, 1, 0, &no)) ||
-	         !account_may(account, ACCOUNT_MEMORY, lane_cost_bytes(geo), returned, &no) ||
-	         !account_may(account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS, returned, &no))
+		 (!returned && !account_may(account, ACCOUNT_ORPHANS, 1, 0, &no)) ||
+		 !account_may(account, ACCOUNT_MEMORY, lane_cost_bytes(geo), returned, &no) ||
+		 !account_may(account, ACCOUNT_DESCRIPTORS, LANE_DESCRIPTORS, returned, &no))
 		*rc = client_refuse_limit(client, serial, &no);
 	else
 		return 1;
@@ -125,8 +127,8 @@ refuse_lane(struct client *client, uint32_t serial, const char *pool, uint64_t b
 	if (rc == -TG_ELIMIT) {
 		getrlimit(RLIMIT_NOFILE, &limit);
 		return client_refuse(client, serial, TG_ELIMIT,
-		    "lane for pool \"%s\": the daemon has no file descriptors left: its limit (LimitNOFILE=) is %llu", pool,
-		    (unsigned long long)limit.rlim_cur);
+		    "lane for pool \"%s\": the daemon has no file descriptors left: its limit (LimitNOFILE=) is %llu",
+		    pool, (unsigned long long)limit.rlim_cur);
 	}
 	if (rc == -TG_ESYSTEM && error == EFBIG && getrlimit(RLIMIT_FSIZE, &limit) == 0)
 		return client_refuse(client, serial, TG_ELIMIT,
@@ -136,8 +138,9 @@ refuse_lane(struct client *client, uint32_t serial, const char *pool, uint64_t b
 		return client_refuse(client, serial, TG_ESYSTEM,
 		    "lane of %llu bytes for pool \"%s\": the daemon sees no /proc, by which it gives answers for reading alone",
 		    (unsigned long long)bytes, pool);
-	return client_refuse(client, serial, -rc, "lane of %llu bytes for pool \"%s\": %s%s%s", (unsigned long long)bytes,
-	    pool, error_text(rc), rc == -TG_ESYSTEM ? ": " : "", rc == -TG_ESYSTEM ? strerror(error) : "");
+	return client_refuse(client, serial, -rc, "lane of %llu bytes for pool \"%s\": %s%s%s",
+	    (unsigned long long)bytes, pool, error_text(rc), rc == -TG_ESYSTEM ? ": " : "",
+	    rc == -TG_ESYSTEM ? strerror(error) : "");
 }
 
 /* ---- a lane on its way ---- */
@@ -176,7 +179,9 @@ static int
 answer_lane(struct client *client, const struct frame *frame, struct lane *lane, int bell)
 {
 	int answers = lane_share(lane);
-	int fds[] = { [FRAME_FD_ANSWERS] = answers, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell };
+	int fds[] = {
+		[FRAME_FD_ANSWERS] = answers, [FRAME_FD_DOORBELL] = client->doorbell, [FRAME_FD_BELL] = bell
+	};
 	int rc, error = errno;
 
 	if (answers >= 0) {
@@ -188,7 +193,8 @@ answer_lane(struct client *client, const struct frame *frame, struct lane *lane,
 	close(bell);
 	lane_orphan(lane);
 	errno = error;
-	return refuse_lane(client, frame->serial, lane->pool->config->name, lane_memfd_bytes(&lane->map.geo), answers);
+	return refuse_lane(
+	    client, frame->serial, lane->pool->config->name, lane_memfd_bytes(&lane->map.geo), answers);
 }
 
 static int
@@ -345,7 +351,8 @@ begin(struct client *client, uint32_t serial, const struct lane_header *header, 
 	if ((rc = lane_make(&lane, header, pool, client, &memory)) != 0)
 		goto fail_bell;
 	fds[FRAME_FD_RING] = fds[FRAME_FD_OLD_ANSWERS] = -1;
-	lane_own(lane, &(struct lane_owner){ .uid = client->uid, .pid = client->pid }); /* who may be gone when it is made */
+	lane_own(lane, &(struct lane_owner){
+			   .uid = client->uid, .pid = client->pid }); /* who may be gone when it is made */
 	*attach = (struct attach){ .job = { .queue = WORLD_JOB_MAKE, .run = run, .done = on_done },
 		.control = &client->front->control,
 		.client = client,
@@ -398,7 +405,8 @@ attach_open(struct client *client, const struct frame *request, int *fds)
 	if (!within_limits(client, request, &geo, 0, &rc))
 		return rc;
 	if (fds[FRAME_FD_RING] < 0)
-		return client_refuse(client, request->serial, TG_EPROTOCOL, "a lane is to be opened without its ring");
+		return client_refuse(
+		    client, request->serial, TG_EPROTOCOL, "a lane is to be opened without its ring");
 	header.flags = shard->expedited ? LANE_F_EXPEDITED : 0;
 	header.nonce = world_random(shard->world);
 	world_secret(shard->world, header.secret, sizeof(header.secret));
@@ -414,7 +422,8 @@ reclaim_lane(struct client *client, const struct frame *request, struct lane *la
 	int bell[2], rc;
 
 	if ((rc = make_bell(bell)) != 0)
-		return refuse_lane(client, request->serial, lane->pool->config->name, lane_memfd_bytes(&lane->map.geo), rc);
+		return refuse_lane(
+		    client, request->serial, lane->pool->config->name, lane_memfd_bytes(&lane->map.geo), rc);
 	lane_reclaim(lane, client, bell[1]);
 	client_add_lane(client, lane);
 	return answer_returned(client, request->serial, lane, bell[0]);
@@ -434,10 +443,11 @@ attach_return(struct client *client, const struct frame *request, int *fds)
 	if (shard->stopping)
 		return client_refuse(client, request->serial, TG_ESTOPPING, "%s", error_text(TG_ESTOPPING));
 	if (ring < 0 || fds[FRAME_FD_OLD_ANSWERS] < 0)
-		return client_refuse(client, request->serial, TG_EPROTOCOL, "a lane was handed back without its memory");
+		return client_refuse(
+		    client, request->serial, TG_EPROTOCOL, "a lane was handed back without its memory");
 	if ((rc = lane_header_read(fds[FRAME_FD_OLD_ANSWERS], &header, &geo)) != 0)
-		return client_refuse(client, request->serial, -rc, "a lane was handed back whose memory is none of ABI %u",
-		    LANE_ABI);
+		return client_refuse(client, request->serial, -rc,
+		    "a lane was handed back whose memory is none of ABI %u", LANE_ABI);
 	struct pool *pool = shard_pool(shard, header.pool);
 	if (pool == NULL)
 		return refuse_pool(client, request->serial, header.pool);
@@ -448,8 +458,8 @@ attach_return(struct client *client, const struct frame *request, int *fds)
 	if (!within_limits(client, request, &geo, 1, &rc))
 		return rc;
 	if (same != NULL)
-		return client_refuse(client, request->serial, TG_EBUSY, "lane %llu is being taken back, or was already",
-		    (unsigned long long)same->id);
+		return client_refuse(client, request->serial, TG_EBUSY,
+		    "lane %llu is being taken back, or was already", (unsigned long long)same->id);
 	header.lane_id = shard_lane_id(shard, header.lane_id);
 	header.flags = shard->expedited ? LANE_F_EXPEDITED : 0;
 	return begin(client, request->serial, &header, pool, &geo, fds);

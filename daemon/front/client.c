@@ -98,7 +98,8 @@ client_turn_away(struct front *front, int fd)
 	char text[FRAME_TEXT];
 
 	getrlimit(RLIMIT_NOFILE, &limit);
-	snprintf(text, sizeof(text), "tidegated has no file descriptors left for another connection: LimitNOFILE= is %llu",
+	snprintf(text, sizeof(text),
+	    "tidegated has no file descriptors left for another connection: LimitNOFILE= is %llu",
 	    (unsigned long long)limit.rlim_cur);
 	say_no(fd, TG_ELIMIT, text);
 	front->shard->count.refused_for_descriptors++;
@@ -118,7 +119,8 @@ refuse_client(struct shard *shard, int fd, struct account *account, const struct
 
 /* Whether the user may have one more connection, if need be in the place of one that has no lane. */
 static int
-have_room(struct front *front, struct account *account, enum account_what what, uint64_t more, struct account_no *no)
+have_room(
+    struct front *front, struct account *account, enum account_what what, uint64_t more, struct account_no *no)
 {
 	if (account_may(account, what, more, 0, no))
 		return 1;
@@ -144,8 +146,8 @@ client_new(struct front *front, uv_loop_t *loop, int fd)
 		rc = refuse_client(shard, fd, account, &no, cred.pid);
 	} else if ((doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) {
 		rc = -TG_ELIMIT;
-		log_limited(&front->turned_away_limit, LOG_LEVEL_ERROR, "no_descriptors", "for=client pid=%d uid=%u", (int)cred.pid,
-		    cred.uid);
+		log_limited(&front->turned_away_limit, LOG_LEVEL_ERROR, "no_descriptors",
+		    "for=client pid=%d uid=%u", (int)cred.pid, cred.uid);
 		client_turn_away(front, fd);
 		inlet_close(fd, account);
 	} else if (client_adopt(front, loop, fd, doorbell, cred.pid, cred.uid, cred.gid, "") == NULL) {
@@ -169,7 +171,8 @@ client_adopt(struct front *front, uv_loop_t *loop, int fd, int doorbell, pid_t p
 		return NULL;
 	client->front = front;
 	client->shard = shard;
-	client->idle_rings.free_ns = world_now(shard->world); /* nothing saved up: connecting anew gains nothing */
+	client->idle_rings.free_ns =
+	    world_now(shard->world); /* nothing saved up: connecting anew gains nothing */
 	client->fd = fd;
 	client->doorbell = doorbell;
 	client->pid = pid;
@@ -287,7 +290,8 @@ client_refuse_limit(struct client *client, uint32_t serial, const struct account
 	char text[FRAME_TEXT];
 
 	account_no_log(client->account, no, client->pid);
-	return client_refuse(client, serial, TG_ELIMIT, "%s", account_no_text(client->account, no, text, sizeof(text)));
+	return client_refuse(
+	    client, serial, TG_ELIMIT, "%s", account_no_text(client->account, no, text, sizeof(text)));
 }
 
 void
@@ -348,8 +352,9 @@ close_lane(struct client *client, const struct frame *request)
 	struct frame frame;
 
 	if (lane == NULL)
-		return client_refuse(client, request->serial, TG_ENOTFOUND, "lane %llu is not one of process %d",
-		    (unsigned long long)request->u.lane.lane_id, client_pid(client));
+		return client_refuse(client, request->serial, TG_ENOTFOUND,
+		    "lane %llu is not one of process %d", (unsigned long long)request->u.lane.lane_id,
+		    client_pid(client));
 	frame_init(&frame, FRAME_LANE_CLOSED, request->serial);
 	frame.u.lane.lane_id = lane->id;
 	lane_ready(lane); /* a client that closes it does not come back for it */
@@ -370,8 +375,8 @@ serve(struct client *client, const struct frame *frame, int fds[INLET_FDS])
 	case FRAME_LANE_CLOSE:
 		return close_lane(client, frame);
 	default:
-		return client_refuse(client, frame->serial, TG_EPROTOCOL, "frame type %u is not a request this daemon knows",
-		    frame->type);
+		return client_refuse(client, frame->serial, TG_EPROTOCOL,
+		    "frame type %u is not a request this daemon knows", frame->type);
 	}
 }
 
@@ -406,7 +411,8 @@ serve_next(struct client *client)
 		    (unsigned long long)limit.rlim_cur);
 	} else if (rc == -TG_EVERSION) {
 		client_refuse(client, frame.serial, TG_EVERSION,
-		    "the library speaks ABI %u, this daemon %u: install matching versions", frame.abi, LANE_ABI);
+		    "the library speaks ABI %u, this daemon %u: install matching versions", frame.abi,
+		    LANE_ABI);
 	} else if (rc == -TG_EPROTOCOL) {
 		client_refuse(client, frame.serial, TG_EPROTOCOL, "%s", error_text(rc));
 	}
@@ -461,9 +467,9 @@ client_watch(struct client *client)
 void
 client_end(struct client *client, int why)
 {
-	log_limited(&client->front->gone_limit, why == -TG_ECLOSED ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARN, "client_gone",
-	    "pid=%d uid=%u lanes=%u cause=%s", client_pid(client), client->uid, client->lane_count,
-	    log_quote((char[160]){ 0 }, 160, error_text(why), strlen(error_text(why))));
+	log_limited(&client->front->gone_limit, why == -TG_ECLOSED ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARN,
+	    "client_gone", "pid=%d uid=%u lanes=%u cause=%s", client_pid(client), client->uid,
+	    client->lane_count, log_quote((char[160]){ 0 }, 160, error_text(why), strlen(error_text(why))));
 	client_close(client);
 }
 
@@ -500,12 +506,13 @@ charge_idle_ring(struct client *client, uint32_t looks)
 	struct shard *shard = client->shard;
 	uint64_t now_ns = world_now(shard->world);
 
-	allowance_charge(&client->idle_rings, now_ns, RING_NS + looks * RING_LOOK_NS, RING_SHARE * (1 + client->front->unheard),
-	    RING_BURST_NS);
+	allowance_charge(&client->idle_rings, now_ns, RING_NS + looks * RING_LOOK_NS,
+	    RING_SHARE * (1 + client->front->unheard), RING_BURST_NS);
 	if (client->idle_rings.free_ns <= now_ns)
 		return;
 	log_limited(&client->front->unheard_limit, LOG_LEVEL_WARN, "client_unheard",
-	    "pid=%d uid=%u lanes=%u ms=%llu cause=\"rings for nothing\"", client_pid(client), client->uid, client->lane_count,
+	    "pid=%d uid=%u lanes=%u ms=%llu cause=\"rings for nothing\"", client_pid(client), client->uid,
+	    client->lane_count,
 	    (unsigned long long)((client->idle_rings.free_ns + RING_REST_NS - now_ns) / NS_PER_MS));
 	shard->count.clients_unheard++;
 	client->front->unheard++;

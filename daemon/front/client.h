@@ -55,15 +55,16 @@ struct client {
 	uint32_t to_look; /* sleeping lanes still to be looked at since the last ring; 0: not on the list */
 	uint32_t looks;   /* how many they were at that ring */
 	TAILQ_ENTRY(client) looking_entry;
-	uint32_t rings_owed; /* wakings without a ring so far; at most one a lane, and one that is just being read */
+	uint32_t
+	    rings_owed; /* wakings without a ring so far; at most one a lane, and one that is just being read */
 	struct allowance idle_rings; /* rings that were not owed */
 	struct timer unheard;        /* set: its doorbell is not listened to until then */
-	struct lane_list lanes;  /* by client_entry */
+	struct lane_list lanes;      /* by client_entry */
 	uint32_t lane_count;
 	TAILQ_ENTRY(client) entry;
-	struct attach *attach;           /* its request that is on its way; NULL: none */
-	uint32_t restoring;              /* its lanes that are on their way from another daemon: restore.h */
-	int held;                        /* its socket is not read: see control.h */
+	struct attach *attach; /* its request that is on its way; NULL: none */
+	uint32_t restoring;    /* its lanes that are on their way from another daemon: restore.h */
+	int held;              /* its socket is not read: see control.h */
 	TAILQ_ENTRY(client) held_entry;
 };
 

@@ -68,7 +68,8 @@ on_time(struct timer *timer)
 	struct client *client = TAILQ_FIRST(&control->held);
 
 	if (control_may(control)) {
-		if (control->listener_held && control->listener != NULL && (client == NULL || control->listener_next)) {
+		if (control->listener_held && control->listener != NULL &&
+		    (client == NULL || control->listener_next)) {
 			control->listener_next = 0;
 			control->listener_held = 0;
 			control->accept(control->listener);

@@ -32,10 +32,10 @@ struct control {
 	struct shard *shard;
 	struct allowance allowance;
 	struct timer timer;
-	struct held_list held;     /* by held_entry */
-	void (*serve)(struct client *client); /* a held client goes on */
+	struct held_list held;                     /* by held_entry */
+	void (*serve)(struct client *client);      /* a held client goes on */
 	void (*accept)(struct listener *listener); /* and the listener */
-	struct listener *listener; /* the control socket's; NULL: none */
+	struct listener *listener;                 /* the control socket's; NULL: none */
 	int listener_held;
 	int listener_next; /* it and the clients take turns */
 };

@@ -20,11 +20,11 @@ TAILQ_HEAD(client_list, client);
 struct front {
 	struct shard *shard;
 	struct control control;
-	struct laneless laneless;   /* clients that have no lane */
+	struct laneless laneless; /* clients that have no lane */
 	struct client_list clients;
 	struct client_list looking; /* clients that have rung, by looking_entry */
 	uint32_t client_count;
-	uint32_t unheard; /* clients whose doorbells are not listened to now: client.h */
+	uint32_t unheard;            /* clients whose doorbells are not listened to now: client.h */
 	struct log_limit gone_limit; /* clients that connect and send nonsense */
 	struct log_limit unheard_limit;
 	struct log_limit turned_away_limit;

@@ -10,12 +10,13 @@
 #include <unistd.h>
 
 #define PEEKED (INLET_FDS + 1) /* descriptors taken to see whether there are more than a request takes */
-#define DRAINED 64             /* packets taken out of a socket that is closed; a client that stops reading has fewer */
+#define DRAINED 64 /* packets taken out of a socket that is closed; a client that stops reading has fewer */
 
 union room {
 	struct cmsghdr head;
-	char bytes[CMSG_SPACE(PEEKED * sizeof(int)) > CMSG_SPACE(sizeof(struct ucred)) ? CMSG_SPACE(PEEKED * sizeof(int))
-	                                                                                : CMSG_SPACE(sizeof(struct ucred))];
+	char bytes[CMSG_SPACE(PEEKED * sizeof(int)) > CMSG_SPACE(sizeof(struct ucred))
+		       ? CMSG_SPACE(PEEKED * sizeof(int))
+		       : CMSG_SPACE(sizeof(struct ucred))];
 };
 
 /* Without waiting, and with room for so many bytes of control data. *msg has its flags and control data. */

@@ -36,7 +36,8 @@ end(struct laneless *laneless, struct client *client, const char *why)
 
 	shard->count.laneless_ended++;
 	log_limited(&laneless->limit, LOG_LEVEL_INFO, "client_ended", "pid=%d uid=%u ms=%llu cause=\"%s\"",
-	    (int)client->pid, client->uid, (unsigned long long)((shard->now_ns - client->laneless_ns) / NS_PER_MS), why);
+	    (int)client->pid, client->uid,
+	    (unsigned long long)((shard->now_ns - client->laneless_ns) / NS_PER_MS), why);
 	snprintf(text, sizeof(text), "process %d of user %u had no lane for %llu ms: %s", (int)client->pid,
 	    client->uid, (unsigned long long)((shard->now_ns - client->laneless_ns) / NS_PER_MS), why);
 	laneless->dismiss(client, TG_ECLOSED, text);
@@ -45,7 +46,8 @@ end(struct laneless *laneless, struct client *client, const char *why)
 static void
 on_time(struct timer *timer)
 {
-	struct laneless *laneless = (struct laneless *)(void *)((char *)timer - offsetof(struct laneless, timer));
+	struct laneless *laneless =
+	    (struct laneless *)(void *)((char *)timer - offsetof(struct laneless, timer));
 	struct shard *shard = laneless->shard;
 	struct client *client;
 	char why[64];
@@ -57,7 +59,7 @@ on_time(struct timer *timer)
 	snprintf(why, sizeof(why), "limits.laneless_ms is %u", shard->config->limits.laneless_ms);
 	uint64_t began = control_begin(laneless->control);
 	for (uint32_t n = 0; n < ENDED_A_TURN && (client = TAILQ_FIRST(&laneless->clients)) != NULL &&
-	                     client->laneless_ns + limit_ns(laneless) <= shard->now_ns;
+			     client->laneless_ns + limit_ns(laneless) <= shard->now_ns;
 	     n++)
 		end(laneless, client, why);
 	control_end(laneless->control, began);
@@ -68,7 +70,8 @@ int
 laneless_init(struct laneless *laneless, struct shard *shard, struct control *control,
     void (*dismiss)(struct client *client, int code, const char *text))
 {
-	*laneless = (struct laneless){ .shard = shard, .control = control, .dismiss = dismiss, .timer.fire = on_time };
+	*laneless =
+	    (struct laneless){ .shard = shard, .control = control, .dismiss = dismiss, .timer.fire = on_time };
 	TAILQ_INIT(&laneless->clients);
 	return timers_reserve(&shard->timers);
 }
@@ -121,7 +124,8 @@ laneless_make_room(struct laneless *laneless, const struct account *account, con
 
 	if (client == NULL)
 		return 0;
-	snprintf(why, sizeof(why), "its place was wanted, %s is %llu", no->limit, (unsigned long long)no->value);
+	snprintf(
+	    why, sizeof(why), "its place was wanted, %s is %llu", no->limit, (unsigned long long)no->value);
 	end(laneless, client, why);
 	return 1;
 }

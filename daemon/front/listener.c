@@ -24,8 +24,8 @@ complain(struct listener *listener, const char *what)
 {
 	int error = errno;
 
-	log_limited(&listener->bind_limit, LOG_LEVEL_ERROR, "listen_failed", "path=%s step=%s cause=%s", listener->path, what,
-	    log_quote((char[128]){ 0 }, 128, strerror(error), strlen(strerror(error))));
+	log_limited(&listener->bind_limit, LOG_LEVEL_ERROR, "listen_failed", "path=%s step=%s cause=%s",
+	    listener->path, what, log_quote((char[128]){ 0 }, 128, strerror(error), strlen(strerror(error))));
 }
 
 /* A descriptor in reserve. */
@@ -88,7 +88,8 @@ static int
 is_alive(const struct sockaddr_un *addr, int type)
 {
 	int fd = socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	int alive = fd >= 0 && (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN);
+	int alive =
+	    fd >= 0 && (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN);
 
 	if (fd >= 0)
 		close(fd);
@@ -186,7 +187,8 @@ take_path(struct listener *listener, int fd)
 	}
 	const struct group *g = listener->group != NULL ? getgrnam(listener->group) : NULL;
 	const char *step = "chmod";
-	if ((g == NULL || chown(listener->path, (uid_t)-1, g->gr_gid) == 0) && chmod(listener->path, listener->mode) == 0) {
+	if ((g == NULL || chown(listener->path, (uid_t)-1, g->gr_gid) == 0) &&
+	    chmod(listener->path, listener->mode) == 0) {
 		step = "listen";
 		if (listen(fd, 4096) == 0)
 			return 0;
@@ -270,7 +272,7 @@ on_look(uv_timer_t *look)
 	if (!listener->lost)
 		log_event(LOG_LEVEL_ERROR, "socket_lost", "path=%s cause=\"%s\"", listener->path,
 		    taken ? "another process listens on it now; this daemon serves whom it has and waits"
-		          : "it was removed or replaced");
+			  : "it was removed or replaced");
 	listener->lost = 1;
 	if (!taken)
 		listen_anew(listener);
@@ -304,8 +306,9 @@ listener_init(struct listener *listener, uv_loop_t *loop, const char *path, int 
 	listener->owner = owner;
 	listener->poll.data = listener;
 	if (strlen(path) >= sizeof(listener->path)) {
-		log_event(LOG_LEVEL_ERROR, "listen_failed", "path=%s cause=\"%zu bytes long, the limit is %zu\"", path,
-		    strlen(path), sizeof(listener->path) - 1);
+		log_event(LOG_LEVEL_ERROR, "listen_failed",
+		    "path=%s cause=\"%zu bytes long, the limit is %zu\"", path, strlen(path),
+		    sizeof(listener->path) - 1);
 		return -TG_ESYSTEM;
 	}
 	memcpy(listener->path, path, strlen(path) + 1);

@@ -14,8 +14,8 @@
 struct listener {
 	uv_poll_t poll;
 	int fd;
-	int spare; /* given up to take, and let go, a connection that finds no descriptor left; -1: none */
-	int type; /* SOCK_SEQPACKET or SOCK_STREAM */
+	int spare;     /* given up to take, and let go, a connection that finds no descriptor left; -1: none */
+	int type;      /* SOCK_SEQPACKET or SOCK_STREAM */
 	int owns_path; /* bound by us: made anew when it is gone, and unlinked at the end if it is still ours */
 	char path[108];
 	mode_t mode;
@@ -23,10 +23,12 @@ struct listener {
 	uv_timer_t look; /* whether the path still leads to us */
 	dev_t dev;       /* of the path when it was ours */
 	ino_t ino;
-	int lost;        /* it does not, and that was said */
+	int lost;                              /* it does not, and that was said */
 	void (*accepted)(void *owner, int fd); /* takes the descriptor over */
-	void (*turned_away)(void *owner, int fd); /* tells one that finds no descriptor left; NULL: it reads an end */
-	int (*may_accept)(void *owner); /* asked before each; on 0 it is silent until listener_resume. NULL: always */
+	void (*turned_away)(
+	    void *owner, int fd); /* tells one that finds no descriptor left; NULL: it reads an end */
+	int (*may_accept)(
+	    void *owner); /* asked before each; on 0 it is silent until listener_resume. NULL: always */
 	struct log_limit accept_limit, bind_limit;
 	void *owner;
 };

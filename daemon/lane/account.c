@@ -107,7 +107,8 @@ descriptors(const struct accounts *accounts)
 	struct rlimit limit = { .rlim_cur = 0 };
 
 	getrlimit(RLIMIT_NOFILE, &limit);
-	return limit.rlim_cur / 2 > accounts->reserved ? limit.rlim_cur - accounts->reserved : limit.rlim_cur / 2;
+	return limit.rlim_cur / 2 > accounts->reserved ? limit.rlim_cur - accounts->reserved
+						       : limit.rlim_cur / 2;
 }
 
 uint64_t
@@ -194,8 +195,8 @@ account_no_text(const struct account *account, const struct account_no *no, char
 	unsigned long long used = no->used, more = no->more, value = no->value;
 
 	if (no->of_all)
-		snprintf(text, size, "all users have %llu %s, user %u asks for %llu more: %s is %llu", used, words,
-		    (unsigned)account->uid, more, no->limit, value);
+		snprintf(text, size, "all users have %llu %s, user %u asks for %llu more: %s is %llu", used,
+		    words, (unsigned)account->uid, more, no->limit, value);
 	else if (no->of_what_is_free)
 		snprintf(text, size,
 		    "user %u has %llu %s and asks for %llu more; %llu of %llu (%s) are free: a user may have as much as "
@@ -203,8 +204,8 @@ account_no_text(const struct account *account, const struct account_no *no, char
 		    (unsigned)account->uid, used, words, more, (unsigned long long)no->free, value, no->limit,
 		    kinds[no->what].one);
 	else
-		snprintf(text, size, "user %u has %llu %s and asks for %llu more: %s is %llu", (unsigned)account->uid, used,
-		    words, more, no->limit, value);
+		snprintf(text, size, "user %u has %llu %s and asks for %llu more: %s is %llu",
+		    (unsigned)account->uid, used, words, more, no->limit, value);
 	return text;
 }
 
@@ -215,7 +216,7 @@ account_no_log(struct account *account, const struct account_no *no, pid_t pid)
 	    no->of_all || account->used[ACCOUNT_CLIENTS] == 0 ? &account->accounts->limit : &account->limit;
 
 	log_limited(limit, LOG_LEVEL_WARN, "limit_reached",
-	    "uid=%u pid=%d limit=%s value=%llu used=%llu wanted=%llu free=%llu", (unsigned)account->uid, (int)pid,
-	    no->of_what_is_free ? kinds[no->what].one : no->limit, (unsigned long long)no->value,
+	    "uid=%u pid=%d limit=%s value=%llu used=%llu wanted=%llu free=%llu", (unsigned)account->uid,
+	    (int)pid, no->of_what_is_free ? kinds[no->what].one : no->limit, (unsigned long long)no->value,
 	    (unsigned long long)no->used, (unsigned long long)no->more, (unsigned long long)no->free);
 }

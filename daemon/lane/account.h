@@ -54,7 +54,7 @@ struct account {
 	uint64_t used[ACCOUNT_KINDS];
 	uint64_t refused[ACCOUNT_KINDS]; /* requests that a limit refused */
 	struct log_limit limit;          /* of the lines about them */
-	struct laneless_list laneless;   /* its connections without a lane, by account_entry, the longest first */
+	struct laneless_list laneless; /* its connections without a lane, by account_entry, the longest first */
 	TAILQ_ENTRY(account) entry;
 
 	struct account_lanes waiting; /* the user's lanes that wait, whose deadlines are looked at: expiry.h */
@@ -88,7 +88,8 @@ struct account_no {
 	int of_what_is_free;
 };
 
-void accounts_init(struct accounts *accounts, const struct config_limits *limits, uint64_t reserved_descriptors);
+void
+accounts_init(struct accounts *accounts, const struct config_limits *limits, uint64_t reserved_descriptors);
 
 /* The account of a user, held until account_drop. Never NULL. */
 struct account *account_hold(struct accounts *accounts, uid_t uid);
@@ -105,10 +106,12 @@ void account_refund(struct account *account, enum account_what what, uint64_t n)
  * Whether the user may have so much more of it. If not, *no says why and the refusal is counted.
  * returned: it is for a lane that the user hands back.
  */
-int account_may(struct account *account, enum account_what what, uint64_t more, int returned, struct account_no *no);
+int account_may(
+    struct account *account, enum account_what what, uint64_t more, int returned, struct account_no *no);
 
 /* The refusal in words, for the client. Returns text. */
-const char *account_no_text(const struct account *account, const struct account_no *no, char *text, size_t size);
+const char *
+account_no_text(const struct account *account, const struct account_no *no, char *text, size_t size);
 
 /* And a line in the log, not more often than log_limited says for each user. */
 void account_no_log(struct account *account, const struct account_no *no, pid_t pid);

@@ -15,7 +15,8 @@ expiry_add(struct expiry *expiry, struct lane *lane)
 		TAILQ_INSERT_TAIL(&expiry->accounts, account, waiting_entry);
 	}
 	TAILQ_INSERT_TAIL(&account->waiting, lane, waiting_entry);
-	timer_set_earlier(&expiry->shard->timers, &expiry->tick, expiry->shard->now_ns + EXPIRY_TICK_MS * NS_PER_MS);
+	timer_set_earlier(
+	    &expiry->shard->timers, &expiry->tick, expiry->shard->now_ns + EXPIRY_TICK_MS * NS_PER_MS);
 }
 
 void

@@ -30,7 +30,8 @@ struct shard;
 struct expiry {
 	struct shard *shard;
 	struct timer tick;
-	void (*look)(struct lane *lane); /* completes what has passed its deadline; it may take the lane off the lists */
+	void (*look)(
+	    struct lane *lane); /* completes what has passed its deadline; it may take the lane off the lists */
 	TAILQ_HEAD(, account) accounts; /* that have waiting lanes, by waiting_entry */
 };
 

@@ -215,7 +215,8 @@ report_maybe_sent(struct lane *lane)
 	for (uint64_t number = lane->slot_head; number != lane->slot_tail; number++) {
 		struct slot *slot = lane_slot(lane, number);
 		if (slot->state == SLOT_PENDING && slot->maybe_sent)
-			lane_give_up(lane, slot, "may have been sent by the daemon before this one; the pool reports such messages");
+			lane_give_up(lane, slot,
+			    "may have been sent by the daemon before this one; the pool reports such messages");
 	}
 }
 
@@ -240,7 +241,8 @@ lane_resume(struct lane *lane)
 	}
 	lane->unready_ns = lane->shard->now_ns;
 	lane_set_place(lane, LANE_STALLED);
-	timer_set_earlier(&lane->shard->timers, &lane->shard->late, lane->shard->now_ns + LANE_READY_MS * NS_PER_MS);
+	timer_set_earlier(
+	    &lane->shard->timers, &lane->shard->late, lane->shard->now_ns + LANE_READY_MS * NS_PER_MS);
 }
 
 void
@@ -281,7 +283,8 @@ lane_new(struct lane **out, const struct lane_header *header, struct pool *pool,
 static void
 see_to_deadlines(struct lane *lane)
 {
-	timer_set_earlier(&lane->shard->timers, &lane->pool->tick, lane->shard->now_ns + POOL_TICK_MS * NS_PER_MS);
+	timer_set_earlier(
+	    &lane->shard->timers, &lane->pool->tick, lane->shard->now_ns + POOL_TICK_MS * NS_PER_MS);
 }
 
 void
@@ -472,7 +475,8 @@ lane_is_memory(const struct lane *lane, int ring)
 {
 	struct stat x, y;
 
-	return fstat(lane->ring, &x) == 0 && fstat(ring, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+	return fstat(lane->ring, &x) == 0 && fstat(ring, &y) == 0 && x.st_dev == y.st_dev &&
+	       x.st_ino == y.st_ino;
 }
 
 int
@@ -490,10 +494,12 @@ tell_end(const struct lane *lane)
 	log_limited(&lane->shard->orphan_limit, LOG_LEVEL_INFO, "orphan_done",
 	    "lane=%llu pool=%s pid=%d uid=%u delivered=%llu sent=%llu rejected=%llu expired=%llu unknown=%llu "
 	    "cancelled=%llu left_bytes=%llu ms=%llu",
-	    (unsigned long long)lane->id, lane->pool->config->name, (int)lane->owner.pid, (unsigned)lane->owner.uid,
-	    (unsigned long long)(now->delivered - was->delivered), (unsigned long long)(now->sent - was->sent),
-	    (unsigned long long)(now->rejected - was->rejected), (unsigned long long)(now->expired - was->expired),
-	    (unsigned long long)(now->unknown - was->unknown), (unsigned long long)(now->cancelled - was->cancelled),
+	    (unsigned long long)lane->id, lane->pool->config->name, (int)lane->owner.pid,
+	    (unsigned)lane->owner.uid, (unsigned long long)(now->delivered - was->delivered),
+	    (unsigned long long)(now->sent - was->sent), (unsigned long long)(now->rejected - was->rejected),
+	    (unsigned long long)(now->expired - was->expired),
+	    (unsigned long long)(now->unknown - was->unknown),
+	    (unsigned long long)(now->cancelled - was->cancelled),
 	    (unsigned long long)(lane->sq.tail_seen - lane->sq.head),
 	    (unsigned long long)((lane->shard->now_ns - lane->orphaned_ns) / NS_PER_MS));
 }
@@ -582,7 +588,8 @@ lane_orphan(struct lane *lane)
 	if (lane->unready && lane->client != NULL) {
 		/* It may have given up waiting for our answer, and has the old ones: it has its time to come back. */
 		lane->unready_ns = lane->shard->now_ns;
-		timer_set_earlier(&lane->shard->timers, &lane->shard->late, lane->unready_ns + LANE_READY_MS * NS_PER_MS);
+		timer_set_earlier(
+		    &lane->shard->timers, &lane->shard->late, lane->unready_ns + LANE_READY_MS * NS_PER_MS);
 		lane_await(lane);
 		return;
 	}
@@ -640,7 +647,8 @@ void
 lane_finish_orphan(struct lane *lane)
 {
 	/* Completions that are not committed yet come first. */
-	if (lane->place == LANE_GONE || lane->client != NULL || lane->awaited || !lane_is_empty(lane) || lane->dirty)
+	if (lane->place == LANE_GONE || lane->client != NULL || lane->awaited || !lane_is_empty(lane) ||
+	    lane->dirty)
 		return;
 	leave(lane);
 	leave_client(lane);
@@ -720,8 +728,8 @@ lane_bury(struct lane *lane)
 
 	TAILQ_REMOVE(&shard->graveyard, lane, place_entry);
 	/* To punch what others have mapped takes as long as they like. */
-	if (lane_memfd_bytes(&lane->map.geo) > LANE_INLINE_BYTES || slots_made(&lane->slots) > LANE_INLINE_SLOTS ||
-	    lane_answers_are_shared(lane->answers)) {
+	if (lane_memfd_bytes(&lane->map.geo) > LANE_INLINE_BYTES ||
+	    slots_made(&lane->slots) > LANE_INLINE_SLOTS || lane_answers_are_shared(lane->answers)) {
 		lane->job.queue = WORLD_JOB_FREE;
 		lane->job.run = run_unmap;
 		lane->job.done = on_unmapped;

@@ -59,8 +59,8 @@ struct lane {
 	struct pool *pool;
 	struct client *client; /* NULL: an orphan */
 	uint64_t id;
-	uint64_t nonce; /* the header's: the same over restarts of the daemon */
-	uint64_t secret[2]; /* the header's */
+	uint64_t nonce;            /* the header's: the same over restarts of the daemon */
+	uint64_t secret[2];        /* the header's */
 	struct siphash_key id_key; /* of the ids of its messages: lane_own() */
 	struct lane_owner owner;
 	struct account *account; /* its owner's; held until its memory is freed */
@@ -68,9 +68,9 @@ struct lane {
 	int counted_orphan;      /* in the account */
 	struct lane_map map;
 	int ring, answers; /* kept for a successor; owned. answers -1: to be made */
-	int old_answers; /* of a lane that comes back: their contents are copied. The caller's; -1: none */
-	int made_answers; /* `answers` was made by us */
-	int handed_back; /* the lane was not made by us */
+	int old_answers;   /* of a lane that comes back: their contents are copied. The caller's; -1: none */
+	int made_answers;  /* `answers` was made by us */
+	int handed_back;   /* the lane was not made by us */
 	int unready; /* its client has not said that it uses the new answers: nothing is done for it (lane_ready) */
 	uint64_t unready_ns; /* since when */
 	int bell; /* wakes the client: the writing end of a pipe; owned; -1: it has none yet (lane_await) */
@@ -90,12 +90,12 @@ struct lane {
 
 	struct link *link; /* order "lane": where its records ride */
 	TAILQ_ENTRY(lane) bound_entry;
-	uint64_t epoch;    /* order "key": the pool's when its routes were chosen */
-	int over_share;      /* waits for its link until lane_waited_for() has come down to resume_at (link_has_share) */
+	uint64_t epoch; /* order "key": the pool's when its routes were chosen */
+	int over_share; /* waits for its link until lane_waited_for() has come down to resume_at (link_has_share) */
 	uint32_t resume_at;
-	int moving;        /* to be bound anew once nothing is in flight */
+	int moving; /* to be bound anew once nothing is in flight */
 	struct lane_blame blame;
-	int again;         /* with an order: the broker had no room for slot `again_slot`: until it has, one goes at a time, */
+	int again; /* with an order: the broker had no room for slot `again_slot`: until it has, one goes at a time, */
 	uint64_t again_slot; /* so that it cannot refuse one and take the next */
 
 	enum lane_place place;
@@ -105,28 +105,29 @@ struct lane {
 	TAILQ_ENTRY(lane) dirty_entry;
 	TAILQ_ENTRY(lane) dozed_entry;
 	TAILQ_ENTRY(lane) waiting_entry; /* WAIT_LINK and WAIT_POOL: in its account's list */
-	struct lane_list *dozing; /* the shard's list it is on by dozed_entry, or NULL */
-	uint64_t dozed_ns;        /* on shard->doubted: when it fell asleep */
-	uint32_t seen_asleep;     /* doze.count when it was last seen asleep with work */
-	int dirty;     /* has completions to commit */
-	int kept;      /* the service manager has a descriptor of its memory */
-	int awaited;   /* without a client, which may come back: it does not go */
-	int left;      /* its client went and left records: their end is told */
+	struct lane_list *dozing;        /* the shard's list it is on by dozed_entry, or NULL */
+	uint64_t dozed_ns;               /* on shard->doubted: when it fell asleep */
+	uint32_t seen_asleep;            /* doze.count when it was last seen asleep with work */
+	int dirty;                       /* has completions to commit */
+	int kept;                        /* the service manager has a descriptor of its memory */
+	int awaited;                     /* without a client, which may come back: it does not go */
+	int left;                        /* its client went and left records: their end is told */
 	int shown_writable;
-	int32_t deficit; /* bytes, deficit round robin */
-	uint64_t active_ns;   /* last time there was something to do */
-	struct spin spin;     /* whether it is watched when it has run empty */
-	uint64_t earliest_ns; /* no unsent record's deadline is before this; while sweeping, of those below sweep_at */
-	uint64_t sweep_at;    /* sweeping: the slot at which the search for passed deadlines goes on */
+	int32_t deficit;    /* bytes, deficit round robin */
+	uint64_t active_ns; /* last time there was something to do */
+	struct spin spin;   /* whether it is watched when it has run empty */
+	uint64_t
+	    earliest_ns; /* no unsent record's deadline is before this; while sweeping, of those below sweep_at */
+	uint64_t sweep_at; /* sweeping: the slot at which the search for passed deadlines goes on */
 	int sweeping;
 	int ordered;        /* no slot's deadline is before that of one before it */
 	uint64_t latest_ns; /* the deadline of the slot that has the latest */
 	uint64_t orphaned_ns;
-	uint64_t cap_ns;    /* an orphan: no record's deadline is later (limits.orphan_ms); else UINT64_MAX */
+	uint64_t cap_ns; /* an orphan: no record's deadline is later (limits.orphan_ms); else UINT64_MAX */
 	struct lane_counts count;
 	struct lane_counts before; /* the counts when its client went */
-	struct world_job job; /* the freeing of its memory */
-	uint64_t unmap_ns;    /* which took so long */
+	struct world_job job;      /* the freeing of its memory */
+	uint64_t unmap_ns;         /* which took so long */
 };
 
 /* The ingredients of a lane. Descriptors become the lane's on success, but for old_answers, and stay the
@@ -160,7 +161,8 @@ struct lane_memory {
  */
 struct lane_events {
 	void *owner;
-	void (*woken)(struct client *client); /* its lane was woken, or is to be rung anew: one more ring may come */
+	void (*woken)(
+	    struct client *client); /* its lane was woken, or is to be rung anew: one more ring may come */
 	void (*gone)(struct client *client, struct lane *lane);
 	void (*late)(struct client *client); /* did not say LANE_READY in time */
 	/* A lane's memory was freed: on the loop since began_ns, or, if took_ns is not 0, for so long beside it. */
@@ -196,8 +198,8 @@ int lane_hear(struct lane *lane);
 void lane_doze(struct lane *lane, struct lane_list *list);
 
 /* A link answers for a slot that it numbered seq. Drops the entry's reference. text may be NULL. */
-void lane_answer(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, uint8_t outcome, uint64_t reference,
-    uint32_t code, const char *text, size_t text_len);
+void lane_answer(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, uint8_t outcome,
+    uint64_t reference, uint32_t code, const char *text, size_t text_len);
 
 /* Its link has taken a slot out of the window. */
 void lane_late(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq);
@@ -324,8 +326,8 @@ int lane_finish_unsent(struct lane *lane, struct slot *slot);
 void lane_slots_shrink(struct lane *lane);
 
 /* Completes a slot as REJECTED, keeps the words for tg_reason and logs them. text may be NULL. */
-void lane_reject(struct lane *lane, struct slot *slot, uint64_t reference, uint32_t code, const char *text,
-    size_t text_len);
+void lane_reject(
+    struct lane *lane, struct slot *slot, uint64_t reference, uint32_t code, const char *text, size_t text_len);
 
 /* Completes a slot as UNKNOWN, or EXPIRED if no byte of it was sent, and keeps why for tg_reason. */
 void lane_give_up(struct lane *lane, struct slot *slot, const char *why);

@@ -27,7 +27,8 @@ lane_admit(struct lane *lane, uint64_t now_ns, struct slot **out)
 	if (sq_peek(&lane->sq, &record) != 0 || record.size > lane_max_record(&lane->map.geo))
 		return -TG_EBROKEN;
 	struct slot *slot = lane_slot(lane, lane->slot_tail);
-	uint32_t timeout_ms = record.timeout_ms != 0 ? record.timeout_ms : lane->pool->config->message_timeout_ms;
+	uint32_t timeout_ms =
+	    record.timeout_ms != 0 ? record.timeout_ms : lane->pool->config->message_timeout_ms;
 	/* There is no use in trying for longer than the message is of use. */
 	if (record.expiry_ms != 0 && record.expiry_ms < timeout_ms)
 		timeout_ms = record.expiry_ms;
@@ -48,7 +49,8 @@ lane_admit(struct lane *lane, uint64_t now_ns, struct slot **out)
 	};
 	if (slot->deadline_ns < lane->earliest_ns)
 		lane->earliest_ns = slot->deadline_ns;
-	lane->ordered = lane->slot_head == lane->slot_tail || (lane->ordered && slot->deadline_ns >= lane->latest_ns);
+	lane->ordered =
+	    lane->slot_head == lane->slot_tail || (lane->ordered && slot->deadline_ns >= lane->latest_ns);
 	if (lane->slot_head == lane->slot_tail || slot->deadline_ns > lane->latest_ns)
 		lane->latest_ns = slot->deadline_ns;
 	lane->sq.cursor += record.size;
@@ -84,7 +86,9 @@ lane_admit_next(struct lane *lane)
 	 * its client may come back, or a successor may take it, the entries must tell what is finished (I5).
 	 */
 	if (lane->client == NULL)
-		return lane->cq.tail - floor + lane->unfinished >= lane->map.geo.cq_entries / 2 ? 1 : admit_next(lane);
+		return lane->cq.tail - floor + lane->unfinished >= lane->map.geo.cq_entries / 2
+			   ? 1
+			   : admit_next(lane);
 	if (!cq_may_admit(&lane->cq, floor, lane->unfinished)) {
 		if (cq_producer_refresh(&lane->cq) < 0)
 			return -TG_EBROKEN;
@@ -104,8 +108,9 @@ lane_finish_unsent(struct lane *lane, struct slot *slot)
 		return 1;
 	}
 	if (lane->shard->now_ns >= lane_deadline(lane, slot)) {
-		lane_give_up(lane, slot, slot->maybe_sent ? "sent, and not answered before its deadline"
-							  : "not sent before its deadline");
+		lane_give_up(lane, slot,
+		    slot->maybe_sent ? "sent, and not answered before its deadline"
+				     : "not sent before its deadline");
 		return 1;
 	}
 	return 0;

@@ -66,7 +66,8 @@ lane_finish(struct lane *lane, struct slot *slot, uint8_t outcome, uint64_t refe
 		.elapsed_us = elapsed_us < UINT32_MAX ? (uint32_t)elapsed_us : UINT32_MAX,
 		.code = code <= UINT16_MAX ? (uint16_t)code : UINT16_MAX,
 		.outcome = outcome,
-		.info = (uint8_t)(slot->attempts | ((slot->flags & RECORD_F_QUIET) != 0 ? COMPLETION_QUIET : 0)),
+		.info =
+		    (uint8_t)(slot->attempts | ((slot->flags & RECORD_F_QUIET) != 0 ? COMPLETION_QUIET : 0)),
 	};
 
 	slot->state = SLOT_DONE;
@@ -107,8 +108,8 @@ store_reason(struct lane *lane, uint32_t code, const char *text, size_t text_len
 }
 
 void
-lane_reject(struct lane *lane, struct slot *slot, uint64_t reference, uint32_t code, const char *text,
-    size_t text_len)
+lane_reject(
+    struct lane *lane, struct slot *slot, uint64_t reference, uint32_t code, const char *text, size_t text_len)
 {
 	store_reason(lane, code, text, text_len);
 	lane_finish(lane, slot, TG_REJECTED, reference, code);
@@ -202,8 +203,8 @@ lane_overdue(struct lane *lane, uint64_t number, const struct link *link, uint64
 }
 
 void
-lane_answer(struct lane *lane, uint64_t number, struct link *link, uint64_t seq, uint8_t outcome, uint64_t reference,
-    uint32_t code, const char *text, size_t text_len)
+lane_answer(struct lane *lane, uint64_t number, struct link *link, uint64_t seq, uint8_t outcome,
+    uint64_t reference, uint32_t code, const char *text, size_t text_len)
 {
 	struct slot *slot = drop_ref(lane, number);
 
@@ -235,10 +236,11 @@ lane_take_back(struct lane *lane, uint64_t number, struct link *link, uint64_t s
 	slot->retried = 0;
 	if (how == LINK_BACK_FAILED && link->conn.max_body != 0 && slot->body_len > link->conn.max_body)
 		how = LINK_BACK_UNSENT; /* the broker has said that it keeps nothing so large */
-	if (how != LINK_BACK_FAILED) /* as if this attempt had not been */
+	if (how != LINK_BACK_FAILED)    /* as if this attempt had not been */
 		slot->maybe_sent >>= 1;
 	if (how == LINK_BACK_FAILED && lane->pool->config->on_failure == ON_FAILURE_REPORT) {
-		lane_give_up(lane, slot, "sent, and its connection ended before it was answered; the pool reports such messages");
+		lane_give_up(lane, slot,
+		    "sent, and its connection ended before it was answered; the pool reports such messages");
 		return;
 	}
 	if (number < lane->slot_next)
@@ -343,7 +345,8 @@ lane_bell(const struct lane *lane)
 	static const char one = 1;
 
 	if (write(lane->bell, &one, sizeof(one)) < 0 && errno != EAGAIN && errno != EPIPE)
-		log_event(LOG_LEVEL_WARN, "bell_failed", "lane=%llu errno=%d", (unsigned long long)lane->id, errno);
+		log_event(
+		    LOG_LEVEL_WARN, "bell_failed", "lane=%llu errno=%d", (unsigned long long)lane->id, errno);
 }
 
 void

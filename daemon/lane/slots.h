@@ -36,9 +36,9 @@ struct slot {
 	uint8_t maybe_sent; /* not 0: a byte of it may have reached a broker; 3: before the attempt in flight */
 	uint8_t closes : 2; /* links that closed while it was sent and unanswered (blame.h) */
 	uint8_t retried : 1; /* sent again because it was late; its link's failure lets it be so once more */
-	uint8_t late : 1;   /* INFLIGHT: it has left its link's window */
-	uint8_t alone : 2;  /* ... and it was the only one, and the broker lived */
-	uint32_t seq; /* INFLIGHT: the link's number for it, low bits */
+	uint8_t late : 1;    /* INFLIGHT: it has left its link's window */
+	uint8_t alone : 2;   /* ... and it was the only one, and the broker lived */
+	uint32_t seq;        /* INFLIGHT: the link's number for it, low bits */
 };
 
 _Static_assert(sizeof(struct slot) == 64, "one cache line");

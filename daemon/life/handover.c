@@ -175,8 +175,9 @@ give_all(struct handover *handover)
 
 	shard_turn(shard); /* paused, it frames nothing; it commits the answers that came meanwhile */
 	if ((rc = let_it_wait(fd)) != 0 || (rc = give_listener(fd, handover->control)) != 0 ||
-	    (rc = give_listener(fd, handover->admin)) != 0 || (rc = give_clients(fd, &handover->loop->front)) != 0 ||
-	    (rc = give_links(handover)) != 0 || (rc = handover_send(fd, &frame, NULL, 0)) != 0)
+	    (rc = give_listener(fd, handover->admin)) != 0 ||
+	    (rc = give_clients(fd, &handover->loop->front)) != 0 || (rc = give_links(handover)) != 0 ||
+	    (rc = handover_send(fd, &frame, NULL, 0)) != 0)
 		return rc;
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	if (poll(&p, 1, TAKEN_MS) <= 0)
@@ -284,7 +285,8 @@ is_quiet(const struct shard *shard)
 static void
 on_timer(struct timer *timer)
 {
-	struct handover *handover = (struct handover *)(void *)((char *)timer - offsetof(struct handover, timer));
+	struct handover *handover =
+	    (struct handover *)(void *)((char *)timer - offsetof(struct handover, timer));
 	struct shard *shard = &handover->loop->shard;
 
 	if (handover->waiting_ready) {
@@ -316,9 +318,10 @@ on_readable(uv_poll_t *poll, int status, int events)
 	shard_refresh_clock(shard);
 	int rc = status < 0 ? -TG_ECLOSED : handover_recv(handover->fd, &packet, fds);
 	if (rc != 0 || packet.frame.type != HANDOVER_READY) {
-		give_up(handover, rc == -TG_EVERSION
-		        ? "the new daemon speaks another version of the lanes or of the hand-over: restart instead"
-		        : "the new daemon did not become ready; its own log lines say why");
+		give_up(handover,
+		    rc == -TG_EVERSION
+			? "the new daemon speaks another version of the lanes or of the hand-over: restart instead"
+			: "the new daemon did not become ready; its own log lines say why");
 		return;
 	}
 	handover->waiting_ready = 0;
@@ -345,8 +348,9 @@ handover_begin(struct handover *handover, const char **why)
 	struct loop *loop = handover->loop;
 	int pair[2];
 	char takeover[] = "--takeover=3";
-	char *args[] = { (char *)(uintptr_t)handover->start.program, "-c", (char *)(uintptr_t)handover->start.config,
-		"--log-level", (char *)(uintptr_t)handover->start.log_level, takeover, NULL };
+	char *args[] = { (char *)(uintptr_t)handover->start.program, "-c",
+		(char *)(uintptr_t)handover->start.config, "--log-level",
+		(char *)(uintptr_t)handover->start.log_level, takeover, NULL };
 	uv_stdio_container_t stdio[4] = { 0 };
 	uv_process_options_t options = { .exit_cb = on_exit_status,
 		.file = handover->start.program,
@@ -364,7 +368,8 @@ handover_begin(struct handover *handover, const char **why)
 	}
 	if (getpid() == 1) {
 		/* The kernel kills every process of a PID namespace, the successor too, when its first one ends. */
-		*why = "the daemon is process 1 of its container, which ends when this daemon hands over: replace the container";
+		*why =
+		    "the daemon is process 1 of its container, which ends when this daemon hands over: replace the container";
 		return -TG_ESYSTEM;
 	}
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
@@ -392,7 +397,8 @@ handover_begin(struct handover *handover, const char **why)
 	uv_poll_start(&handover->poll, UV_READABLE, on_readable);
 	handover->waiting_ready = 1;
 	timer_set(&loop->shard.timers, &handover->timer, loop->shard.now_ns + READY_MS * NS_PER_MS);
-	log_event(LOG_LEVEL_INFO, "upgrading", "program=%s pid=%d", handover->start.program, (int)handover->process.pid);
+	log_event(LOG_LEVEL_INFO, "upgrading", "program=%s pid=%d", handover->start.program,
+	    (int)handover->process.pid);
 	return (int)handover->process.pid;
 }
 

@@ -52,8 +52,8 @@ struct handover {
 	struct handover_start start;
 	uv_process_t process;
 	uv_poll_t poll;
-	int fd;        /* to the new daemon; -1: no upgrade is under way */
-	int handles;   /* open handles of the above */
+	int fd;      /* to the new daemon; -1: no upgrade is under way */
+	int handles; /* open handles of the above */
 	struct timer timer;
 	uint64_t until_ns;
 	int waiting_ready; /* READY has not come yet */
@@ -61,8 +61,8 @@ struct handover {
 };
 
 /* Returns 0 or -TG_ENOMEM. */
-int handover_init(struct handover *handover, struct loop *loop, struct listener *control, struct listener *admin,
-    const struct handover_start *start);
+int handover_init(struct handover *handover, struct loop *loop, struct listener *control,
+    struct listener *admin, const struct handover_start *start);
 void handover_fini(struct handover *handover);
 
 /* Starts an upgrade. Returns the new daemon's pid, or -TG_EBUSY (one is under way), -TG_ESTOPPING,
@@ -151,7 +151,7 @@ static inline size_t
 handover_size(const struct handover_frame *frame)
 {
 	return sizeof(*frame) +
-	    (frame->type == HANDOVER_LINK ? (size_t)frame->u.link.hello_len + frame->u.link.saved_len : 0);
+	       (frame->type == HANDOVER_LINK ? (size_t)frame->u.link.hello_len + frame->u.link.saved_len : 0);
 }
 
 /* Return 0 or a negative TG_E; recv -TG_EVERSION for another daemon's frames. A frame to send that is LINK's

@@ -75,8 +75,8 @@ say(const struct keeper *keeper, const char *name, const int *fds)
 	char text[TEXT_MAX];
 	/* No poll: it would only tell the manager that no other process has the memory, which is why it is
 	 * kept. */
-	int len = snprintf(text, sizeof(text), fds != NULL ? "FDSTORE=1\nFDNAME=%s\nFDPOLL=0" : "FDSTOREREMOVE=1\nFDNAME=%s",
-	    name);
+	int len = snprintf(text, sizeof(text),
+	    fds != NULL ? "FDSTORE=1\nFDNAME=%s\nFDPOLL=0" : "FDSTOREREMOVE=1\nFDNAME=%s", name);
 	struct iovec iov = { .iov_base = text, .iov_len = (size_t)len };
 	struct msghdr msg = { .msg_iov = &iov,
 		.msg_iovlen = 1,
@@ -169,8 +169,8 @@ say_later(struct keeper *keeper, const char *name, const int *fds)
 	snprintf(saying->name, sizeof(saying->name), "%s", name);
 	TAILQ_INSERT_TAIL(&keeper->pending, saying, entry);
 	keeper->pending_count++;
-	timer_set_earlier(&keeper->shard->timers, &keeper->retry,
-	    keeper->shard->now_ns + KEEPER_RETRY_MS * NS_PER_MS);
+	timer_set_earlier(
+	    &keeper->shard->timers, &keeper->retry, keeper->shard->now_ns + KEEPER_RETRY_MS * NS_PER_MS);
 	return NULL;
 }
 
@@ -403,9 +403,12 @@ take_back(struct keeper *keeper, struct restore *restore, const struct back *bac
 {
 	struct shard *shard = keeper->shard;
 	struct restored restored = { .owner = back->owner, .kept = 1, .orphan = 1, .done = on_restored };
-	struct lane_memory memory = { .ring = back->ring, .answers = back->answers, .old_answers = -1, .bell = -1 };
-	int rc = back->ring < 0 || back->answers < 0 ? -TG_EBROKEN
-	                                             : lane_header_read(back->answers, &restored.header, &memory.geo);
+	struct lane_memory memory = {
+		.ring = back->ring, .answers = back->answers, .old_answers = -1, .bell = -1
+	};
+	int rc = back->ring < 0 || back->answers < 0
+		     ? -TG_EBROKEN
+		     : lane_header_read(back->answers, &restored.header, &memory.geo);
 
 	if (rc != 0)
 		return rc;

@@ -16,12 +16,12 @@ struct loop {
 	struct world *world; /* world_uv.c */
 	struct shard shard;
 	struct front front; /* its clients */
-	uv_timer_t wake;   /* for timers_next() */
+	uv_timer_t wake;    /* for timers_next() */
 	struct timer drain; /* while stopping: looks whether everything is done */
 	uint64_t drain_until_ns;
-	int signals;       /* that ask it to stop, received */
+	int signals; /* that ask it to stop, received */
 	int done;
-	int drained;       /* everything was answered before the end */
+	int drained; /* everything was answered before the end */
 };
 
 /* Returns 0 or a negative TG_E after saying why. */

@@ -79,7 +79,9 @@ parse_options(int argc, char **argv, struct options *options)
 			break;
 		case OPT_LEVEL:
 			if (log_level_parse(optarg, &level) != 0) {
-				fprintf(stderr, "tidegated: --log-level \"%s\" is not allowed: error, warn, info or debug\n", optarg);
+				fprintf(stderr,
+				    "tidegated: --log-level \"%s\" is not allowed: error, warn, info or debug\n",
+				    optarg);
 				return EXIT_CONFIG;
 			}
 			log_set_level(level);
@@ -255,8 +257,8 @@ run(const struct config *config, const struct options *options)
 	}
 	if (rc != 0)
 		goto no_takeover;
-	rc = listener_init(&control, &loop.uv, config->socket, SOCK_SEQPACKET, (mode_t)config->socket_mode, NULL,
-	    listening(taken, config->socket, keeper, 1, &owns_control), on_client, &loop);
+	rc = listener_init(&control, &loop.uv, config->socket, SOCK_SEQPACKET, (mode_t)config->socket_mode,
+	    NULL, listening(taken, config->socket, keeper, 1, &owns_control), on_client, &loop);
 	if (rc != 0)
 		goto out;
 	rc = listener_init(&admins, &loop.uv, config->admin, SOCK_STREAM, 0660, "tidegate",

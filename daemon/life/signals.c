@@ -73,8 +73,8 @@ on_signal(uv_signal_t *handle, int number)
 			log_event(LOG_LEVEL_ERROR, "upgrade_failed", "cause=\"%s\"", why);
 		break;
 	case SAY:
-		log_limited(&signals->limit, LOG_LEVEL_WARN, "signal_ignored", "signal=%s cause=\"%s\"", watched[i].name,
-		    watched[i].words);
+		log_limited(&signals->limit, LOG_LEVEL_WARN, "signal_ignored", "signal=%s cause=\"%s\"",
+		    watched[i].name, watched[i].words);
 		break;
 	}
 }

@@ -141,7 +141,8 @@ tell_closed(int answers, int bell, const char *why)
 	static const uint32_t closed = 1;
 
 	log_event(LOG_LEVEL_WARN, "lane_not_taken", "cause=\"%s\"", why);
-	if (pwrite(answers, &closed, sizeof(closed), LANE_DAEMON_AT + offsetof(struct lane_daemon, closed)) < 0 ||
+	if (pwrite(answers, &closed, sizeof(closed), LANE_DAEMON_AT + offsetof(struct lane_daemon, closed)) <
+		0 ||
 	    (bell >= 0 && write(bell, &one, sizeof(one)) < 0))
 		log_event(LOG_LEVEL_DEBUG, "bell_failed", "errno=%d", errno);
 }
@@ -188,7 +189,9 @@ adopt_lane(struct shard *shard, struct restore *restore, struct client *client, 
 		.kept = (int)f->u.lane.kept,
 		.orphan = (int)f->orphan,
 		.done = on_restored };
-	struct lane_memory memory = { .ring = item->fds[0], .answers = item->fds[1], .old_answers = -1, .bell = item->fds[2] };
+	struct lane_memory memory = {
+		.ring = item->fds[0], .answers = item->fds[1], .old_answers = -1, .bell = item->fds[2]
+	};
 	int rc = lane_header_read(memory.answers, &restored.header, &memory.geo);
 
 	if (rc != 0) {
@@ -225,7 +228,9 @@ adopt_link(struct shard *shard, struct taken_item *item)
 		    f->u.link.index >= broker->link_count)
 			continue;
 		struct link *link = &broker->links[f->u.link.index];
-		struct sock *sock = link->state == LINK_IDLE ? world_uv_adopt(shard->world, item->fds[0], link_handlers(), link) : NULL;
+		struct sock *sock = link->state == LINK_IDLE
+					? world_uv_adopt(shard->world, item->fds[0], link_handlers(), link)
+					: NULL;
 		if (sock == NULL)
 			return;
 		item->fds[0] = -1;
@@ -254,13 +259,14 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 		const struct handover_frame *f = &item->packet.frame;
 		switch (f->type) {
 		case HANDOVER_CLIENT:
-			client = client_adopt(&loop->front, &loop->uv, item->fds[0], item->fds[1], f->u.client.pid,
-			    f->u.client.uid, f->u.client.gid, f->u.client.name);
+			client = client_adopt(&loop->front, &loop->uv, item->fds[0], item->fds[1],
+			    f->u.client.pid, f->u.client.uid, f->u.client.gid, f->u.client.name);
 			if (client != NULL)
 				item->fds[0] = item->fds[1] = -1;
 			break;
 		case HANDOVER_LANE:
-			if (adopt_lane(shard, restore, f->orphan ? NULL : client, item) || f->orphan || client == NULL)
+			if (adopt_lane(shard, restore, f->orphan ? NULL : client, item) || f->orphan ||
+			    client == NULL)
 				break;
 			client_close(client); /* it comes back with all its lanes */
 			client = NULL;
@@ -277,6 +283,7 @@ handover_adopt(struct handover_taken *taken, struct loop *loop)
 	/* Their lanes were told that their fences are raised, and they are not any more: they come back and are told. */
 	while (!shard->expedited && !TAILQ_EMPTY(&loop->front.clients))
 		client_close(TAILQ_FIRST(&loop->front.clients));
-	log_event(LOG_LEVEL_INFO, "taken_over", "lanes=%u clients=%u", shard->lane_count, loop->front.client_count);
+	log_event(
+	    LOG_LEVEL_INFO, "taken_over", "lanes=%u clients=%u", shard->lane_count, loop->front.client_count);
 	handover_free(taken);
 }

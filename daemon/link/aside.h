@@ -36,6 +36,7 @@ uintptr_t aside_take(struct aside *aside, uint64_t number);
 uintptr_t aside_any(const struct aside *aside, uint64_t *number);
 
 /* Calls for each of them, in no order; the map must not change meanwhile. */
-void aside_each(const struct aside *aside, void (*call)(void *arg, uint64_t number, uintptr_t value), void *arg);
+void
+aside_each(const struct aside *aside, void (*call)(void *arg, uint64_t number, uintptr_t value), void *arg);
 
 #endif

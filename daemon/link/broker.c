@@ -110,7 +110,8 @@ broker_weight(const struct broker *broker, uint64_t now_ns)
 
 	if (broker->slow_start_ns == 0 || age_ns >= ramp_ns)
 		return full;
-	uint64_t percent = SLOW_START_PERCENT + (100 - SLOW_START_PERCENT) * (age_ns / NS_PER_MS) / (ramp_ns / NS_PER_MS);
+	uint64_t percent =
+	    SLOW_START_PERCENT + (100 - SLOW_START_PERCENT) * (age_ns / NS_PER_MS) / (ramp_ns / NS_PER_MS);
 	return full * percent / 100;
 }
 
@@ -164,7 +165,8 @@ open_breaker(struct broker *broker, struct link *prober)
 	for (uint32_t i = 0; i < broker->link_count; i++)
 		if (broker->links[i].state == LINK_BACKOFF)
 			timer_stop(&shard->timers, &broker->links[i].timer);
-	if (broker->apart != NULL && (broker->apart->state == LINK_BACKOFF || broker->apart->state == LINK_IDLE)) {
+	if (broker->apart != NULL &&
+	    (broker->apart->state == LINK_BACKOFF || broker->apart->state == LINK_IDLE)) {
 		timer_stop(&shard->timers, &broker->apart->timer);
 		broker->peers->events->unbind(broker->apart);
 	}
@@ -187,7 +189,9 @@ broker_link_failed(struct broker *broker, struct link *link, enum driver_fatal k
 	}
 	link->failed++;
 	if (link->apart)
-		return TAILQ_EMPTY(&link->bound) || !broker_is_ready(broker) ? 0 : shard->now_ns + backoff_ns(broker, link, kind);
+		return TAILQ_EMPTY(&link->bound) || !broker_is_ready(broker)
+			   ? 0
+			   : shard->now_ns + backoff_ns(broker, link, kind);
 	broker->failures++;
 	if (!broker->open && broker->failures >= breaker_of(broker)->failures && !broker_is_ready(broker) &&
 	    may_open(broker))
@@ -217,8 +221,9 @@ broker_link_ready(struct broker *broker, struct link *link)
 		return;
 	broker->open = 0;
 	broker->prober = NULL;
-	log_event(LOG_LEVEL_INFO, "breaker_closed", "pool=%s broker=%s open_ms=%llu", broker->peers->config->name,
-	    broker->config->address.text, (unsigned long long)((shard->now_ns - broker->opened_ns) / NS_PER_MS));
+	log_event(LOG_LEVEL_INFO, "breaker_closed", "pool=%s broker=%s open_ms=%llu",
+	    broker->peers->config->name, broker->config->address.text,
+	    (unsigned long long)((shard->now_ns - broker->opened_ns) / NS_PER_MS));
 	start_spread(broker, link, breaker_of(broker)->retry_ms);
 }
 

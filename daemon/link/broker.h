@@ -54,16 +54,16 @@ struct broker {
 	struct link *apart;   /* for lanes that are set apart (blame.h); NULL: never needed yet */
 	uint32_t unexplained; /* closes that may have been over a message, without a verdict since */
 
-	uint32_t failures; /* consecutive */
-	int open;          /* the breaker */
+	uint32_t failures;   /* consecutive */
+	int open;            /* the breaker */
 	struct link *prober; /* while open: the one link that tries */
 	uint64_t opened_ns;
 	uint64_t slow_start_ns; /* since when its share grows; 0: whole */
 	uint64_t last_attempt_ns;
 
 	uint32_t bound_count; /* lanes bound to its links */
-	int64_t credit;   /* smooth weighted choice */
-	char why[200];    /* the last failure */
+	int64_t credit;       /* smooth weighted choice */
+	char why[200];        /* the last failure */
 	struct tls_sessions tls_sessions;
 	void *memory;               /* its driver's (session_params); NULL: the driver wants none */
 	struct endpoints endpoints; /* of its cluster, as it has announced them */
@@ -84,7 +84,9 @@ uint64_t broker_link_failed(struct broker *broker, struct link *link, enum drive
 static inline struct link *
 broker_link(const struct broker *broker, uint32_t number)
 {
-	return number < broker->link_count ? &broker->links[number] : number == broker->link_count ? broker->apart : NULL;
+	return number < broker->link_count    ? &broker->links[number]
+	       : number == broker->link_count ? broker->apart
+					      : NULL;
 }
 
 /* Its apart link, on its way to be READY or waiting for its next attempt. NULL: no memory. */

@@ -16,7 +16,8 @@ peers_load_tls(struct peers *peers)
 	int rc = tls_context_new(&peers->tls, &peers->config->tls, peers->config->driver->alpn, &error);
 	if (rc != 0)
 		log_event(LOG_LEVEL_ERROR, "tls_load_failed", "pool=%s key=%s cause=%s", peers->config->name,
-		    error.key != NULL ? error.key : "-", log_quote((char[320]){ 0 }, 320, error.why, strlen(error.why)));
+		    error.key != NULL ? error.key : "-",
+		    log_quote((char[320]){ 0 }, 320, error.why, strlen(error.why)));
 	return rc;
 }
 
@@ -29,8 +30,9 @@ peers_renew_tls(const struct peers *peers)
 	if (rc > 0)
 		log_event(LOG_LEVEL_INFO, "tls_renewed", "pool=%s", peers->config->name);
 	else if (rc < 0)
-		log_event(LOG_LEVEL_ERROR, "tls_renewal_failed", "pool=%s key=%s cause=%s remedy=\"the old files stay in force\"",
-		    peers->config->name, error.key != NULL ? error.key : "-",
+		log_event(LOG_LEVEL_ERROR, "tls_renewal_failed",
+		    "pool=%s key=%s cause=%s remedy=\"the old files stay in force\"", peers->config->name,
+		    error.key != NULL ? error.key : "-",
 		    log_quote((char[320]){ 0 }, 320, error.why, strlen(error.why)));
 }
 
@@ -48,8 +50,8 @@ peers_renew_secrets(const struct peers *peers)
 			    driver->name, secret->key);
 		else if (rc < 0)
 			log_event(LOG_LEVEL_ERROR, "secret_renewal_failed",
-			    "pool=%s key=%s.%s cause=%s remedy=\"the old one stays in force\"", peers->config->name,
-			    driver->name, secret->key,
+			    "pool=%s key=%s.%s cause=%s remedy=\"the old one stays in force\"",
+			    peers->config->name, driver->name, secret->key,
 			    log_quote((char[700]){ 0 }, 700, secret->failed, strlen(secret->failed)));
 	}
 }

@@ -166,8 +166,8 @@ endpoints_failed(struct link *link)
 {
 	struct endpoints *endpoints = &link->broker->endpoints;
 	const struct config_breaker *breaker = &link->broker->peers->config->breaker;
-	int lasted =
-	    link->conn.ready_ns != 0 && link->shard->now_ns - link->conn.ready_ns >= breaker->slow_start_ms * NS_PER_MS;
+	int lasted = link->conn.ready_ns != 0 &&
+		     link->shard->now_ns - link->conn.ready_ns >= breaker->slow_start_ms * NS_PER_MS;
 
 	if (endpoints_of(link) == NULL) {
 		if (endpoints->own_failures < UINT32_MAX)

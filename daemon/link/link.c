@@ -91,13 +91,13 @@ enter_connecting(struct link *link)
 {
 	struct world *world = link->shard->world;
 	/* One address an attempt, in turn: the back-off between attempts holds for all of them. */
-	const struct world_address *address = endpoints_of(link) != NULL
-	    ? &link->endpoint_at
-	    : &link->addresses[link->address_next++ % link->address_count];
+	const struct world_address *address =
+	    endpoints_of(link) != NULL ? &link->endpoint_at
+				       : &link->addresses[link->address_next++ % link->address_count];
 	uint64_t low_water = config_of(link)->low_bytes / 2;
 
-	link->conn.sock = world->ops->connect(world, address,
-	    low_water < OUT_BLOCK * 2 ? (uint32_t)low_water : OUT_BLOCK * 2, &handlers, link);
+	link->conn.sock = world->ops->connect(
+	    world, address, low_water < OUT_BLOCK * 2 ? (uint32_t)low_water : OUT_BLOCK * 2, &handlers, link);
 	if (link->conn.sock == NULL)
 		link_fail(link, FATAL_PROTOCOL, "connect: %s", strerror(errno));
 }
@@ -109,7 +109,7 @@ asks_first(const struct link *link)
 	const struct driver *driver = config_of(link)->driver;
 
 	return (driver->flags & DRIVER_F_SERVER_FIRST) != 0 &&
-	    (driver->tls_first == NULL || !driver->tls_first(config_of(link)->driver_settings));
+	       (driver->tls_first == NULL || !driver->tls_first(config_of(link)->driver_settings));
 }
 
 static void
@@ -120,7 +120,8 @@ on_connected(void *owner, int error)
 	if (error != 0)
 		link_fail(link, FATAL_PROTOCOL, "connect: %s", strerror(error));
 	else
-		link_event(link, config_of(link)->tls.enabled && !asks_first(link) ? LINK_EV_CONNECTED_TLS : LINK_EV_CONNECTED);
+		link_event(link, config_of(link)->tls.enabled && !asks_first(link) ? LINK_EV_CONNECTED_TLS
+										   : LINK_EV_CONNECTED);
 }
 
 static void
@@ -177,7 +178,8 @@ enter_handshake(struct link *link)
 {
 	uint64_t secret;
 
-	link->health = (struct link_health){ .last_read_ns = link->shard->now_ns, .last_progress_ns = link->shard->now_ns };
+	link->health = (struct link_health){ .last_read_ns = link->shard->now_ns,
+		.last_progress_ns = link->shard->now_ns };
 	if (link->conn.session == NULL)
 		peers_renew_secrets(link->broker->peers);
 	world_secret(link->shard->world, &secret, sizeof(secret));
@@ -205,7 +207,8 @@ enter_probing(struct link *link)
 static void
 enter_adopted(struct link *link)
 {
-	link->health = (struct link_health){ .last_read_ns = link->shard->now_ns, .last_progress_ns = link->shard->now_ns };
+	link->health = (struct link_health){ .last_read_ns = link->shard->now_ns,
+		.last_progress_ns = link->shard->now_ns };
 	enter_probing(link);
 }
 
@@ -337,7 +340,8 @@ enter_failed(struct link *link)
 static void
 enter_closed(struct link *link)
 {
-	if (link->conn.session != NULL && link->conn.sock != NULL && link->conn.session->driver->goodbye != NULL &&
+	if (link->conn.session != NULL && link->conn.sock != NULL &&
+	    link->conn.session->driver->goodbye != NULL &&
 	    link->conn.session->driver->goodbye(link->conn.session, &link->out) == 0)
 		link_flush(link);
 	if (link->conn.tls != NULL)
@@ -372,7 +376,10 @@ struct transition {
 	int valid;
 };
 
-#define TO(state, action) { .next = LINK_##state, .enter = (action), .valid = 1 }
+#define TO(state, action)                                           \
+	{                                                           \
+		.next = LINK_##state, .enter = (action), .valid = 1 \
+	}
 
 static const struct transition table[LINK_STATES][LINK_EVENTS] = {
 	[LINK_IDLE] = {
@@ -441,8 +448,8 @@ set_state(struct link *link, enum link_state next)
 	struct broker *broker = link->broker;
 	uint64_t held_ms = (link->shard->now_ns - link->state_since_ns) / NS_PER_MS;
 	enum log_level level = next == LINK_FAILED || next == LINK_SUSPECT ? LOG_LEVEL_WARN
-	    : next == LINK_READY || next == LINK_CLOSED                    ? LOG_LEVEL_INFO
-	                                                                   : LOG_LEVEL_DEBUG;
+			       : next == LINK_READY || next == LINK_CLOSED ? LOG_LEVEL_INFO
+									   : LOG_LEVEL_DEBUG;
 	const char *endpoint = endpoints_of(link);
 	char why[256];
 
@@ -450,7 +457,8 @@ set_state(struct link *link, enum link_state next)
 	    "pool=%s broker=%s%s%s link=%u from=%s to=%s after_ms=%llu outstanding=%u unsent=%llu failures=%u cause=%s",
 	    broker->peers->config->name, broker->config->address.text, endpoint != NULL ? " endpoint=" : "",
 	    endpoint != NULL ? endpoint : "", link->id, link_state_word(link->state), link_state_word(next),
-	    (unsigned long long)held_ms, link->outstanding, (unsigned long long)out_unwritten(&link->out), broker->failures,
+	    (unsigned long long)held_ms, link->outstanding, (unsigned long long)out_unwritten(&link->out),
+	    broker->failures,
 	    level == LOG_LEVEL_WARN ? log_quote(why, sizeof(why), link->why, strlen(link->why)) : "-");
 	link->state = next;
 	link->state_since_ns = link->shard->now_ns;
@@ -510,8 +518,8 @@ link_fail(struct link *link, enum driver_fatal kind, const char *format, ...)
 	}
 	/* A little apart all the same: a fleet of daemons meets the same broker. */
 	uint64_t at_ns = kind == FATAL_AGAIN
-	    ? link->shard->now_ns + world_between(link->shard->world, 0, AGAIN_MS * NS_PER_MS)
-	    : link->events->failed(link->broker, link, kind);
+			     ? link->shard->now_ns + world_between(link->shard->world, 0, AGAIN_MS * NS_PER_MS)
+			     : link->events->failed(link->broker, link, kind);
 	link_event(link, LINK_EV_BACKOFF);
 	if (at_ns != 0)
 		timer_set(&link->shard->timers, &link->timer, at_ns);
@@ -541,7 +549,8 @@ link_adopt(struct link *link, struct sock *sock, const struct link_past *past)
 	link->conn.sock = sock;
 	timer_stop(&link->shard->timers, &link->timer);
 	if (session_new(link, past->client_id, past->random) == 0 &&
-	    link_keep_hello(link, past->hello, past->hello_len) == 0 && (why = link_replay(link, past)) == NULL) {
+	    link_keep_hello(link, past->hello, past->hello_len) == 0 &&
+	    (why = link_replay(link, past)) == NULL) {
 		link_event(link, LINK_EV_ADOPTED);
 		return;
 	}
@@ -586,8 +595,8 @@ on_timer(struct timer *timer)
 			link_event(link, LINK_EV_DRAINED);
 			break;
 		}
-		link_fail(link, FATAL_CLOSED, "%u messages unanswered after %u ms of draining", link->outstanding,
-		    health->ack_timeout_ms);
+		link_fail(link, FATAL_CLOSED, "%u messages unanswered after %u ms of draining",
+		    link->outstanding, health->ack_timeout_ms);
 		break;
 	case LINK_FAILED:
 	case LINK_CLOSED:

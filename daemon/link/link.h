@@ -41,7 +41,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
-#define LINK_HELLO_MAX 4096u        /* bytes of a handshake that is kept for a successor */
+#define LINK_HELLO_MAX 4096u       /* bytes of a handshake that is kept for a successor */
 #define LINK_SAVED_MAX (32u << 10) /* and of what its session has become since */
 
 struct broker;
@@ -59,7 +59,7 @@ enum link_state {
 
 enum link_event {
 	LINK_EV_START,
-	LINK_EV_ADOPTED,       /* a connection another daemon made */
+	LINK_EV_ADOPTED, /* a connection another daemon made */
 	LINK_EV_RESOLVED,
 	LINK_EV_CONNECTED,     /* in the clear */
 	LINK_EV_CONNECTED_TLS, /* encryption comes first */
@@ -80,7 +80,7 @@ struct inflight {
 	uint64_t slot;     /* the lane's number for the record */
 	uint64_t start;    /* of its bytes in the connection's stream */
 	uint64_t end;
-	uint32_t bytes; /* of the record, for the window */
+	uint32_t bytes;        /* of the record, for the window */
 	uint32_t sent_ms : 30; /* when it was framed, low bits */
 	uint32_t no_ack : 1;
 	uint32_t late : 1; /* it has left the window (link_late.c) */
@@ -123,14 +123,19 @@ struct link_events {
 	/* A record. The first two drop the entry's reference to the lane. text may be NULL. */
 	void (*answered)(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, uint8_t outcome,
 	    uint64_t reference, uint32_t code, const char *text, size_t text_len);
-	void (*given_back)(struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, enum link_back how);
-	void (*look_overdue)(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq); /* may be past its deadline */
-	void (*late)(struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq); /* has left the window */
-	void (*refused)(struct link *link, const struct lane *lane); /* the broker rejects a message of the lane */
+	void (*given_back)(
+	    struct lane *lane, uint64_t slot, struct link *link, uint64_t seq, enum link_back how);
+	void (*look_overdue)(struct lane *lane, uint64_t slot, const struct link *link,
+	    uint64_t seq); /* may be past its deadline */
+	void (*late)(
+	    struct lane *lane, uint64_t slot, const struct link *link, uint64_t seq); /* has left the window */
+	void (*refused)(
+	    struct link *link, const struct lane *lane); /* the broker rejects a message of the lane */
 
 	/* The link's state. */
-	void (*changed)(struct link *link);      /* its readiness, or whether it takes records */
-	int (*closed)(struct link *link);        /* failed, before records are given back; returns whether it was over a message */
+	void (*changed)(struct link *link); /* its readiness, or whether it takes records */
+	int (*closed)(struct link
+		*link); /* failed, before records are given back; returns whether it was over a message */
 	void (*apart_ready)(struct link *link);
 	void (*turn)(struct link *link, int answered); /* an apart link: the holder's turn may be over */
 
@@ -139,14 +144,16 @@ struct link_events {
 	void (*ready)(struct broker *broker, struct link *link);
 	void (*proven)(struct broker *broker, struct link *link);
 	void (*forget)(struct broker *broker);
-	void (*trusted)(struct broker *broker);  /* no failure of it counts any more */
+	void (*trusted)(struct broker *broker); /* no failure of it counts any more */
 
 	/* The lanes that ride it. */
-	void (*release)(struct link *link);      /* those that wait for it look for another */
-	void (*unbind)(struct link *link);       /* all are bound anew, by their next records */
-	void (*let_go)(struct link *link);       /* it is suspect: all it holds is to be sent elsewhere too */
-	int (*pass_over)(struct link *link);     /* no answer for ack_timeout_ms, but probes are answered: riders_pass_over */
-	void (*retry_late)(struct link *link);   /* late messages that were sent stall_timeout_ms ago are due again */
+	void (*release)(struct link *link); /* those that wait for it look for another */
+	void (*unbind)(struct link *link);  /* all are bound anew, by their next records */
+	void (*let_go)(struct link *link);  /* it is suspect: all it holds is to be sent elsewhere too */
+	int (*pass_over)(
+	    struct link *link); /* no answer for ack_timeout_ms, but probes are answered: riders_pass_over */
+	void (*retry_late)(
+	    struct link *link); /* late messages that were sent stall_timeout_ms ago are due again */
 };
 
 /* One connection, from the look-up of its address to its end: reset by disconnect(). */
@@ -163,24 +170,25 @@ struct link_connection {
 	int want_write;
 	uint64_t replies;     /* bytes the driver has answered by itself since the broker had taken them all */
 	uint64_t replies_end; /* where the last of them ends */
-	int replayed;   /* the replay of a handshake has come to its end (EV_UP) */
-	uint8_t *hello; /* the broker's bytes up to EV_UP, for a successor's session */
+	int replayed;         /* the replay of a handshake has come to its end (EV_UP) */
+	uint8_t *hello;       /* the broker's bytes up to EV_UP, for a successor's session */
 	size_t hello_len;
 	uint8_t *held; /* bytes the driver has not consumed */
 	size_t held_len;
 
 	/* what the broker has said */
 	uint64_t max_body; /* 0: no limit known */
-	uint64_t idle_ns;  /* silence after which it is probed: idle_ms, or less if the broker's keep-alive asks */
+	uint64_t
+	    idle_ns; /* silence after which it is probed: idle_ms, or less if the broker's keep-alive asks */
 	int blocked;
 	int suspended; /* it has said in this input that it is blocked; acted on when the driver has returned */
 	int leaving;   /* it asks its clients to leave; likewise */
 
 	/* room for messages */
-	int congested; /* unsent bytes have passed their high mark and not come to their low one */
-	int crowded;   /* so has what is unanswered, or `full` */
-	int full;      /* the driver had no room until an answer comes */
-	int worn;      /* the driver has no room, though the window has: the link is to begin anew */
+	int congested;        /* unsent bytes have passed their high mark and not come to their low one */
+	int crowded;          /* so has what is unanswered, or `full` */
+	int full;             /* the driver had no room until an answer comes */
+	int worn;             /* the driver has no room, though the window has: the link is to begin anew */
 	uint32_t answered_ms; /* sent_ms of the newest answered entry */
 	uint32_t ack_ms8;     /* smoothed time to an answer, in eighths of a millisecond */
 };
@@ -198,9 +206,9 @@ struct link_health {
 	uint64_t slow_mark;    /* `next` at slow_ns: messages before it are to be answered in good time */
 	uint64_t slow_base;    /* `base` at slow_ns */
 	uint64_t slow_ns;
-	int excused;       /* a silence has moved the mark, and what was in flight then is not answered yet */
-	int cut_off;       /* in this silence its TCP has gone without acknowledgements */
-	uint64_t grace_ns; /* until then it is not suspected: its TCP has just come back */
+	int excused;        /* a silence has moved the mark, and what was in flight then is not answered yet */
+	int cut_off;        /* in this silence its TCP has gone without acknowledgements */
+	uint64_t grace_ns;  /* until then it is not suspected: its TCP has just come back */
 	uint64_t mute_lane; /* whose messages alone were unanswered when the link had no progress; 0: none */
 	uint64_t late_looked_ns;
 };
@@ -229,14 +237,14 @@ struct link {
 	uint32_t closed_code; /* and the broker's words then */
 	char closed_why[200];
 	struct link_refusal refused;
-	int closed_over;      /* this failure may be over a message: broker_link_failed reads it */
+	int closed_over; /* this failure may be over a message: broker_link_failed reads it */
 
 	/* connecting */
 	uint64_t connects; /* attempts, ever */
 	uint32_t failed;   /* failures in a row: since it has last stayed READY long enough to be trusted */
 	struct world_address addresses[WORLD_ADDRESSES]; /* the broker's own */
 	unsigned address_count, address_next;
-	int try_endpoint;               /* instead, the next time (endpoints.h) */
+	int try_endpoint;        /* instead, the next time (endpoints.h) */
 	struct address endpoint; /* where it is or is going instead; zeroed: it is not */
 	struct world_address endpoint_at;
 
@@ -252,25 +260,25 @@ struct link {
 	uint64_t base, next;
 	uint32_t outstanding;
 	uint64_t outstanding_bytes;
-	struct aside aside;      /* entries before base that are unanswered: struct inflight, malloced, by seq */
-	uint32_t late;           /* outstanding ones that have left the window (link_late.c), and */
+	struct aside aside; /* entries before base that are unanswered: struct inflight, malloced, by seq */
+	uint32_t late;      /* outstanding ones that have left the window (link_late.c), and */
 	uint64_t late_bytes;
 
 	/* flow */
-	uint32_t window;     /* messages, the pool's or the broker's if that is less */
+	uint32_t window; /* messages, the pool's or the broker's if that is less */
 	uint32_t window_low;
 	uint32_t window_wide; /* the window of a link that is not careful */
 	uint32_t careful;     /* L6: answers to come one at a time before it opens again */
-	int writable;      /* below the marks; whether it is READY is another matter */
-	int counted_ready; /* the state that the pool was last told */
-	int serving;       /* on the shard's list of links whose waiters have a turn coming */
+	int writable;         /* below the marks; whether it is READY is another matter */
+	int counted_ready;    /* the state that the pool was last told */
+	int serving;          /* on the shard's list of links whose waiters have a turn coming */
 	TAILQ_ENTRY(link) serve_entry;
 	struct lane_list waiters; /* lanes bound to it that have records and must wait */
 	struct lane_list bound;   /* lanes whose records ride it */
 	uint32_t bound_count;
 
 	/* for admins */
-	char why[200]; /* cause of the last failure or suspicion */
+	char why[200];                 /* cause of the last failure or suspicion */
 	enum driver_fatal failed_kind; /* of the last failure */
 	uint64_t probe_rtt_ns;         /* of the last answered probe */
 	struct link_counts count;

@@ -45,8 +45,8 @@ take(struct link *link, uint64_t seq, struct inflight *entry)
 
 /* One entry is answered: its lane is told, the window moves. */
 static void
-answer(struct link *link, uint64_t seq, struct inflight *entry, uint8_t outcome, uint64_t reference, uint32_t code,
-    const char *text, size_t text_len)
+answer(struct link *link, uint64_t seq, struct inflight *entry, uint8_t outcome, uint64_t reference,
+    uint32_t code, const char *text, size_t text_len)
 {
 	link_note_answer(link, entry);
 	struct inflight was = take(link, seq, entry);
@@ -246,7 +246,8 @@ answer_aside_upto(struct link *link, const struct driver_event *event)
 
 	aside_each(&link->aside, collect_upto, &upto);
 	for (uint32_t i = 0; i < upto.count; i++)
-		answer(link, upto.seqs[i], find(link, upto.seqs[i]), event->outcome, event->reference, 0, NULL, 0);
+		answer(
+		    link, upto.seqs[i], find(link, upto.seqs[i]), event->outcome, event->reference, 0, NULL, 0);
 }
 
 static void
@@ -282,7 +283,8 @@ on_nack(struct link *link, const struct driver_event *event)
 		return;
 	}
 	link->events->refused(link, entry->lane);
-	answer(link, event->seq, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
+	answer(
+	    link, event->seq, entry, TG_REJECTED, event->reference, event->code, event->text, event->text_len);
 	progress(link);
 }
 

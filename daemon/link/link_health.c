@@ -115,7 +115,8 @@ is_slow(struct link *link, const struct config_health *health)
 		return 0;
 	}
 	if (!peers_have_room_beside(link->broker) ||
-	    (link->shard->world->ops->info(link->conn.sock, &info) == 0 && info.unacked > 0 && info.retransmits > 0))
+	    (link->shard->world->ops->info(link->conn.sock, &info) == 0 && info.unacked > 0 &&
+		info.retransmits > 0))
 		return 0;
 	snprintf(link->why, sizeof(link->why), "slow: %llu messages answered in %llu ms, %u are waited for",
 	    (unsigned long long)answered, (unsigned long long)(elapsed / NS_PER_MS), link->outstanding);
@@ -137,7 +138,9 @@ hope_ms(struct link *link, const struct config_health *health, uint64_t late_ms)
 {
 	uint64_t half = health->probe_timeout_ms / 2, most = half, reply = half / 2;
 	uint64_t forgiven = (uint64_t)health->probe_misses * health->probe_timeout_ms;
-	uint64_t asked = link->outstanding > 0 ? (link->shard->now_ns - link->health.last_progress_ns) / NS_PER_MS : forgiven;
+	uint64_t asked = link->outstanding > 0
+			     ? (link->shard->now_ns - link->health.last_progress_ns) / NS_PER_MS
+			     : forgiven;
 	struct sock_info info;
 	uint64_t hope;
 
@@ -149,7 +152,8 @@ hope_ms(struct link *link, const struct config_health *health, uint64_t late_ms)
 	reply += info.rtt_us / 1000;
 	if (info.unacked == 0 || info.retransmits == 0)
 		hope = asked < forgiven + reply ? forgiven + reply - asked : 0;
-	else if (link->outstanding == 0 || asked >= info.last_sent_ms + forgiven + half || info.rto_ms > info.last_sent_ms + most)
+	else if (link->outstanding == 0 || asked >= info.last_sent_ms + forgiven + half ||
+		 info.rto_ms > info.last_sent_ms + most)
 		hope = info.last_sent_ms < reply ? reply - info.last_sent_ms : 0;
 	else
 		hope = most;
@@ -168,8 +172,8 @@ look(struct link *link, const struct config_health *health)
 		if (due < link->health.grace_ns)
 			due = link->health.grace_ns;
 		if (now >= due && link->state == LINK_READY && !link->events->pass_over(link)) {
-			snprintf(link->why, sizeof(link->why), "no answer to %u messages in %u ms", link->outstanding,
-			    health->ack_timeout_ms);
+			snprintf(link->why, sizeof(link->why), "no answer to %u messages in %u ms",
+			    link->outstanding, health->ack_timeout_ms);
 			link_event(link, LINK_EV_SUSPECT);
 			return 0;
 		}
@@ -188,7 +192,8 @@ look(struct link *link, const struct config_health *health)
 	if (link->conn.blocked) {
 		/* Round trips hang while it is blocked; its TCP is what is judged, which shows nothing
 		 * unless there is something to acknowledge. */
-		uint64_t last = link->health.probe_ns > link->health.last_read_ns ? link->health.probe_ns : link->health.last_read_ns;
+		uint64_t last = link->health.probe_ns > link->health.last_read_ns ? link->health.probe_ns
+										  : link->health.last_read_ns;
 		if (now >= last + link->conn.idle_ns && out_unwritten(&link->out) == 0) {
 			link_probe(link);
 			last = now;
@@ -196,7 +201,8 @@ look(struct link *link, const struct config_health *health)
 		return last + link->conn.idle_ns < next ? last + link->conn.idle_ns : next;
 	}
 	/* Whatever is read while a probe is under way ends the silence that it was sent into. */
-	if (link->health.probe_ns == 0 || (link->state == LINK_READY && link->health.last_read_ns > link->health.probe_ns)) {
+	if (link->health.probe_ns == 0 ||
+	    (link->state == LINK_READY && link->health.last_read_ns > link->health.probe_ns)) {
 		uint64_t due = link->health.last_read_ns + link->conn.idle_ns;
 		if (now >= due) {
 			link_probe(link);
@@ -211,12 +217,15 @@ look(struct link *link, const struct config_health *health)
 		link->health.probe_misses++;
 		if (link->state == LINK_READY && has_come_back(link)) {
 			link->health.cut_off = 0;
-			link->health.grace_ns = now + (uint64_t)health->probe_misses * health->probe_timeout_ms * NS_PER_MS;
+			link->health.grace_ns =
+			    now + (uint64_t)health->probe_misses * health->probe_timeout_ms * NS_PER_MS;
 		}
-		if (link->health.probe_misses >= health->probe_misses && link->state == LINK_READY && now >= link->health.grace_ns) {
-			snprintf(link->why, sizeof(link->why), "nothing read for %llu ms, %u probes of %u ms unanswered",
-			    (unsigned long long)((now - link->health.last_read_ns) / NS_PER_MS), link->health.probe_misses,
-			    health->probe_timeout_ms);
+		if (link->health.probe_misses >= health->probe_misses && link->state == LINK_READY &&
+		    now >= link->health.grace_ns) {
+			snprintf(link->why, sizeof(link->why),
+			    "nothing read for %llu ms, %u probes of %u ms unanswered",
+			    (unsigned long long)((now - link->health.last_read_ns) / NS_PER_MS),
+			    link->health.probe_misses, health->probe_timeout_ms);
 			link_event(link, LINK_EV_SUSPECT);
 			return 0;
 		}
@@ -234,7 +243,9 @@ static int
 judge(struct link *link, const struct config_health *health)
 {
 	struct world *world = link->shard->world;
-	uint64_t since_ns = link->health.last_progress_ns > link->health.suspect_ns ? link->health.last_progress_ns : link->health.suspect_ns;
+	uint64_t since_ns = link->health.last_progress_ns > link->health.suspect_ns
+				? link->health.last_progress_ns
+				: link->health.suspect_ns;
 	struct sock_info info;
 
 	if (since_ns < link->health.unblocked_ns)
@@ -245,8 +256,8 @@ judge(struct link *link, const struct config_health *health)
 	if (link->shard->now_ns - link->health.last_read_ns >= GONE_UNANSWERED_MS * NS_PER_MS &&
 	    world->ops->info(link->conn.sock, &info) == 0 &&
 	    ((info.unacked > 0 && info.retransmits >= GONE_RETRANSMITS &&
-	         info.last_ack_ms >= info.last_sent_ms + GONE_UNANSWERED_MS) ||
-	        info.probes >= GONE_PROBES))
+		 info.last_ack_ms >= info.last_sent_ms + GONE_UNANSWERED_MS) ||
+		info.probes >= GONE_PROBES))
 		link->health.gone_looks++;
 	else
 		link->health.gone_looks = 0;
@@ -254,12 +265,13 @@ judge(struct link *link, const struct config_health *health)
 	if (link->health.gone_looks >= 2) {
 		link_fail(link, FATAL_PROTOCOL,
 		    "vanished: nothing read for %llu ms, %u retransmissions and %u window probes unanswered",
-		    (unsigned long long)((link->shard->now_ns - link->health.last_read_ns) / NS_PER_MS), info.retransmits,
-		    info.probes);
+		    (unsigned long long)((link->shard->now_ns - link->health.last_read_ns) / NS_PER_MS),
+		    info.retransmits, info.probes);
 		return 0;
 	}
 	if (!link->conn.blocked && since_ms >= health->stall_timeout_ms) {
-		link_fail(link, FATAL_PROTOCOL, "stalled for %llu ms: %u messages unanswered, though its TCP answers",
+		link_fail(link, FATAL_PROTOCOL,
+		    "stalled for %llu ms: %u messages unanswered, though its TCP answers",
 		    (unsigned long long)since_ms, link->outstanding);
 		return 0;
 	}
@@ -270,8 +282,9 @@ judge(struct link *link, const struct config_health *health)
 static int
 has_recovered(const struct link *link)
 {
-	return !link->conn.blocked && link->health.last_read_ns > link->health.suspect_ns && link->health.probe_ns == 0 &&
-	    has_passed_mark(link) && (link->outstanding == 0 || link->health.last_progress_ns > link->health.suspect_ns);
+	return !link->conn.blocked && link->health.last_read_ns > link->health.suspect_ns &&
+	       link->health.probe_ns == 0 && has_passed_mark(link) &&
+	       (link->outstanding == 0 || link->health.last_progress_ns > link->health.suspect_ns);
 }
 
 void
@@ -304,8 +317,8 @@ link_health_check(struct link *link)
 		link->events->turn(link, 0); /* what its holder waits for may be late by now */
 	if ((link->conn.worn || link->aside.count > ASIDE_MAX / 2) && link->state == LINK_READY) {
 		link->conn.worn = 1;
-		snprintf(link->why, sizeof(link->why), "%u messages were never answered: a new connection begins without them",
-		    link->late);
+		snprintf(link->why, sizeof(link->why),
+		    "%u messages were never answered: a new connection begins without them", link->late);
 		link_drain(link);
 		return;
 	}
@@ -340,7 +353,8 @@ link_health_read(struct link *link)
 	/* Detector (d): no answer could come in a silence that is over. Once: a broker that falls silent again
 	 * before it has answered those messages is slow. */
 	if (!link->health.excused && link->state == LINK_READY &&
-	    (link->health.cut_off || now < link->health.grace_ns || now - link->health.last_read_ns >= silence_ns(link, health))) {
+	    (link->health.cut_off || now < link->health.grace_ns ||
+		now - link->health.last_read_ns >= silence_ns(link, health))) {
 		link_health_mark(link);
 		link->health.excused = 1;
 	}

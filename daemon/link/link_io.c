@@ -32,7 +32,8 @@ link_send(struct link *link, struct lane *lane, uint64_t slot, uint32_t bytes, c
 	uint64_t start = out_end(&link->out);
 
 	out_mark(&link->out);
-	int rc = link->conn.session->driver->publish(link->conn.session, link->next, message, &link->out, rejection);
+	int rc =
+	    link->conn.session->driver->publish(link->conn.session, link->next, message, &link->out, rejection);
 	if (rc == DRIVER_REJECTED || rc == DRIVER_FULL) {
 		out_rollback(&link->out);
 		if (rc == DRIVER_REJECTED)
@@ -92,11 +93,11 @@ link_update_writable(struct link *link)
 		link->conn.congested = 1;
 	else if (unsent + in_socket <= config->low_bytes)
 		link->conn.congested = 0;
-	if (waited_for >= link->window || waited_bytes >= config->window_bytes ||
-	    span > link->ring_mask || link->conn.full)
+	if (waited_for >= link->window || waited_bytes >= config->window_bytes || span > link->ring_mask ||
+	    link->conn.full)
 		link->conn.crowded = 1;
 	else if (waited_for <= link->window_low && waited_bytes <= config->window_bytes / 2 &&
-	    span <= link->ring_mask / 2 + 1)
+		 span <= link->ring_mask / 2 + 1)
 		link->conn.crowded = 0;
 	int writable = !link->conn.congested && !link->conn.crowded;
 	if (writable == link->writable)
@@ -129,8 +130,8 @@ fail_io(struct link *link, const char *what)
 	char why[256];
 
 	if (link->conn.tls == NULL || errno != EPROTO) {
-		link_fail(link, errno == ECONNRESET || errno == EPIPE ? FATAL_DROPPED : FATAL_PROTOCOL, "%s: %s", what,
-		    strerror(errno));
+		link_fail(link, errno == ECONNRESET || errno == EPIPE ? FATAL_DROPPED : FATAL_PROTOCOL,
+		    "%s: %s", what, strerror(errno));
 		return;
 	}
 	snprintf(why, sizeof(why), "%s", tls_why(link->conn.tls)); /* which does not outlive the failure */
@@ -209,7 +210,8 @@ link_flush(struct link *link)
 
 	if (must_wait_for_tls(link))
 		return;
-	if (link->conn.session->driver->flush != NULL && link->conn.session->driver->flush(link->conn.session, &link->out) != 0) {
+	if (link->conn.session->driver->flush != NULL &&
+	    link->conn.session->driver->flush(link->conn.session, &link->out) != 0) {
 		link_fail(link, FATAL_PROTOCOL, "out of memory for a flush");
 		return;
 	}
@@ -246,9 +248,11 @@ link_farewell(struct link *link)
 {
 	struct iovec iov[IOVECS];
 
-	if (link_can_move(link) || link->state != LINK_READY || link->outstanding > 0 || out_unwritten(&link->out) > 0)
+	if (link_can_move(link) || link->state != LINK_READY || link->outstanding > 0 ||
+	    out_unwritten(&link->out) > 0)
 		return;
-	if (link->conn.session->driver->goodbye != NULL && link->conn.session->driver->goodbye(link->conn.session, &link->out) == 0)
+	if (link->conn.session->driver->goodbye != NULL &&
+	    link->conn.session->driver->goodbye(link->conn.session, &link->out) == 0)
 		(void)send_pieces(link, iov, out_iovec(&link->out, iov, IOVECS));
 	if (link->conn.tls != NULL)
 		tls_goodbye(link->conn.tls);
@@ -297,7 +301,9 @@ hold(struct link *link, const uint8_t *bytes, size_t len)
 int
 link_keep_hello(struct link *link, const uint8_t *bytes, size_t len)
 {
-	uint8_t *hello = link->conn.hello_len + len <= LINK_HELLO_MAX ? realloc(link->conn.hello, link->conn.hello_len + len) : NULL;
+	uint8_t *hello = link->conn.hello_len + len <= LINK_HELLO_MAX
+			     ? realloc(link->conn.hello, link->conn.hello_len + len)
+			     : NULL;
 
 	if (hello == NULL) {
 		/* Longer than anybody's: no successor will have it, that is all. */

@@ -24,8 +24,8 @@ link_save(const struct link *link, uint8_t *bytes, size_t room)
 
 	if (!link_kind_can_move(config))
 		return -TG_ELIMIT;
-	if (link->state != LINK_READY || link->conn.blocked || link->outstanding > 0 || out_unwritten(&link->out) > 0 ||
-	    link->conn.held_len > 0 || link->health.probe_ns != 0)
+	if (link->state != LINK_READY || link->conn.blocked || link->outstanding > 0 ||
+	    out_unwritten(&link->out) > 0 || link->conn.held_len > 0 || link->health.probe_ns != 0)
 		return -TG_EAGAIN;
 	/* The successor would take an endpoint for the broker's own address. */
 	if (link->conn.tls != NULL || link->conn.hello == NULL || endpoints_of(link) != NULL)
@@ -51,11 +51,13 @@ link_replay(struct link *link, const struct link_past *past)
 	link->verdict.given = link->conn.replayed = 0;
 	out_init(&heard);
 	if (driver->start(link->conn.session, &heard) != 0 ||
-	    driver->input(link->conn.session, past->hello, past->hello_len, &heard) != (ssize_t)past->hello_len ||
+	    driver->input(link->conn.session, past->hello, past->hello_len, &heard) !=
+		(ssize_t)past->hello_len ||
 	    link->verdict.given || !link->conn.replayed)
 		why = "its handshake cannot be replayed";
-	else if (driver->restore != NULL ? driver->restore(link->conn.session, past->saved, past->saved_len) != 0
-					 : past->saved_len > 0)
+	else if (driver->restore != NULL
+		     ? driver->restore(link->conn.session, past->saved, past->saved_len) != 0
+		     : past->saved_len > 0)
 		why = "it was made with other settings, or what was saved of it cannot be read";
 	/* What the broker said around its handshake is over: no link moves while it is blocked or has to leave. */
 	link->conn.blocked = link->conn.suspended = link->conn.leaving = 0;

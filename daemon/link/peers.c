@@ -17,9 +17,8 @@ broker_pick_link(const struct broker *broker)
 
 	for (uint32_t i = 0; i < broker->link_count; i++) {
 		struct link *link = &broker->links[i];
-		if (link_is_writable(link) &&
-		    (best == NULL || link->outstanding_bytes + link->bound_count <
-		                         best->outstanding_bytes + best->bound_count))
+		if (link_is_writable(link) && (best == NULL || link->outstanding_bytes + link->bound_count <
+								   best->outstanding_bytes + best->bound_count))
 			best = link;
 	}
 	return best;

@@ -15,7 +15,8 @@
 #include <time.h>
 
 /* Full records, and room for a flight of the handshake or for what TLS has to say behind them. */
-#define PENDING (TLS_RECORDS * (TLS_RECORD + SSL3_RT_MAX_ENCRYPTED_OVERHEAD + SSL3_RT_HEADER_LENGTH) + (16u << 10))
+#define PENDING \
+	(TLS_RECORDS * (TLS_RECORD + SSL3_RT_MAX_ENCRYPTED_OVERHEAD + SSL3_RT_HEADER_LENGTH) + (16u << 10))
 
 struct tls {
 	struct tls_context *context;
@@ -30,7 +31,7 @@ struct tls {
 	/* The last errors of the socket and of OpenSSL; both stay. */
 	int sock_error;
 	int eof;
-	int ended;        /* tls_read() will say so: 1 in good order, -1 not */
+	int ended; /* tls_read() will say so: 1 in good order, -1 not */
 	int ended_errno;
 
 	char why[256];
@@ -48,7 +49,8 @@ struct tls {
 
 /* ---- words ---- */
 
-static int why(struct tls *tls, enum driver_fatal kind, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static int
+why(struct tls *tls, enum driver_fatal kind, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* The first cause is the one that counts. Always returns -1. */
 static int
@@ -92,7 +94,8 @@ names_of(X509 *certificate, char *text, size_t size)
 			append(text, size, ", ", (const char *)ASN1_STRING_get0_data(name->d.dNSName),
 			    (size_t)ASN1_STRING_length(name->d.dNSName));
 		else if (name->type == GEN_IPADD && (ip->length == 4 || ip->length == 16) &&
-		    inet_ntop(ip->length == 4 ? AF_INET : AF_INET6, ip->data, address, sizeof(address)) != NULL)
+			 inet_ntop(ip->length == 4 ? AF_INET : AF_INET6, ip->data, address, sizeof(address)) !=
+			     NULL)
 			append(text, size, ", ", address, strlen(address));
 	}
 	GENERAL_NAMES_free(names);
@@ -107,7 +110,8 @@ moment(const ASN1_TIME *when, char *text, size_t size)
 {
 	struct tm tm;
 
-	if (when == NULL || ASN1_TIME_to_tm(when, &tm) != 1 || strftime(text, size, "%Y-%m-%d %H:%M:%S UTC", &tm) == 0)
+	if (when == NULL || ASN1_TIME_to_tm(when, &tm) != 1 ||
+	    strftime(text, size, "%Y-%m-%d %H:%M:%S UTC", &tm) == 0)
 		return "an unreadable time";
 	return text;
 }
@@ -120,11 +124,12 @@ explain_certificate(struct tls *tls, X509_STORE_CTX *store)
 	char subject[80] = "", issuer[80] = "", names[120], when[32];
 
 	if (certificate == NULL) {
-		why(tls, FATAL_REFUSED, "its certificate is not accepted: %s", X509_verify_cert_error_string(error));
+		why(tls, FATAL_REFUSED, "its certificate is not accepted: %s",
+		    X509_verify_cert_error_string(error));
 		return;
 	}
-	X509_NAME_get_text_by_NID(X509_get_subject_name(X509_STORE_CTX_get0_cert(store)), NID_commonName, subject,
-	    sizeof(subject));
+	X509_NAME_get_text_by_NID(
+	    X509_get_subject_name(X509_STORE_CTX_get0_cert(store)), NID_commonName, subject, sizeof(subject));
 	X509_NAME_get_text_by_NID(X509_get_issuer_name(certificate), NID_commonName, issuer, sizeof(issuer));
 	const char *whose = X509_STORE_CTX_get_error_depth(store) > 0 ? ", or one that it is by," : "";
 	switch (error) {
@@ -134,8 +139,8 @@ explain_certificate(struct tls *tls, X509_STORE_CTX *store)
 		why(tls, FATAL_REFUSED, "its certificate is for %s, not for %s", names, tls->name);
 		break;
 	case X509_V_ERR_CERT_HAS_EXPIRED:
-		why(tls, FATAL_REFUSED, "the certificate of \"%s\"%s has expired: it was valid until %s", subject, whose,
-		    moment(X509_get0_notAfter(certificate), when, sizeof(when)));
+		why(tls, FATAL_REFUSED, "the certificate of \"%s\"%s has expired: it was valid until %s",
+		    subject, whose, moment(X509_get0_notAfter(certificate), when, sizeof(when)));
 		break;
 	case X509_V_ERR_CERT_NOT_YET_VALID:
 		why(tls, FATAL_REFUSED, "the certificate of \"%s\"%s is not valid before %s", subject, whose,
@@ -147,7 +152,8 @@ explain_certificate(struct tls *tls, X509_STORE_CTX *store)
 	case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
 	case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
 	case X509_V_ERR_CERT_SIGNATURE_FAILURE:
-		why(tls, FATAL_REFUSED, "the certificate of \"%s\" is by \"%s\", a CA unknown to %s", subject, issuer,
+		why(tls, FATAL_REFUSED, "the certificate of \"%s\" is by \"%s\", a CA unknown to %s", subject,
+		    issuer,
 		    tls->context->config->ca_file != NULL ? tls->context->config->ca_file : "this system");
 		break;
 	default:
@@ -174,7 +180,8 @@ alert_of(unsigned long error)
 {
 	int code = ERR_GET_LIB(error) == ERR_LIB_SSL ? ERR_GET_REASON(error) : 0;
 
-	return code > SSL_AD_REASON_OFFSET && code < SSL_AD_REASON_OFFSET + 256 ? code - SSL_AD_REASON_OFFSET : 0;
+	return code > SSL_AD_REASON_OFFSET && code < SSL_AD_REASON_OFFSET + 256 ? code - SSL_AD_REASON_OFFSET
+										: 0;
 }
 
 static int
@@ -182,12 +189,14 @@ explain_alert(struct tls *tls, int alert)
 {
 	const struct config_tls *config = tls->context->config;
 	int wants_certificate = alert == SSL_AD_CERTIFICATE_REQUIRED ||
-	    ((alert == SSL_AD_HANDSHAKE_FAILURE || alert == SSL_AD_BAD_CERTIFICATE) && config->cert_file == NULL);
+				((alert == SSL_AD_HANDSHAKE_FAILURE || alert == SSL_AD_BAD_CERTIFICATE) &&
+				    config->cert_file == NULL);
 
 	if (alert == SSL_AD_PROTOCOL_VERSION)
 		return why(tls, FATAL_REFUSED, "the broker speaks no version of TLS from %s on",
 		    config->min_version == TLS1_3_VERSION ? "1.3" : "1.2");
-	return why(tls, FATAL_REFUSED, "the broker refuses: alert %d, %s%s", alert, SSL_alert_desc_string_long(alert),
+	return why(tls, FATAL_REFUSED, "the broker refuses: alert %d, %s%s", alert,
+	    SSL_alert_desc_string_long(alert),
 	    wants_certificate && config->cert_file == NULL ? "; the pool has no tls.cert_file" : "");
 }
 
@@ -209,7 +218,8 @@ explain(struct tls *tls, const char *during)
 	switch (ERR_GET_REASON(error)) {
 	case SSL_R_WRONG_VERSION_NUMBER:
 	case SSL_R_HTTP_REQUEST:
-		return why(tls, FATAL_REFUSED, "%s: what the broker says is no TLS; is this its TLS port?", during);
+		return why(
+		    tls, FATAL_REFUSED, "%s: what the broker says is no TLS; is this its TLS port?", during);
 	case SSL_R_UNSUPPORTED_PROTOCOL:
 	case SSL_R_VERSION_TOO_LOW:
 		return why(tls, FATAL_REFUSED, "the broker speaks no version of TLS from %s on",
@@ -387,7 +397,8 @@ set_name(struct tls *tls, const char *host)
 	if (inet_pton(AF_INET, host, address) == 1 || inet_pton(AF_INET6, host, address) == 1)
 		return X509_VERIFY_PARAM_set1_ip_asc(param, host) == 1; /* SNI has names only */
 	X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
-	return X509_VERIFY_PARAM_set1_host(param, host, 0) == 1 && SSL_set_tlsext_host_name(tls->ssl, host) == 1;
+	return X509_VERIFY_PARAM_set1_host(param, host, 0) == 1 &&
+	       SSL_set_tlsext_host_name(tls->ssl, host) == 1;
 }
 
 struct tls *

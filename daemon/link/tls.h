@@ -28,7 +28,8 @@ struct ssl_session_st;
 struct tls;
 struct tls_context;
 
-#define TLS_SESSIONS 4u /* kept for each broker: a TLS 1.3 ticket is good for one connection, a broker gives two */
+#define TLS_SESSIONS \
+	4u /* kept for each broker: a TLS 1.3 ticket is good for one connection, a broker gives two */
 
 /* Zeroed: none. */
 struct tls_sessions {
@@ -69,8 +70,8 @@ int tls_context_reload(struct tls_context *context, struct tls_error *error);
  * A client's end on a connected socket, which is borrowed. host: whom to ask for and to expect, a
  * name or an address; NULL only where nothing is verified. Returns NULL without memory.
  */
-struct tls *tls_new(
-    struct tls_context *context, struct tls_sessions *sessions, struct sock *sock, const char *host);
+struct tls *
+tls_new(struct tls_context *context, struct tls_sessions *sessions, struct sock *sock, const char *host);
 void tls_free(struct tls *tls);
 
 /* Goes on with the handshake. Returns 1 done, 0 waits for the peer (or, if tls_unsent(), for the

@@ -78,7 +78,8 @@ load_trust(SSL_CTX *ctx, const struct config_tls *config, struct tls_error *erro
 		return 0;
 	if (config->ca_file == NULL) {
 		if (SSL_CTX_set_default_verify_paths(ctx) != 1)
-			return complain(error, "ca_file", "missing, and the system's certificates cannot be used", NULL);
+			return complain(
+			    error, "ca_file", "missing, and the system's certificates cannot be used", NULL);
 		return 0;
 	}
 	int rc = suits("ca_file", config->ca_file, 0, error);
@@ -110,8 +111,8 @@ load_identity(SSL_CTX *ctx, const struct config_tls *config, struct tls_error *e
 	    ERR_GET_REASON(ERR_peek_last_error()) == X509_R_KEY_TYPE_MISMATCH) {
 		ERR_clear_error();
 		error->key = "key_file";
-		snprintf(error->why, sizeof(error->why), "%s is not the key of the certificate in %s", config->key_file,
-		    config->cert_file);
+		snprintf(error->why, sizeof(error->why), "%s is not the key of the certificate in %s",
+		    config->key_file, config->cert_file);
 		return -TG_EINVAL;
 	}
 	return complain(error, "key_file", "is no private key", config->key_file);
@@ -124,8 +125,8 @@ set_rules(SSL_CTX *ctx, const struct tls_context *context)
 	SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
 	SSL_CTX_sess_set_new_cb(ctx, tls_on_session);
 	SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION);
-	SSL_CTX_set_mode(
-	    ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+	SSL_CTX_set_mode(ctx,
+	    SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
 	/* One read of the socket for several records. */
 	SSL_CTX_set_read_ahead(ctx, 1);
 	SSL_CTX_set_default_read_buffer_len(ctx, 64u << 10);

@@ -14,7 +14,7 @@
 struct tls_context {
 	const struct config_tls *config;
 	SSL_CTX *ctx;
-	BIO_METHOD *method; /* of all its connections */
+	BIO_METHOD *method;  /* of all its connections */
 	uint64_t generation; /* counts what was loaded */
 	struct tls_stamp {
 		dev_t dev;

@@ -80,7 +80,7 @@ enum amqp_held { HELD_NOT, HELD_NOW, HELD_LATER };
 
 struct amqp_pending {
 	uint64_t seq;
-	uint32_t id;       /* amqp_id(): tells which message was returned */
+	uint32_t id;      /* amqp_id(): tells which message was returned */
 	uint8_t returned; /* and rejected then: a later confirm is ignored */
 	uint8_t held;     /* by basic.nack, until it is certain that no return follows: HELD_NOW, HELD_LATER */
 	uint8_t confirmed;
@@ -113,8 +113,8 @@ struct amqp_channel {
 struct amqp_session {
 	struct session base;
 	struct window unanswered;
-	uint64_t max_body;    /* UINT64_MAX: not known */
-	uint64_t before;      /* messages of the connection before this session took it over */
+	uint64_t max_body;  /* UINT64_MAX: not known */
+	uint64_t before;    /* messages of the connection before this session took it over */
 	uint32_t probes;    /* unanswered */
 	uint32_t frame_max; /* both ways, once tuned */
 	uint32_t heartbeat_s;

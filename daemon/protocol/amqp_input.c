@@ -23,8 +23,9 @@ input_connection_close(struct amqp_session *amqp, struct amqp_reader *arguments)
 	if (arguments->bad)
 		return amqp_fatal(amqp, FATAL_PROTOCOL, 502, "connection.close: cut short");
 	utf8_clean(said, sizeof(said), text.bytes, text.len);
-	return amqp_fatal(amqp, is_over_a_message(amqp, code, method) ? FATAL_MESSAGE : amqp_reply_fatal(code), code, "the broker closed the connection: %s (%u)",
-	    said[0] != '\0' ? said : amqp_reply_text(code), code);
+	return amqp_fatal(amqp, is_over_a_message(amqp, code, method) ? FATAL_MESSAGE : amqp_reply_fatal(code),
+	    code, "the broker closed the connection: %s (%u)", said[0] != '\0' ? said : amqp_reply_text(code),
+	    code);
 }
 
 static int

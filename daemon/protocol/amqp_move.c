@@ -116,9 +116,10 @@ amqp_restore(struct session *session, const uint8_t *bytes, size_t len)
 	uint64_t max_body = amqp_take(&from, 8), before = amqp_take(&from, 8);
 	uint32_t count = (uint32_t)amqp_take(&from, 4);
 	if (amqp->state != AMQP_UP || amqp->channel_count > 0 || from.bad || magic != MAGIC ||
-	    frame_max != amqp->frame_max || heartbeat_s != amqp->heartbeat_s || channel_max != amqp->channel_max ||
-	    vhost.len != strlen(settings->vhost) || memcmp(vhost.bytes, settings->vhost, vhost.len) != 0 ||
-	    max_body == 0 || before > COUNT_MAX || count > amqp->channel_max)
+	    frame_max != amqp->frame_max || heartbeat_s != amqp->heartbeat_s ||
+	    channel_max != amqp->channel_max || vhost.len != strlen(settings->vhost) ||
+	    memcmp(vhost.bytes, settings->vhost, vhost.len) != 0 || max_body == 0 || before > COUNT_MAX ||
+	    count > amqp->channel_max)
 		return -TG_EINVAL;
 	amqp->before = before;
 	for (uint32_t i = 0; i < count && rc == 0; i++)

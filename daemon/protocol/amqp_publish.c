@@ -71,7 +71,8 @@ read_topic(const struct amqp_settings *settings, const struct message *message, 
 	if (target->exchange_len == 0 && target->key_len >= sizeof(REPLY_TO) - 1 &&
 	    memcmp(target->key, REPLY_TO, sizeof(REPLY_TO) - 1) == 0)
 		return driver_reject(rejection, REJECT_TOPIC,
-		    "the topic names one of RabbitMQ's reply queues (" REPLY_TO "): its channel crashes over wrong ones");
+		    "the topic names one of RabbitMQ's reply queues (" REPLY_TO
+		    "): its channel crashes over wrong ones");
 	enum utf8_fault fault = utf8_check(message->topic, message->topic_len, "\0", &offset);
 	if (fault != UTF8_PLAIN)
 		return driver_reject(
@@ -105,9 +106,10 @@ measure_headers(const struct message *message, size_t *size, struct driver_rejec
 		if (fault != UTF8_PLAIN)
 			return driver_reject(rejection, REJECT_HEADER, "a header's name %s at byte %zu",
 			    utf8_fault_text(fault), offset);
-		if (header.name_len == sizeof(KEY_NAME) - 1 && memcmp(header.name, KEY_NAME, header.name_len) == 0)
-			return driver_reject(
-			    rejection, REJECT_HEADER, "a header is named " KEY_NAME ", which holds the message's key");
+		if (header.name_len == sizeof(KEY_NAME) - 1 &&
+		    memcmp(header.name, KEY_NAME, header.name_len) == 0)
+			return driver_reject(rejection, REJECT_HEADER,
+			    "a header is named " KEY_NAME ", which holds the message's key");
 		if (is_reserved(&header))
 			return driver_reject(rejection, REJECT_HEADER,
 			    "a header is named %.*s, which RabbitMQ keeps for lists of routing keys",

@@ -68,8 +68,8 @@ driver_emit(struct session *session, enum driver_event_type type, uint64_t seq)
 }
 
 void
-driver_ack(struct session *session, enum driver_event_type type, uint64_t seq, uint8_t outcome,
-    uint64_t reference)
+driver_ack(
+    struct session *session, enum driver_event_type type, uint64_t seq, uint8_t outcome, uint64_t reference)
 {
 	emit(session,
 	    &(struct driver_event){ .type = type, .seq = seq, .outcome = outcome, .reference = reference });
@@ -78,9 +78,8 @@ driver_ack(struct session *session, enum driver_event_type type, uint64_t seq, u
 void
 driver_nack(struct session *session, uint64_t seq, uint32_t code, const char *text, size_t text_len)
 {
-	emit(session,
-	    &(struct driver_event){
-	        .type = EV_NACK, .seq = seq, .code = code, .text = text, .text_len = text_len });
+	emit(session, &(struct driver_event){
+			  .type = EV_NACK, .seq = seq, .code = code, .text = text, .text_len = text_len });
 }
 
 void
@@ -99,14 +98,13 @@ driver_fatal(struct session *session, enum driver_fatal kind, uint32_t code, con
 	va_start(args, format);
 	int n = vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
-	emit(session,
-	    &(struct driver_event){ .type = EV_FATAL,
-	        .fatal = kind,
-	        .code = code,
-	        .text = text,
-	        .text_len = n < 0                    ? 0
-	            : (size_t)n < sizeof(text) ? (size_t)n
-	                                             : sizeof(text) - 1 });
+	emit(session, &(struct driver_event){ .type = EV_FATAL,
+			  .fatal = kind,
+			  .code = code,
+			  .text = text,
+			  .text_len = n < 0                      ? 0
+				      : (size_t)n < sizeof(text) ? (size_t)n
+								 : sizeof(text) - 1 });
 	return -TG_EPROTOCOL;
 }
 

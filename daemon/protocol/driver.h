@@ -51,7 +51,7 @@ struct message {
 	uint64_t position;
 	uint64_t lane_id;
 	const struct siphash_key *id_key; /* the lane's, for message_id() */
-	uint64_t published_ns; /* monotonic */
+	uint64_t published_ns;            /* monotonic */
 	const uint8_t *topic;
 	const uint8_t *key;
 	const uint8_t *headers; /* packed: u16 name_len, u16 value_len, name, value; checked whole */
@@ -60,11 +60,12 @@ struct message {
 	uint32_t key_len;
 	uint32_t headers_len;
 	uint32_t body_len;
-	uint32_t expiry_ms; /* the rest of the time for which the message is of use to consumers, if the protocol can
+	uint32_t
+	    expiry_ms; /* the rest of the time for which the message is of use to consumers, if the protocol can
 	                     * say it; 0: for ever. The deadline for delivering it is not the broker's business */
-	uint64_t wall_ms;   /* Unix time of the daemon's clock, for protocols that carry dates */
-	uint32_t attempt;   /* 1: the first time it is given to a link */
-	int retain;         /* RECORD_F_RETAIN */
+	uint64_t wall_ms; /* Unix time of the daemon's clock, for protocols that carry dates */
+	uint32_t attempt; /* 1: the first time it is given to a link */
+	int retain;       /* RECORD_F_RETAIN */
 };
 
 /*
@@ -94,14 +95,14 @@ struct header_view {
 int message_header_next(const struct message *message, uint32_t *offset, struct header_view *header);
 
 enum driver_event_type {
-	EV_UP,        /* handshake done; the link may probe, then publish */
-	EV_ALIVE,     /* the answer to a probe */
-	EV_ACK,       /* seq: that one has `outcome` */
-	EV_ACK_UPTO,  /* seq: that one and all before it that are outstanding have `outcome` */
-	EV_NACK,      /* seq: rejected; code, text */
-	EV_AGAIN,     /* seq: not taken, and certainly not kept: send it again, here or elsewhere */
-	EV_LOST,      /* seq: its answer will never come, and it may have been kept: the pool's on_failure decides */
-	EV_MUTE,      /* seq: as far as the broker knows its answer will never come: it leaves the window, and is waited for */
+	EV_UP,       /* handshake done; the link may probe, then publish */
+	EV_ALIVE,    /* the answer to a probe */
+	EV_ACK,      /* seq: that one has `outcome` */
+	EV_ACK_UPTO, /* seq: that one and all before it that are outstanding have `outcome` */
+	EV_NACK,     /* seq: rejected; code, text */
+	EV_AGAIN,    /* seq: not taken, and certainly not kept: send it again, here or elsewhere */
+	EV_LOST, /* seq: its answer will never come, and it may have been kept: the pool's on_failure decides */
+	EV_MUTE, /* seq: as far as the broker knows its answer will never come: it leaves the window, and is waited for */
 	EV_UNSURE,    /* seq: the broker has it and cannot promise to keep it: TG_UNKNOWN, not sent again; code,
 	               * reference */
 	EV_BLOCKED,   /* the broker asks for silence: unwritable, alive; text */
@@ -124,13 +125,13 @@ enum driver_fatal {
 	FATAL_CLOSED,   /* the broker closes in its own good order; text says why */
 	FATAL_UNUSABLE, /* not a broker to publish to now (read-only replica, loading): use another */
 	FATAL_SETTINGS, /* the pool's settings do not fit the broker: as FATAL_REFUSED, with other advice */
-	FATAL_AGAIN,    /* another session, which the driver begins in another way (session_params.memory), is worth
+	FATAL_AGAIN, /* another session, which the driver begins in another way (session_params.memory), is worth
 	                 * a try at once: breaker and back-off do not count this. Drivers see to it that only a few of
 	                 * them follow each other */
 	FATAL_ANSWERED, /* the broker closes over the message that it has rejected last (EV_NACK): no other is to blame */
-	FATAL_MESSAGE,  /* the broker closes over one of the unanswered messages and does not say which; text
+	FATAL_MESSAGE, /* the broker closes over one of the unanswered messages and does not say which; text
 	                 * says why. The daemon finds out which (daemon/flow/blame.h) */
-	FATAL_DROPPED,  /* the link's own, no driver's: the connection ended without a word. With messages
+	FATAL_DROPPED, /* the link's own, no driver's: the connection ended without a word. With messages
 	                 * unanswered, that may have been over one of them, too */
 };
 
@@ -154,15 +155,15 @@ struct driver_events {
 /* The settings of one connection. Strings are the link's and outlive the session. */
 struct session_params {
 	const char *client_id; /* unique per link and per start of the daemon */
-	const char *host;      /* of the broker's address, for protocols that name it (AMQP vhost no, STOMP host) */
-	uint32_t keepalive_s;  /* the longest the link lets pass without sending; from the pool's health */
-	uint32_t window;       /* the most unanswered messages the link will allow itself */
-	uint64_t random;       /* a secret of this connection: session_words() */
-	int tls;               /* the connection is encrypted already */
-	void *memory;          /* driver->memory_size bytes that all sessions with this broker share, zeroed at first
+	const char *host; /* of the broker's address, for protocols that name it (AMQP vhost no, STOMP host) */
+	uint32_t keepalive_s; /* the longest the link lets pass without sending; from the pool's health */
+	uint32_t window;      /* the most unanswered messages the link will allow itself */
+	uint64_t random;      /* a secret of this connection: session_words() */
+	int tls;              /* the connection is encrypted already */
+	void *memory;   /* driver->memory_size bytes that all sessions with this broker share, zeroed at first
 	                        * and again once the broker could not be connected to: it may be another then */
-	int replayed;          /* the handshake is another daemon's, replayed: memory need not know how it began */
-	int tls_wanted;        /* … or is to be: with DRIVER_F_SERVER_FIRST, nothing is sent before EV_TLS */
+	int replayed;   /* the handshake is another daemon's, replayed: memory need not know how it began */
+	int tls_wanted; /* … or is to be: with DRIVER_F_SERVER_FIRST, nothing is sent before EV_TLS */
 };
 
 /* A session is the driver's own struct that begins with this. */
@@ -186,7 +187,7 @@ enum driver_published {
 	DRIVER_PUBLISHED = 0,        /* framed; an event will answer it */
 	DRIVER_PUBLISHED_NO_ACK = 1, /* framed; TG_SENT once its last byte is written */
 	DRIVER_REJECTED = 2,         /* not framed, nothing appended: TG_REJECTED with *code and *text */
-	DRIVER_FULL = 3,             /* not framed: no room in the protocol's own window; ask again after an answer */
+	DRIVER_FULL = 3, /* not framed: no room in the protocol's own window; ask again after an answer */
 };
 
 /* Why publish() rejected: code is the protocol's where it has one, else enum driver_reject. */
@@ -209,14 +210,14 @@ enum driver_reject {
 #define DRIVER_SECRETS 4u
 
 struct driver {
-	const char *name;      /* as in the configuration, e.g. "mqtt" */
+	const char *name; /* as in the configuration, e.g. "mqtt" */
 	uint16_t default_port;
 	uint16_t tls_port;
 	size_t settings_size;
 	size_t session_size;
 	size_t memory_size; /* of session_params.memory; 0: none */
-	const char *alpn; /* wanted in TLS; NULL: none */
-	unsigned flags;   /* enum driver_flags */
+	const char *alpn;   /* wanted in TLS; NULL: none */
+	unsigned flags;     /* enum driver_flags */
 	/* Offsets of the settings' struct config_secret: pool.c reads their files again before each connection,
 	 * so that nothing of a secret may be kept elsewhere. */
 	size_t secrets[DRIVER_SECRETS];
@@ -314,8 +315,8 @@ enum driver_flags {
 void driver_emit(struct session *session, enum driver_event_type type, uint64_t seq);
 
 /* EV_ACK_UPTO or EV_ACK with an outcome. */
-void driver_ack(struct session *session, enum driver_event_type type, uint64_t seq, uint8_t outcome,
-    uint64_t reference);
+void driver_ack(
+    struct session *session, enum driver_event_type type, uint64_t seq, uint8_t outcome, uint64_t reference);
 
 /* EV_NACK. text may be NULL. */
 void driver_nack(struct session *session, uint64_t seq, uint32_t code, const char *text, size_t text_len);

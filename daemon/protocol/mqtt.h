@@ -24,9 +24,9 @@ struct mqtt_memory {
 struct mqtt_session {
 	struct session base;
 	struct window unanswered;
-	uint32_t window;      /* unanswered messages stay at or below it, their span at or below MQTT_IDS */
-	uint32_t max_packet;  /* the most bytes of a PUBLISH */
-	uint32_t probes;      /* unanswered */
+	uint32_t window;     /* unanswered messages stay at or below it, their span at or below MQTT_IDS */
+	uint32_t max_packet; /* the most bytes of a PUBLISH */
+	uint32_t probes;     /* unanswered */
 	enum mqtt_state state;
 	uint8_t version;
 	uint8_t qos;
@@ -34,7 +34,7 @@ struct mqtt_session {
 	uint8_t dollar_topics; /* topics that begin with $ are passed on */
 	uint8_t refused; /* the last packet was a PUBACK with this reason, from 0x80 on; 0: it was another */
 	uint8_t pinned;  /* the pool says which version */
-	uint8_t asked_knowing; /* the known versions when it began */
+	uint8_t asked_knowing;      /* the known versions when it began */
 	struct mqtt_memory *memory; /* the broker's */
 	struct mqtt_memory no_memory;
 };

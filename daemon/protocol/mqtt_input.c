@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-#define fatal(mqtt, kind, code, ...)                                       \
+#define fatal(mqtt, kind, code, ...)                                     \
 	(window_flush(&(mqtt)->unanswered), (mqtt)->state = MQTT_CLOSED, \
 	    driver_fatal(&(mqtt)->base, kind, code, __VA_ARGS__))
 
@@ -57,7 +57,8 @@ input_puback(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 		if (wrong != NULL)
 			return fatal(mqtt, FATAL_PROTOCOL, 0x81, "PUBACK for packet id %u: %s", id, wrong);
 	}
-	int waits = id != 0 && (code < 0x80 ? window_ack(&mqtt->unanswered, seq) : window_take(&mqtt->unanswered, seq));
+	int waits =
+	    id != 0 && (code < 0x80 ? window_ack(&mqtt->unanswered, seq) : window_take(&mqtt->unanswered, seq));
 	if (!waits)
 		return fatal(mqtt, FATAL_PROTOCOL, 0x92, "PUBACK for packet id %u, which waits for none", id);
 	mqtt->refused = code >= 0x80 ? code : 0;
@@ -190,8 +191,7 @@ input_disconnect(struct mqtt_session *mqtt, const uint8_t *bytes, size_t len)
 		if (wrong != NULL)
 			return fatal(mqtt, FATAL_PROTOCOL, 0x81, "DISCONNECT: %s", wrong);
 	}
-	return fatal_reason(
-	    mqtt, kind, code, "the broker disconnected", mqtt_reason_text(code), &properties);
+	return fatal_reason(mqtt, kind, code, "the broker disconnected", mqtt_reason_text(code), &properties);
 }
 
 /* How many bytes a packet of this type may and must have; 0: it may not come now. */

@@ -25,7 +25,9 @@ static const struct reason {
 static const struct reason *
 reason_find(uint8_t code)
 {
-	static const struct reason unknown = { .fatal = FATAL_CLOSED, .over = FATAL_CLOSED, .text = "unknown reason" };
+	static const struct reason unknown = {
+		.fatal = FATAL_CLOSED, .over = FATAL_CLOSED, .text = "unknown reason"
+	};
 
 	for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
 		if (reasons[i].code == code)

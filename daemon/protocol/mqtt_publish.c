@@ -21,7 +21,8 @@ count_slashes(const struct message *message)
 
 /* $SYS is the broker's alone (MQTT 5, section 4.7.2): some close over it, some never answer. */
 static int
-reject_dollar(const struct mqtt_session *mqtt, const struct message *message, struct driver_rejection *rejection)
+reject_dollar(
+    const struct mqtt_session *mqtt, const struct message *message, struct driver_rejection *rejection)
 {
 	if (message->topic_len >= 4 && memcmp(message->topic, "$SYS", 4) == 0 &&
 	    (message->topic_len == 4 || message->topic[4] == '/'))
@@ -72,9 +73,8 @@ measure_users(const struct mqtt_session *mqtt, const struct message *message, si
 		if (message->headers_len == 0)
 			return 0;
 		return driver_reject(rejection, REJECT_HEADER,
-		    mqtt->pinned
-			? "MQTT 3.1.1 has no headers; set version = 5 in the pool's mqtt group"
-			: "MQTT 3.1.1 has no headers, and the broker speaks no MQTT 5");
+		    mqtt->pinned ? "MQTT 3.1.1 has no headers; set version = 5 in the pool's mqtt group"
+				 : "MQTT 3.1.1 has no headers, and the broker speaks no MQTT 5");
 	}
 	if (message->key_len > 0) {
 		if (message->key_len > MQTT_STRING_MAX)

@@ -42,7 +42,8 @@ mqtt_version_refused(struct mqtt_session *mqtt, uint8_t code, const char *words)
 		    "the broker does not speak MQTT 5: %s (%u)" MQTT_PINNED, words, code);
 	mqtt->memory->known = MQTT_KNOWN_4;
 	return driver_fatal(&mqtt->base, FATAL_AGAIN, code,
-	    "the broker does not speak MQTT 5: %s (%u); it is spoken to in MQTT 3.1.1 from now on", words, code);
+	    "the broker does not speak MQTT 5: %s (%u); it is spoken to in MQTT 3.1.1 from now on", words,
+	    code);
 }
 
 int
@@ -71,7 +72,8 @@ mqtt_version_answered(struct mqtt_session *mqtt)
 	if (mqtt->version == 5)
 		mqtt->memory->known = MQTT_KNOWN_5;
 	else if (mqtt->memory->known == MQTT_TRY_4)
-		mqtt->memory->known = MQTT_NOTHING; /* it refuses for a reason of its own: 5 would be refused too */
+		mqtt->memory->known =
+		    MQTT_NOTHING; /* it refuses for a reason of its own: 5 would be refused too */
 }
 
 const char *

@@ -59,9 +59,11 @@ configure(void *settings, struct config_node *group)
 	bad |= config_node_bool(group, "learn_endpoints", &nats->learn_endpoints) < 0;
 	bad |= config_node_bool(group, "handshake_first", &nats->handshake_first) < 0;
 	int username = driver_read_text(group, "username", &nats->username, 1, NATS_CREDENTIAL_MAX);
-	int password = config_node_secret(group, "password_file", &nats->password, NATS_CREDENTIAL_MAX, check_text);
+	int password =
+	    config_node_secret(group, "password_file", &nats->password, NATS_CREDENTIAL_MAX, check_text);
 	int token = config_node_secret(group, "token_file", &nats->token, NATS_CREDENTIAL_MAX, check_text);
-	int nkey = config_node_secret(group, "nkey_seed_file", &nats->nkey_seed, NATS_SEED_TEXT + 1, check_seed);
+	int nkey =
+	    config_node_secret(group, "nkey_seed_file", &nats->nkey_seed, NATS_SEED_TEXT + 1, check_seed);
 	if (username == -TG_ENOMEM || password == -TG_ENOMEM || token == -TG_ENOMEM || nkey == -TG_ENOMEM)
 		return -TG_ENOMEM;
 	bad |= username < 0 || password < 0 || token < 0 || nkey < 0;

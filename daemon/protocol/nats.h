@@ -31,9 +31,10 @@
 
 #include "daemon/config/config_secret.h"
 
-#define NATS_CONTROL_MAX 4096u         /* the server closes on a longer control line (its default) */
-#define NATS_LINE_MAX (64u << 10)      /* the longest line we read: an INFO that names many servers */
-#define NATS_ANSWER_MAX (64u << 10)    /* the largest answer we read; JetStream's have 30 to 200 bytes. Others are skipped */
+#define NATS_CONTROL_MAX 4096u    /* the server closes on a longer control line (its default) */
+#define NATS_LINE_MAX (64u << 10) /* the longest line we read: an INFO that names many servers */
+#define NATS_ANSWER_MAX \
+	(64u << 10) /* the largest answer we read; JetStream's have 30 to 200 bytes. Others are skipped */
 #define NATS_SKIP_MAX UINT32_MAX       /* ... and the largest that is */
 #define NATS_CREDENTIAL_MAX 1024u      /* bytes of a user name, password or token: CONNECT is a control line */
 #define NATS_PINGS 64u                 /* flushes in flight; beyond, one waits for the next PONG */
@@ -86,8 +87,9 @@ struct nats_subject {
 	uint8_t *text;
 	uint32_t len, room;
 	uint64_t counted; /* every unanswered seq of the subject below has a violation counted against it */
-	int asking;      /* an answer is due */
-	uint64_t silent; /* ... asked in a silence, on behalf of every unanswered seq below; 0: because of a doubt */
+	int asking;       /* an answer is due */
+	uint64_t
+	    silent; /* ... asked in a silence, on behalf of every unanswered seq below; 0: because of a doubt */
 };
 
 struct nats_pending {

@@ -271,8 +271,9 @@ send_question(const struct nats_session *nats, const struct nats_subject *subjec
 
 	for (uint32_t i = 0; i < subject->len; i++)
 		escapes += subject->text[i] == '"' || subject->text[i] == '\\';
-	int n = snprintf(head, sizeof(head), "PUB " NAMES_SUBJECT " %s%c%016" PRIx64 "%x %zu\r\n", nats->inbox, NAMES_TOKEN,
-	    nats->question, (unsigned)(subject - nats->subjects), sizeof(before) + sizeof(after) - 2 + subject->len + escapes);
+	int n = snprintf(head, sizeof(head), "PUB " NAMES_SUBJECT " %s%c%016" PRIx64 "%x %zu\r\n", nats->inbox,
+	    NAMES_TOKEN, nats->question, (unsigned)(subject - nats->subjects),
+	    sizeof(before) + sizeof(after) - 2 + subject->len + escapes);
 	out_mark(out);
 	out_copy(out, head, (size_t)n);
 	out_copy(out, before, sizeof(before) - 1);
@@ -418,7 +419,8 @@ asked(struct nats_session *nats, struct nats_subject *subject, int none, struct 
 
 /* The answer to ask(). */
 static int
-names_came(struct nats_session *nats, struct nats_subject *subject, const struct nats_reply *reply, struct out *out)
+names_came(
+    struct nats_session *nats, struct nats_subject *subject, const struct nats_reply *reply, struct out *out)
 {
 	json_error_t where;
 	char said[100];

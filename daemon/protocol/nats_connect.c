@@ -34,7 +34,8 @@ say_endpoints(struct nats_session *nats, const json_t *urls)
 		    utf8_check((const uint8_t *)text, len, "  ", &offset) != UTF8_PLAIN)
 			continue;
 		nats->base.events.emit(nats->base.events.owner,
-		    &(struct driver_event){ .type = EV_ENDPOINT, .seq = said++, .text = text, .text_len = len });
+		    &(struct driver_event){
+			.type = EV_ENDPOINT, .seq = said++, .text = text, .text_len = len });
 	}
 }
 
@@ -162,7 +163,8 @@ nats_connect(struct nats_session *nats, struct out *out)
 	struct line line = { .len = 0 };
 	char public[NATS_PUBLIC_TEXT + 1], signature[NATS_SIGNATURE_TEXT + 1];
 
-	if (settings->nkey_seed.value != NULL && sign(settings->nkey_seed.value, nats->nonce, public, signature) != 0)
+	if (settings->nkey_seed.value != NULL &&
+	    sign(settings->nkey_seed.value, nats->nonce, public, signature) != 0)
 		return driver_fatal(&nats->base, FATAL_PROTOCOL, 0, "the server's nonce cannot be signed");
 	/* protocol 1: the server tells of new servers and of its own leaving. */
 	add(&line, "CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":false,\"headers\":true,"

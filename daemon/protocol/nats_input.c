@@ -77,8 +77,8 @@ input_error(struct nats_session *nats, struct text said)
 	enum driver_fatal kind = meaning != NULL ? meaning->fatal : FATAL_CLOSED;
 	if (kind == FATAL_MESSAGE && nats->outstanding == 0)
 		kind = FATAL_PROTOCOL; /* over our own CONNECT, then */
-	return fatal(nats, kind, "%s: %s",
-	    meaning != NULL ? meaning->words : "the server reports an error", words);
+	return fatal(
+	    nats, kind, "%s: %s", meaning != NULL ? meaning->words : "the server reports an error", words);
 }
 
 /* ---- PONG ---- */

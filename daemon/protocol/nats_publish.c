@@ -208,7 +208,8 @@ put_field(uint8_t *at, const void *name, size_t name_len, const void *value, siz
 }
 
 static uint8_t *
-put_headers(uint8_t *at, const struct nats_session *nats, const struct message *message, const struct frame *frame)
+put_headers(
+    uint8_t *at, const struct nats_session *nats, const struct message *message, const struct frame *frame)
 {
 	struct header_view header;
 	uint32_t offset = 0;
@@ -252,7 +253,8 @@ put_head(uint8_t *at, const struct nats_session *nats, const struct message *mes
 static size_t
 control_size(const struct nats_session *nats, const struct message *message, const struct frame *frame)
 {
-	return message->topic_len + 1 + (nats->jetstream ? NATS_INBOX_LEN + NATS_CHECK_LEN + hex_len(frame->token) + 1 : 0) +
+	return message->topic_len + 1 +
+	       (nats->jetstream ? NATS_INBOX_LEN + NATS_CHECK_LEN + hex_len(frame->token) + 1 : 0) +
 	       (frame->headers > 0 ? decimal_len(frame->headers) + 1 : 0) + decimal_len(frame->total);
 }
 
@@ -294,8 +296,8 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	const struct nats_subject *subject = &nats->subjects[nats_place(hash)];
 	int known = subject->hash == hash && subject->len == message->topic_len && message->topic_len > 0 &&
 		    memcmp(subject->text, message->topic, message->topic_len) == 0;
-	if (!known &&
-	    ((nats->jetstream && reject_reserved(message, rejection) != 0) || reject_topic(message, rejection) != 0))
+	if (!known && ((nats->jetstream && reject_reserved(message, rejection) != 0) ||
+			  reject_topic(message, rejection) != 0))
 		return DRIVER_REJECTED;
 	if (((message->key_len | message->headers_len) != 0 || nats->msg_id) &&
 	    measure_headers(nats, message, &frame, rejection) != 0)

@@ -40,8 +40,8 @@ struct out {
 	struct out_block *spare; /* one empty block kept */
 	uint64_t end;
 	uint64_t written;
-	uint64_t mark;  /* out_mark(): roll-back point of a frame being made */
-	int failed;     /* an append ran out of memory since the last out_mark() */
+	uint64_t mark; /* out_mark(): roll-back point of a frame being made */
+	int failed;    /* an append ran out of memory since the last out_mark() */
 };
 
 void out_init(struct out *out);

@@ -87,7 +87,8 @@ check_together(struct config_node *group, const struct redis_settings *redis)
 			    group, stream_only[i], "it has a meaning only with mode = \"stream\"");
 			bad = 1;
 		}
-	if (redis->username != NULL && redis->password.value == NULL && !config_node_has(group, "password_file")) {
+	if (redis->username != NULL && redis->password.value == NULL &&
+	    !config_node_has(group, "password_file")) {
 		config_node_error(group, "username", "a user needs a password_file");
 		bad = 1;
 	}

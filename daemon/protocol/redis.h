@@ -61,8 +61,8 @@ enum redis_action {
 enum redis_code {
 	REDIS_CODE_NO_STREAM = 40,      /* nomkstream, and there is none */
 	REDIS_CODE_NOT_REPLICATED = 41, /* in the primary's stream, on fewer replicas than wait_replicas */
-	REDIS_CODE_ODD = 42,            /* answered with what says neither that it was kept nor that it was not */
-	REDIS_CODE_OTHER = 99,          /* an error whose first word is not in the table */
+	REDIS_CODE_ODD = 42,   /* answered with what says neither that it was kept nor that it was not */
+	REDIS_CODE_OTHER = 99, /* an error whose first word is not in the table */
 };
 
 enum redis_expected {
@@ -104,8 +104,8 @@ struct redis_session {
 	uint64_t replied;     /* the first message whose own reply has not come */
 	uint64_t *references; /* with wait_replicas: by seq & unanswered.mask */
 	uint32_t window;      /* the span of unanswered messages stays at or below it */
-	uint32_t unwaited; /* messages since the last WAIT */
-	int waiting;       /* a WAIT is under way: the next one is for all that comes meanwhile */
+	uint32_t unwaited;    /* messages since the last WAIT */
+	int waiting;          /* a WAIT is under way: the next one is for all that comes meanwhile */
 	uint32_t probes;
 	enum redis_state state;
 	uint8_t leaving; /* QUIT is sent */

@@ -65,8 +65,8 @@ static enum redis_expected
 expected_now(const struct redis_session *redis)
 {
 	return redis->expected_head == redis->expected_tail
-	    ? EXPECT_NOTHING
-	    : (enum redis_expected)redis->expected[redis->expected_head & redis->expected_mask];
+		   ? EXPECT_NOTHING
+		   : (enum redis_expected)redis->expected[redis->expected_head & redis->expected_mask];
 }
 
 /* An element of HELLO's reply: [name, value, …], some values being arrays. */
@@ -80,13 +80,13 @@ keep_element(struct redis_session *redis, const redisReadTask *task)
 	if (redis->next_is == TOLD_ROLE)
 		redis->replica = is_text(&redis->reply, "replica") || is_text(&redis->reply, "slave");
 	else if (redis->next_is == TOLD_MODE)
-		redis->mode = is_text(&redis->reply, "cluster")  ? SERVER_CLUSTER
-		    : is_text(&redis->reply, "sentinel") ? SERVER_SENTINEL
-							 : SERVER_STANDALONE;
-	redis->next_is = task->idx % 2 == 1                ? TOLD_NOTHING
-	    : is_text(&redis->reply, "role") ? TOLD_ROLE
-	    : is_text(&redis->reply, "mode") ? TOLD_MODE
-					     : TOLD_NOTHING;
+		redis->mode = is_text(&redis->reply, "cluster")    ? SERVER_CLUSTER
+			      : is_text(&redis->reply, "sentinel") ? SERVER_SENTINEL
+								   : SERVER_STANDALONE;
+	redis->next_is = task->idx % 2 == 1               ? TOLD_NOTHING
+			 : is_text(&redis->reply, "role") ? TOLD_ROLE
+			 : is_text(&redis->reply, "mode") ? TOLD_MODE
+							  : TOLD_NOTHING;
 	return redis;
 }
 
@@ -353,7 +353,9 @@ static int
 wait_next(struct redis_session *redis, struct out *out)
 {
 	redis->waiting = 0;
-	return redis_flush(&redis->base, out) == 0 ? 0 : fatal(redis, FATAL_PROTOCOL, 0, "out of memory for a WAIT");
+	return redis_flush(&redis->base, out) == 0
+		   ? 0
+		   : fatal(redis, FATAL_PROTOCOL, 0, "out of memory for a WAIT");
 }
 
 static int
@@ -560,7 +562,8 @@ redis_input(struct session *session, const uint8_t *bytes, size_t len, struct ou
 			continue;
 		if (is_message(expected_now(redis)))
 			answered_oddly(redis);
-		return fatal(redis, FATAL_PROTOCOL, 0, "a reply has an element of more than %u bytes", REDIS_REPLY_MAX);
+		return fatal(
+		    redis, FATAL_PROTOCOL, 0, "a reply has an element of more than %u bytes", REDIS_REPLY_MAX);
 	}
 	window_flush(&redis->unanswered);
 	return (ssize_t)len;

@@ -173,8 +173,8 @@ redis_flush(struct session *session, struct out *out)
 	char frame[80], replicas[24], timeout[24], *at = frame, *end;
 
 	/* Nothing waits if all that came since the last one was refused. */
-	if (settings->wait_replicas == 0 || redis->unwaited == 0 || window_is_empty(&redis->unanswered) || redis->waiting ||
-	    redis->state != REDIS_UP)
+	if (settings->wait_replicas == 0 || redis->unwaited == 0 || window_is_empty(&redis->unanswered) ||
+	    redis->waiting || redis->state != REDIS_UP)
 		return 0;
 	at = redis_put_count(at, '*', 3);
 	at = redis_put_bulk(at, "WAIT", 4);

@@ -40,7 +40,8 @@ stomp_configure(void *settings, struct config_node *group)
 	int type = driver_read_text(group, "content_type", &stomp->content_type, 1, STOMP_TEXT_MAX);
 	bad |= config_node_u32(group, "heartbeat_ms", &stomp->heartbeat_ms, 0, 3600000) < 0;
 	if (stomp->heartbeat_ms > 0 && stomp->heartbeat_ms < HEARTBEAT_MIN) {
-		config_node_refuse(group, "heartbeat_ms", "0, or a whole number from %u to 3600000", HEARTBEAT_MIN);
+		config_node_refuse(
+		    group, "heartbeat_ms", "0, or a whole number from %u to 3600000", HEARTBEAT_MIN);
 		bad = 1;
 	}
 	bad |= config_node_bool(group, "persistent", &stomp->persistent) < 0;

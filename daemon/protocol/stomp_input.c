@@ -21,7 +21,7 @@
 
 #define FIRST_LINE_MAX 100u /* bytes of an ERROR's body that are quoted */
 
-#define fatal(stomp, kind, ...)                                              \
+#define fatal(stomp, kind, ...)                                             \
 	(window_flush(&(stomp)->unanswered), (stomp)->state = STOMP_CLOSED, \
 	    driver_fatal(&(stomp)->base, kind, 0, __VA_ARGS__))
 

@@ -41,7 +41,8 @@ is_named(const struct header_view *header, const char *name)
 static int
 has_name(const uint8_t *bytes, size_t len)
 {
-	static const char *const kinds[] = { "/queue/", "/topic/", "/remote-temp-queue/", "/remote-temp-topic/" };
+	static const char *const kinds[] = { "/queue/", "/topic/", "/remote-temp-queue/",
+		"/remote-temp-topic/" };
 	size_t at = 0;
 
 	if (len > 0 && bytes[0] == '?')
@@ -60,7 +61,8 @@ check_value(const struct header_view *header, struct driver_rejection *rejection
 {
 	uint64_t value;
 
-	if (is_named(header, "reply-to") && header->value_len > 0 && !has_name(header->value, header->value_len))
+	if (is_named(header, "reply-to") && header->value_len > 0 &&
+	    !has_name(header->value, header->value_len))
 		return driver_reject(rejection, REJECT_HEADER,
 		    "the header \"reply-to\" is a destination without a name, over which brokers close the connection");
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
@@ -355,7 +357,8 @@ stomp_publish(struct session *session, uint64_t seq, const struct message *messa
 	if (stomp->expiry == STOMP_EXPIRATION && !is_known_to_rabbitmq(message->topic, message->topic_len))
 		return driver_reject(rejection, REJECT_TOPIC,
 		    "RabbitMQ knows no such destination; /queue/, /topic/, /exchange/ and /amq/queue/ names are possible");
-	if ((message->key_len | message->headers_len) != 0 && measure_users(stomp, message, &send, rejection) != 0)
+	if ((message->key_len | message->headers_len) != 0 &&
+	    measure_users(stomp, message, &send, rejection) != 0)
 		return DRIVER_REJECTED;
 	if (message->expiry_ms > 0)
 		send.expiry = message->expiry_ms + (stomp->expiry == STOMP_EXPIRES ? message->wall_ms : 0);

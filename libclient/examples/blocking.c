@@ -22,7 +22,9 @@ main(int argc, char **argv)
 		fprintf(stderr, "usage: blocking POOL TOPIC TEXT\n");
 		return 2;
 	}
-	struct tg_message message = { .topic = argv[2], .topic_len = TG_NUL, .body = argv[3], .body_len = strlen(argv[3]) };
+	struct tg_message message = {
+		.topic = argv[2], .topic_len = TG_NUL, .body = argv[3], .body_len = strlen(argv[3])
+	};
 
 	int rc = tg_client_open(&client, NULL);
 	if (rc == 0)

@@ -57,7 +57,9 @@ publish_lines(struct tg_lane *lane, const char *topic, struct input *input)
 
 		if (end == NULL && input->len < sizeof(input->bytes) && !input->ended)
 			return 0; /* the rest of the line is still to come */
-		struct tg_message message = { .topic = topic, .topic_len = TG_NUL, .body = input->bytes, .body_len = line };
+		struct tg_message message = {
+			.topic = topic, .topic_len = TG_NUL, .body = input->bytes, .body_len = line
+		};
 		int rc = tg_publish(lane, &message, NULL);
 		if (rc != 0)
 			return rc;

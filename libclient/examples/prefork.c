@@ -46,7 +46,9 @@ publisher_close(struct publisher *p)
 static int
 publish(struct publisher *p, const char *topic, const char *text, int len)
 {
-	struct tg_message message = { .topic = topic, .topic_len = TG_NUL, .body = text, .body_len = (size_t)len };
+	struct tg_message message = {
+		.topic = topic, .topic_len = TG_NUL, .body = text, .body_len = (size_t)len
+	};
 	struct tg_completion done;
 	int rc = tg_publish_sync(p->lane, &message, 5000, &done);
 

@@ -230,7 +230,8 @@ every_driver_that_saves_has_moved(void **state)
 {
 	for (unsigned i = 0; driver_list[i] != NULL; i++)
 		if (driver_list[i]->save != NULL && moved[i % 64] < 100)
-			fail_msg("sessions of driver \"%s\" have moved %u times", driver_list[i]->name, moved[i % 64]);
+			fail_msg("sessions of driver \"%s\" have moved %u times", driver_list[i]->name,
+			    moved[i % 64]);
 }
 
 int

@@ -117,7 +117,8 @@ rig_open_with(struct rig *rig, const struct driver *driver, void *settings, cons
 {
 	rig->driver = driver;
 	rig->params = *params;
-	rig->params.memory = rig->memory = driver->memory_size > 0 ? must(calloc(1, driver->memory_size)) : NULL;
+	rig->params.memory = rig->memory =
+	    driver->memory_size > 0 ? must(calloc(1, driver->memory_size)) : NULL;
 	return session_open(rig, settings);
 }
 
@@ -336,7 +337,8 @@ session_restore(struct rig *rig, void *settings, const uint8_t *saved, size_t le
 	ssize_t n = rig->driver->input(rig->session, hello, rig->hello.len, &rig->out);
 	int up = n == (ssize_t)rig->hello.len && !rig->dead && rig->up;
 	if (!up)
-		rig_broken(rig, "does not come up from the %zu bytes of its handshake (%zd)", rig->hello.len, n);
+		rig_broken(
+		    rig, "does not come up from the %zu bytes of its handshake (%zd)", rig->hello.len, n);
 	uint64_t end = out_end(&rig->out);
 	if (up && rig->driver->restore != NULL)
 		rc = rig->driver->restore(rig->session, bytes, len);
@@ -354,7 +356,9 @@ static void
 try_garbled(struct rig *rig, void *settings, const uint8_t *saved, size_t len)
 {
 	uint64_t seed = rig->garble * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-	struct message message = { .topic = (const uint8_t *)"t/1", .topic_len = 3, .attempt = 1, .id_key = &id_key };
+	struct message message = {
+		.topic = (const uint8_t *)"t/1", .topic_len = 3, .attempt = 1, .id_key = &id_key
+	};
 	struct driver_rejection rejection = { 0 };
 	uint8_t *bytes = must(calloc(1, len + 1));
 

@@ -54,9 +54,9 @@ struct rig {
 	uint8_t *waits;          /* by seq: an answer is due */
 	size_t waits_capacity;
 	uint64_t next, oldest, outstanding;
-	uint64_t base;    /* messages of the sessions before a move, added to reported seqs */
-	uint64_t garble;  /* not 0: how rig_move() tries saved bytes with faults first */
-	int moving;       /* a session is being brought up: its events are not reported */
+	uint64_t base;                /* messages of the sessions before a move, added to reported seqs */
+	uint64_t garble;              /* not 0: how rig_move() tries saved bytes with faults first */
+	int moving;                   /* a session is being brought up: its events are not reported */
 	uint64_t endpoints;           /* the number of the next in its list */
 	int quiet;                    /* events and output are only digested, for the fuzzer's speed */
 	struct rig_digest said, told; /* of events, of output: their interleaving depends on the cuts */

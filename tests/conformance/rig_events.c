@@ -118,7 +118,8 @@ acked(struct rig *rig, const struct driver_event *event)
 		if (!answered(rig, seq))
 			continue;
 		any = 1;
-		uint64_t what[3] = { rig->base + seq, event->outcome, event->type == EV_ACK ? event->reference : 0 };
+		uint64_t what[3] = { rig->base + seq, event->outcome,
+			event->type == EV_ACK ? event->reference : 0 };
 		if (rig->quiet)
 			rig_digest_add(&rig->said, what, sizeof(what));
 		else if (what[2] != 0)
@@ -140,8 +141,8 @@ digest_event(struct rig *rig, const struct driver_event *event)
 
 	if (event->type == EV_UNSURE)
 		what[3] = event->reference;
-	if (event->type == EV_NACK || event->type == EV_AGAIN || event->type == EV_LOST || event->type == EV_MUTE ||
-	    event->type == EV_UNSURE)
+	if (event->type == EV_NACK || event->type == EV_AGAIN || event->type == EV_LOST ||
+	    event->type == EV_MUTE || event->type == EV_UNSURE)
 		what[1] += rig->base;
 	rig_digest_add(&rig->said, what, sizeof(what));
 	rig_digest_add(&rig->said, event->text, event->text_len);
@@ -151,7 +152,8 @@ static void
 one_answer(struct rig *rig, const struct driver_event *event)
 {
 	if (!answered(rig, event->seq))
-		rig_broken(rig, "answered seq %lu, which waits for nothing (next is %lu)", event->seq, rig->next);
+		rig_broken(
+		    rig, "answered seq %lu, which waits for nothing (next is %lu)", event->seq, rig->next);
 }
 
 void
@@ -234,7 +236,8 @@ rig_on_event(void *owner, const struct driver_event *event)
 		return;
 	case EV_ENDPOINT:
 		if (event->seq != 0 && event->seq != rig->endpoints)
-			rig_broken(rig, "an endpoint has the number %lu where %lu is next", event->seq, rig->endpoints);
+			rig_broken(rig, "an endpoint has the number %lu where %lu is next", event->seq,
+			    rig->endpoints);
 		rig->endpoints = event->seq + 1;
 		rig_say(rig, "endpoint%s", text);
 		return;

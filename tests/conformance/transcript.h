@@ -28,7 +28,16 @@
 
 #include "rig.h"
 
-enum step_kind { STEP_START, STEP_INPUT, STEP_PUBLISH, STEP_PROBE, STEP_FLUSH, STEP_GOODBYE, STEP_UNHEARD, STEP_AGAIN };
+enum step_kind {
+	STEP_START,
+	STEP_INPUT,
+	STEP_PUBLISH,
+	STEP_PROBE,
+	STEP_FLUSH,
+	STEP_GOODBYE,
+	STEP_UNHEARD,
+	STEP_AGAIN
+};
 
 struct step {
 	enum step_kind kind;

@@ -105,7 +105,8 @@ check_config(const struct config *config)
 static void
 put(int fd, const uint8_t *bytes, size_t len)
 {
-	fuzz_check(ftruncate(fd, 0) == 0 && pwrite(fd, bytes, len, 0) == (ssize_t)len, "its file cannot be written");
+	fuzz_check(
+	    ftruncate(fd, 0) == 0 && pwrite(fd, bytes, len, 0) == (ssize_t)len, "its file cannot be written");
 }
 
 int
@@ -121,7 +122,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	put(fds[1], more != NULL ? more + 1 : data, more != NULL ? size - len - 1 : 0);
 	int rc = config_load(&config, paths[0], &report);
 	fuzz_check(rc == 0 || rc == -TG_EINVAL, "an error of another kind");
-	fuzz_check((rc == 0) == (report.errors == 0), "errors are counted and it is taken, or none and refused");
+	fuzz_check(
+	    (rc == 0) == (report.errors == 0), "errors are counted and it is taken, or none and refused");
 	fuzz_check(report.errors == complaints, "not as many complaints as errors");
 	fuzz_check((rc == 0) == (config != NULL), "refused, and given all the same");
 	if (rc == 0)

@@ -329,9 +329,11 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	struct tape tape = { data + 3, size - 3 };
 	uint64_t first = play(variant, data[2], tape, 0), second = play(variant, data[2], tape, 1);
-	int renumbered = (data[2] >> 6 & 1) && (driver->flags & DRIVER_F_REPLAYABLE) != 0 && driver->save == NULL;
+	int renumbered =
+	    (data[2] >> 6 & 1) && (driver->flags & DRIVER_F_REPLAYABLE) != 0 && driver->save == NULL;
 	if (!renumbered && first != second) {
-		fprintf(stderr, "the %s driver makes something else of the same bytes cut otherwise, or moved\n",
+		fprintf(stderr,
+		    "the %s driver makes something else of the same bytes cut otherwise, or moved\n",
 		    driver->name);
 		abort();
 	}

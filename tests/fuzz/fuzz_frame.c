@@ -36,7 +36,8 @@ LLVMFuzzerInitialize(int *argc, char ***argv)
 	(void)argc, (void)argv;
 	spare = open("/dev/null", O_RDWR | O_CLOEXEC);
 	fuzz_check(spare >= 0, "/dev/null");
-	fuzz_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0, "socketpair");
+	fuzz_check(
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0, "socketpair");
 	return 0;
 }
 
@@ -66,8 +67,10 @@ check_taken(const struct frame *frame)
 		break;
 	case FRAME_LANE_OPEN:
 	case FRAME_LANE_RETURN:
-		fuzz_check(memchr(frame->u.open.pool, 0, sizeof(frame->u.open.pool)) != NULL, "a pool does not end");
-		fuzz_check(memchr(frame->u.open.name, 0, sizeof(frame->u.open.name)) != NULL, "a name does not end");
+		fuzz_check(
+		    memchr(frame->u.open.pool, 0, sizeof(frame->u.open.pool)) != NULL, "a pool does not end");
+		fuzz_check(
+		    memchr(frame->u.open.name, 0, sizeof(frame->u.open.name)) != NULL, "a name does not end");
 		break;
 	}
 }

@@ -32,8 +32,7 @@ extern char **environ;
 
 static const char *control_path, *program;
 
-static void __attribute__((format(printf, 1, 2), noreturn))
-fail(const char *format, ...)
+static void __attribute__((format(printf, 1, 2), noreturn)) fail(const char *format, ...)
 {
 	va_list args;
 
@@ -160,7 +159,8 @@ list_descriptors(void)
 static void
 check_exec(void)
 {
-	char *args[] = { (char *)(uintptr_t)program, (char *)(uintptr_t) "-", (char *)(uintptr_t) "list", NULL };
+	char *args[] = { (char *)(uintptr_t)program, (char *)(uintptr_t) "-", (char *)(uintptr_t) "list",
+		NULL };
 	pid_t pid;
 
 	if (posix_spawn(&pid, program, NULL, NULL, args, environ) != 0)

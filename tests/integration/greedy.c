@@ -64,12 +64,15 @@ finished_lane(uint64_t bytes, struct lane_map *map, int fds[2])
 	snprintf(header.pool, sizeof(header.pool), "%s", pool);
 	fds[FRAME_FD_RING] = make_ring(bytes, map);
 	fds[FRAME_FD_OLD_ANSWERS] = lane_answers_create(&map->geo, &header);
-	if (fds[FRAME_FD_OLD_ANSWERS] < 0 || lane_map_answers(map, fds[FRAME_FD_OLD_ANSWERS], LANE_WRITE, 0) != 0)
+	if (fds[FRAME_FD_OLD_ANSWERS] < 0 ||
+	    lane_map_answers(map, fds[FRAME_FD_OLD_ANSWERS], LANE_WRITE, 0) != 0)
 		die("answers");
 	uint64_t size = record_bytes(0, 0, 0, RECORD_BODY), count = map->geo.cq_entries / 2;
 	for (uint64_t n = 0; n < count; n++) {
 		struct record *record = (struct record *)(void *)(map->sq + n * size);
-		*record = (struct record){ .size = (uint32_t)size, .check = record_check(n * size), .body_len = RECORD_BODY };
+		*record = (struct record){
+			.size = (uint32_t)size, .check = record_check(n * size), .body_len = RECORD_BODY
+		};
 		map->cq[n].position = (n * 0x9e3779b1u & (count - 1)) * size;
 		map->cq[n].outcome = TG_DELIVERED;
 	}
@@ -99,8 +102,7 @@ return_without_end(uint64_t bytes)
 			if (frame_send(control, &answer, NULL, 0) != 0)
 				die("control socket");
 			close_lane(control, id);
-		}
-		else if (answer.u.error.code != TG_ELIMIT) {
+		} else if (answer.u.error.code != TG_ELIMIT) {
 			refused(&answer);
 		}
 		ready();
@@ -190,13 +192,11 @@ publish(struct attached *a, int how)
 	if (a->tail + size - order_load_acquire_64(ORDER_B, &a->map.daemon->sq_head) > mask + 1)
 		return 0;
 	struct record *record = (struct record *)(void *)(a->map.sq + (a->tail & mask));
-	*record = (struct record){
-		.size = (uint32_t)size,
+	*record = (struct record){ .size = (uint32_t)size,
 		.check = record_check(a->tail),
 		.published_ns = (how & EXPIRED) ? 0 : now_ns(),
 		.body_len = RECORD_BODY,
-		.topic_len = 1
-	};
+		.topic_len = 1 };
 	*(char *)(record + 1) = 'g';
 	a->tail += size;
 	order_store_release_64(ORDER_A, &a->map.client->sq_tail, a->tail);
@@ -204,7 +204,8 @@ publish(struct attached *a, int how)
 	if (wake_must_ring(&a->ringer))
 		ring(a);
 	if (!(how & UNREAD))
-		order_store_release_64(ORDER_E, &a->map.client->cq_head, order_load_acquire_64(ORDER_D, &a->map.daemon->cq_tail));
+		order_store_release_64(
+		    ORDER_E, &a->map.client->cq_head, order_load_acquire_64(ORDER_D, &a->map.daemon->cq_tail));
 	return 1;
 }
 
@@ -306,7 +307,7 @@ main(int argc, char **argv)
 
 	if (argc < 4 || strlen(argv[1]) >= sizeof(address.sun_path)) {
 		fprintf(stderr, "usage: greedy SOCKET POOL MODE [ARGUMENT]\n"
-		                "MODE: open return connect ask unread discard expired publish ring nag spin\n");
+				"MODE: open return connect ask unread discard expired publish ring nag spin\n");
 		return 2;
 	}
 	strcpy(address.sun_path, argv[1]);

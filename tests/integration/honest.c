@@ -61,8 +61,9 @@ static void *
 work(void *arg)
 {
 	struct worker *w = arg;
-	struct tg_message message = { .topic = "honest", .topic_len = TG_NUL,
-		.body = "one message and its answer", .body_len = 26 };
+	struct tg_message message = {
+		.topic = "honest", .topic_len = TG_NUL, .body = "one message and its answer", .body_len = 26
+	};
 	struct tg_lane *lane = NULL;
 	unsigned long long start = 0, last = 0;
 	int rc;
@@ -132,7 +133,8 @@ main(int argc, char **argv)
 	}
 	tg_client_close(client);
 	if (!all.failed)
-		printf("round_trips=%llu us=%llu longest_us=%llu p50_us=%llu p99_us=%llu\n", all.round_trips, all.us,
-		    all.longest_us, percentile(all.times, all.round_trips, 50), percentile(all.times, all.round_trips, 99));
+		printf("round_trips=%llu us=%llu longest_us=%llu p50_us=%llu p99_us=%llu\n", all.round_trips,
+		    all.us, all.longest_us, percentile(all.times, all.round_trips, 50),
+		    percentile(all.times, all.round_trips, 99));
 	return all.failed;
 }

@@ -58,7 +58,8 @@ attach(struct hostile *h)
 
 	frame_init(&frame, FRAME_LANE_OPEN, (uint32_t)next_random(h));
 	frame.u.open.sq_bytes = LANE_SQ_MIN << next_random(h) % 3;
-	if (lane_geometry_make(&h->geo, frame.u.open.sq_bytes, 0) != 0 || (h->ring = lane_ring_make(&h->map, &h->geo)) < 0)
+	if (lane_geometry_make(&h->geo, frame.u.open.sq_bytes, 0) != 0 ||
+	    (h->ring = lane_ring_make(&h->map, &h->geo)) < 0)
 		die("ring");
 	snprintf(frame.u.open.pool, sizeof(frame.u.open.pool), "%s", h->pool);
 	for (size_t i = 0; i < sizeof(frame.u.open.name); i++)
@@ -66,7 +67,8 @@ attach(struct hostile *h)
 	struct frame request = frame;
 	/* Lanes that were spoiled count against their user until the daemon has freed them. */
 	for (unsigned tries = 0; tries < 1000; tries++) {
-		if (frame_send(h->control, &request, &h->ring, 1) != 0 || frame_recv(h->control, &frame, fds) != 0)
+		if (frame_send(h->control, &request, &h->ring, 1) != 0 ||
+		    frame_recv(h->control, &frame, fds) != 0)
 			die("control socket");
 		if (frame.type == FRAME_LANE_OPENED || frame.u.error.code != TG_ELIMIT)
 			break;
@@ -226,7 +228,8 @@ mutate_record(struct hostile *h)
 {
 	uint64_t r = next_random(h), lie = next_random(h);
 	uint64_t used = h->tail - order_load_relaxed_64(&h->map.daemon->sq_head);
-	uint16_t topic = (uint16_t)(r % 40), key = (uint16_t)((r >> 8) % 20), headers = (r & 0xf0) != 0 ? 0 : (uint16_t)((r >> 16) % 60);
+	uint16_t topic = (uint16_t)(r % 40), key = (uint16_t)((r >> 8) % 20),
+		 headers = (r & 0xf0) != 0 ? 0 : (uint16_t)((r >> 16) % 60);
 	uint32_t body = (uint32_t)((r >> 24) % 3000);
 	uint64_t size = record_bytes(topic, key, headers, body);
 	struct record *record = (struct record *)(void *)(h->map.sq + (h->tail & (h->geo.sq_bytes - 1)));
@@ -257,7 +260,8 @@ mutate_record(struct hostile *h)
 	order_store_release_64(ORDER_A, &h->map.client->sq_tail, h->tail);
 	((uint8_t *)record)[(lie >> 16) % size] = (uint8_t)lie;
 	if ((lie & 0xf0) == 0)
-		order_store_release_64(ORDER_E, &h->map.client->cq_head, order_load_relaxed_64(&h->map.daemon->cq_tail));
+		order_store_release_64(
+		    ORDER_E, &h->map.client->cq_head, order_load_relaxed_64(&h->map.daemon->cq_tail));
 }
 
 /* Neither memfd can be punched: the ring is sealed, the answers are open for reading alone. */
@@ -302,7 +306,8 @@ main(int argc, char **argv)
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 
 	if (argc != 6 || strlen(argv[1]) >= sizeof(addr.sun_path)) {
-		fprintf(stderr, "usage: hostile SOCKET POOL SEED MUTATIONS bytes|words|records|holes|flood|mix|return\n");
+		fprintf(stderr,
+		    "usage: hostile SOCKET POOL SEED MUTATIONS bytes|words|records|holes|flood|mix|return\n");
 		return 2;
 	}
 	h.pool = argv[2];

@@ -130,7 +130,8 @@ take(struct producer *p, uint32_t lane)
 			*outcome = (uint8_t)(c[i].outcome | (c[i].attempts > 1 ? RECORD_RESENT : 0));
 			p->record->outcomes[c[i].outcome & 7]++;
 			uint64_t at = *published(p, lane, sequence);
-			p->record->times[(at & 1u) | phase(p)].answer[record_bucket(now - (at & ~UINT64_C(1)))]++;
+			p->record->times[(at & 1u) | phase(p)]
+			    .answer[record_bucket(now - (at & ~UINT64_C(1)))]++;
 			p->record->resent += c[i].attempts > 1;
 			if (c[i].elapsed_us > p->record->elapsed_max_us)
 				p->record->elapsed_max_us = c[i].elapsed_us;
@@ -227,14 +228,15 @@ run(struct producer *p)
 		uint32_t published = 0;
 
 		if (now > deadline) {
-			fprintf(stderr, "producer %u: out of time: %llu of %llu accepted, %llu completed\n", p->o.id,
-			    (unsigned long long)p->accepted, (unsigned long long)total,
+			fprintf(stderr, "producer %u: out of time: %llu of %llu accepted, %llu completed\n",
+			    p->o.id, (unsigned long long)p->accepted, (unsigned long long)total,
 			    (unsigned long long)p->completed);
 			exit(4);
 		}
 		for (uint32_t l = 0; l < p->o.lanes; l++) {
 			if (p->accepted < due && p->accepted < total)
-				published += offer(p, l, due - p->accepted < 1000 ? (uint32_t)(due - p->accepted) : 1000);
+				published += offer(
+				    p, l, due - p->accepted < 1000 ? (uint32_t)(due - p->accepted) : 1000);
 			take(p, l);
 		}
 		if (p->accepted == total)
@@ -270,38 +272,82 @@ read_options(struct options *o, int argc, char **argv)
 {
 	int c;
 
-	*o = (struct options){ .topic = "load", .lanes = 1, .count = 1000, .min = 64, .max = 64, .batch = 1,
-		.wait_ms = 60000, .seed = 1 };
+	*o = (struct options){ .topic = "load",
+		.lanes = 1,
+		.count = 1000,
+		.min = 64,
+		.max = 64,
+		.batch = 1,
+		.wait_ms = 60000,
+		.seed = 1 };
 	while ((c = getopt(argc, argv, "s:p:t:o:i:l:n:r:R:S:m:M:b:w:T:O:LF")) != -1) {
 		uint64_t number = optarg != NULL ? strtoull(optarg, NULL, 10) : 0;
 
 		switch (c) {
-		case 's': o->socket = optarg; break;
-		case 'p': o->pool = optarg; break;
-		case 't': o->topic = optarg; break;
-		case 'o': o->file = optarg; break;
-		case 'i': o->id = (uint32_t)number; break;
-		case 'l': o->lanes = (uint32_t)number; break;
-		case 'n': o->count = number; break;
-		case 'r': o->rate = number; break;
-		case 'R': o->ring_bytes = number; break;
-		case 'S': o->seed = number; break;
-		case 'm': o->min = (uint32_t)number; break;
-		case 'M': o->max = (uint32_t)number; break;
-		case 'b': o->batch = (uint32_t)number; break;
-		case 'w': o->wait_ms = (uint32_t)number; break;
-		case 'T': o->timeout_ms = (uint32_t)number; break;
-		case 'O': o->offers = number; break;
-		case 'L': o->linger = 1; break;
-		case 'F': o->one_topic = 1; break;
-		default: exit(2);
+		case 's':
+			o->socket = optarg;
+			break;
+		case 'p':
+			o->pool = optarg;
+			break;
+		case 't':
+			o->topic = optarg;
+			break;
+		case 'o':
+			o->file = optarg;
+			break;
+		case 'i':
+			o->id = (uint32_t)number;
+			break;
+		case 'l':
+			o->lanes = (uint32_t)number;
+			break;
+		case 'n':
+			o->count = number;
+			break;
+		case 'r':
+			o->rate = number;
+			break;
+		case 'R':
+			o->ring_bytes = number;
+			break;
+		case 'S':
+			o->seed = number;
+			break;
+		case 'm':
+			o->min = (uint32_t)number;
+			break;
+		case 'M':
+			o->max = (uint32_t)number;
+			break;
+		case 'b':
+			o->batch = (uint32_t)number;
+			break;
+		case 'w':
+			o->wait_ms = (uint32_t)number;
+			break;
+		case 'T':
+			o->timeout_ms = (uint32_t)number;
+			break;
+		case 'O':
+			o->offers = number;
+			break;
+		case 'L':
+			o->linger = 1;
+			break;
+		case 'F':
+			o->one_topic = 1;
+			break;
+		default:
+			exit(2);
 		}
 	}
-	if (o->socket == NULL || o->pool == NULL || o->file == NULL || o->lanes == 0 || o->lanes > RECORD_LANES ||
-	    o->batch == 0 || o->batch > 4096 || o->min > o->max) {
-		fprintf(stderr, "usage: producer -s SOCKET -p POOL -o FILE [-t TOPIC] [-i ID] [-l LANES] [-n COUNT]"
-				" [-r RATE] [-R RING] [-S SEED] [-m MIN] [-M MAX] [-b BATCH] [-w WAIT_MS]"
-				" [-T TIMEOUT_MS] [-O OFFERS] [-L] [-F]\n");
+	if (o->socket == NULL || o->pool == NULL || o->file == NULL || o->lanes == 0 ||
+	    o->lanes > RECORD_LANES || o->batch == 0 || o->batch > 4096 || o->min > o->max) {
+		fprintf(stderr,
+		    "usage: producer -s SOCKET -p POOL -o FILE [-t TOPIC] [-i ID] [-l LANES] [-n COUNT]"
+		    " [-r RATE] [-R RING] [-S SEED] [-m MIN] [-M MAX] [-b BATCH] [-w WAIT_MS]"
+		    " [-T TIMEOUT_MS] [-O OFFERS] [-L] [-F]\n");
 		exit(2);
 	}
 }

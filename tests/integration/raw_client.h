@@ -57,7 +57,8 @@ connect_daemon(void)
 }
 
 static inline void
-request(int control, const struct frame *frame, const int *send, unsigned nsend, struct frame *answer, int fds[FRAME_FDS])
+request(int control, const struct frame *frame, const int *send, unsigned nsend, struct frame *answer,
+    int fds[FRAME_FDS])
 {
 	if (frame_send(control, frame, send, nsend) != 0 || frame_recv(control, answer, fds) != 0)
 		die("control socket");

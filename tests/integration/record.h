@@ -17,8 +17,8 @@
 #define RECORD_LANES 64u
 #define RECORD_BODY_MIN 48u /* room a body's three numbers may need */
 
-#define RECORD_BUCKETS 1024u  /* sixteen for each power of two */
-#define RECORD_RESENT 0x80u   /* beside an outcome: its completion told of more than one attempt */
+#define RECORD_BUCKETS 1024u /* sixteen for each power of two */
+#define RECORD_RESENT 0x80u  /* beside an outcome: its completion told of more than one attempt */
 
 /* The producer's: one at the start of its file, followed by one byte for each message of each lane
  * (message s of lane l at l * count + s): 0, or the outcome its completion gave. */
@@ -32,7 +32,7 @@ struct record_producer {
 	uint64_t error; /* the TG_E... that ended it */
 	uint64_t elapsed_max_us;
 	struct {
-		uint64_t accepted;  /* stored after tg_publish has returned 0 */
+		uint64_t accepted; /* stored after tg_publish has returned 0 */
 		uint64_t completed;
 	} lanes[RECORD_LANES];
 	uint64_t phase; /* 0 or 1, written by the test: where the times of now are counted */
@@ -45,9 +45,9 @@ struct record_producer {
 /* The subscriber's: one at the start of its file, then `count` arrivals. */
 struct record_subscriber {
 	uint64_t count;
-	uint64_t subscribed;   /* SUBACKs: one for each time it was connected */
+	uint64_t subscribed; /* SUBACKs: one for each time it was connected */
 	uint64_t disconnected;
-	uint64_t strangers;    /* bodies that are no producer's */
+	uint64_t strangers; /* bodies that are no producer's */
 };
 
 struct record_arrival {
@@ -80,7 +80,8 @@ static inline size_t
 record_body(char *room, size_t len, uint32_t producer, uint32_t lane, uint64_t sequence)
 {
 	char head[RECORD_BODY_MIN];
-	int head_len = snprintf(head, sizeof(head), "%u %u %llu ", producer, lane, (unsigned long long)sequence);
+	int head_len =
+	    snprintf(head, sizeof(head), "%u %u %llu ", producer, lane, (unsigned long long)sequence);
 	size_t used = (size_t)head_len;
 	size_t i;
 

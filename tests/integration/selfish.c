@@ -53,8 +53,8 @@ come_back(void)
 
 /* Returns whether the answer has come and is of this type; if not, *control may be another connection. */
 static int
-ask(int *control, const struct frame *frame, const int *send, unsigned nsend, enum frame_type want, struct frame *answer,
-    int fds[FRAME_FDS])
+ask(int *control, const struct frame *frame, const int *send, unsigned nsend, enum frame_type want,
+    struct frame *answer, int fds[FRAME_FDS])
 {
 	if (frame_send(*control, frame, send, nsend) != 0 || frame_recv(*control, answer, fds) != 0) {
 		close(*control);
@@ -106,8 +106,13 @@ send_strays(int control, const int *fds, unsigned count)
 	union {
 		struct cmsghdr head;
 		char bytes[CMSG_SPACE(STRAYS * sizeof(int))];
-	} room = { .head = { .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(count * sizeof(int)) } };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &room, .msg_controllen = CMSG_SPACE(count * sizeof(int)) };
+	} room = { .head = { .cmsg_level = SOL_SOCKET,
+		       .cmsg_type = SCM_RIGHTS,
+		       .cmsg_len = CMSG_LEN(count * sizeof(int)) } };
+	struct msghdr m = { .msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &room,
+		.msg_controllen = CMSG_SPACE(count * sizeof(int)) };
 
 	frame_init(&frame, FRAME_ERROR, 1);
 	memcpy(CMSG_DATA(&room.head), fds, count * sizeof(int));
@@ -125,8 +130,9 @@ lingering(void)
 	int listener = socket(AF_INET, SOCK_STREAM, 0), s = socket(AF_INET, SOCK_STREAM, 0);
 	static const char filler[65536];
 
-	if (listener < 0 || s < 0 || bind(listener, (struct sockaddr *)&to, len) != 0 || listen(listener, 1) != 0 ||
-	    getsockname(listener, (struct sockaddr *)&to, &len) != 0 || connect(s, (struct sockaddr *)&to, len) != 0)
+	if (listener < 0 || s < 0 || bind(listener, (struct sockaddr *)&to, len) != 0 ||
+	    listen(listener, 1) != 0 || getsockname(listener, (struct sockaddr *)&to, &len) != 0 ||
+	    connect(s, (struct sockaddr *)&to, len) != 0)
 		die("TCP");
 	setsockopt(s, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
 	while (send(s, filler, sizeof(filler), MSG_DONTWAIT) > 0)
@@ -161,8 +167,12 @@ write_records(struct lane_map *map, unsigned count, uint32_t (*timeout_ms)(unsig
 {
 	for (unsigned n = 0; n < count; n++) {
 		struct record *record = (struct record *)(void *)(map->sq + (uint64_t)n * RECORD);
-		*record = (struct record){ .size = RECORD, .check = record_check((uint64_t)n * RECORD), .published_ns = now_ns(),
-			.topic_len = 1, .body_len = 1, .timeout_ms = timeout_ms(n, count) };
+		*record = (struct record){ .size = RECORD,
+			.check = record_check((uint64_t)n * RECORD),
+			.published_ns = now_ns(),
+			.topic_len = 1,
+			.body_len = 1,
+			.timeout_ms = timeout_ms(n, count) };
 		memcpy(record + 1, "sx", 2);
 	}
 	order_store_release_64(ORDER_A, &map->client->sq_tail, (uint64_t)count * RECORD);
@@ -183,7 +193,8 @@ staggered(unsigned n, unsigned count)
 
 /* Opens a lane and fills it. Returns whether there was one. */
 static int
-filled_lane(int *control, uint64_t bytes, unsigned count, uint32_t (*timeout_ms)(unsigned, unsigned), int *doorbell)
+filled_lane(
+    int *control, uint64_t bytes, unsigned count, uint32_t (*timeout_ms)(unsigned, unsigned), int *doorbell)
 {
 	static const uint64_t one = 1;
 	struct frame frame = open_request(bytes), answer;
@@ -194,7 +205,8 @@ filled_lane(int *control, uint64_t bytes, unsigned count, uint32_t (*timeout_ms)
 	close(ring);
 	if (opened) {
 		uint32_t entries = map.geo.cq_entries - 1;
-		unsigned room = entries < map.geo.sq_bytes / RECORD ? entries : (unsigned)(map.geo.sq_bytes / RECORD);
+		unsigned room =
+		    entries < map.geo.sq_bytes / RECORD ? entries : (unsigned)(map.geo.sq_bytes / RECORD);
 		write_records(&map, count < room ? count : room, timeout_ms);
 	}
 	lane_map_fini(&map);
@@ -347,12 +359,16 @@ lane_to_return(uint64_t bytes, uint64_t nonce, int full, int memory[2])
 	snprintf(header.pool, sizeof(header.pool), "%s", pool);
 	memory[FRAME_FD_RING] = make_ring(bytes, &map);
 	memory[FRAME_FD_OLD_ANSWERS] = lane_answers_create(&map.geo, &header);
-	if (memory[FRAME_FD_OLD_ANSWERS] < 0 || lane_map_answers(&map, memory[FRAME_FD_OLD_ANSWERS], LANE_WRITE, 0) != 0)
+	if (memory[FRAME_FD_OLD_ANSWERS] < 0 ||
+	    lane_map_answers(&map, memory[FRAME_FD_OLD_ANSWERS], LANE_WRITE, 0) != 0)
 		die("answers");
 	uint64_t count = full ? map.geo.cq_entries / 2 : 64;
 	for (uint64_t n = 0; n < count; n++) {
 		struct record *record = (struct record *)(void *)(map.sq + n * size);
-		*record = (struct record){ .size = (uint32_t)size, .check = record_check(n * size), .body_len = 80, .timeout_ms = UINT32_MAX };
+		*record = (struct record){ .size = (uint32_t)size,
+			.check = record_check(n * size),
+			.body_len = 80,
+			.timeout_ms = UINT32_MAX };
 		/* The oldest is not finished, so that none is released. */
 		map.cq[n].position = full && n != 0 ? (n * 0x9e3779b1u & (count - 1)) * size : UINT64_MAX - 7;
 		map.cq[n].outcome = TG_DELIVERED;
@@ -435,7 +451,7 @@ main(int argc, char **argv)
 
 	if (argc < 4 || strlen(argv[1]) >= sizeof(address.sun_path)) {
 		fprintf(stderr, "usage: selfish SOCKET POOL MODE [NUMBER]\n"
-		                "MODE: silent strays leave closed punch punched deadlines hold\n");
+				"MODE: silent strays leave closed punch punched deadlines hold\n");
 		return 2;
 	}
 	strcpy(address.sun_path, argv[1]);

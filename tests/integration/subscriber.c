@@ -68,7 +68,8 @@ on_message(struct mosquitto *m, void *owner, const struct mosquitto_message *mes
 	char head[RECORD_BODY_MIN];
 	unsigned long long sequence = 0;
 	int used = 0;
-	size_t len = (size_t)message->payloadlen < sizeof(head) - 1 ? (size_t)message->payloadlen : sizeof(head) - 1;
+	size_t len =
+	    (size_t)message->payloadlen < sizeof(head) - 1 ? (size_t)message->payloadlen : sizeof(head) - 1;
 
 	(void)m;
 	if (len != 0)

@@ -27,8 +27,8 @@ struct app {
 	uint64_t next; /* sequence number */
 	struct answer *answers;
 	uint32_t answer_count, answer_capacity;
-	int answering; /* a timer is set */
-	int reading;   /* the slow reader's */
+	int answering;          /* a timer is set */
+	int reading;            /* the slow reader's */
 	uint64_t lane_last[64]; /* the newest record of each lane, by its number */
 };
 
@@ -245,10 +245,10 @@ on_publish(struct app *app, const struct wire *wire, const uint8_t *topic)
 		.seq = wire->seq,
 		.producer = producer,
 		.position = wire->position,
-		.verdict = broker->leaderless                     ? VERDICT_UNUSABLE
-		    : chance_hit(&sim->chance, broker->nack)  ? VERDICT_NACK
-		    : chance_hit(&sim->chance, broker->again) ? VERDICT_AGAIN
-							      : VERDICT_ACK,
+		.verdict = broker->leaderless                        ? VERDICT_UNUSABLE
+			   : chance_hit(&sim->chance, broker->nack)  ? VERDICT_NACK
+			   : chance_hit(&sim->chance, broker->again) ? VERDICT_AGAIN
+								     : VERDICT_ACK,
 	};
 	if (app->answers[app->answer_count - 1].verdict != VERDICT_ACK)
 		return;
@@ -430,7 +430,8 @@ void
 sim_broker_init(struct sim_broker *broker, struct sim *sim, unsigned index)
 {
 	*broker = (struct sim_broker){
-		.sim = sim, .host = &sim->w.hosts[index], .index = index, .ack_ns = 500 * NS_PER_US };
+		.sim = sim, .host = &sim->w.hosts[index], .index = index, .ack_ns = 500 * NS_PER_US
+	};
 	TAILQ_INIT(&broker->apps);
 	TAILQ_INIT(&broker->ending);
 	broker->host->app = broker;
@@ -488,7 +489,8 @@ sim_broker_freeze(struct sim_broker *broker, int frozen)
 void
 sim_broker_mute(struct sim_broker *broker, int mute)
 {
-	sim_trace(broker->sim, "broker %u %s", broker->index, mute ? "acknowledges nothing" : "acknowledges again");
+	sim_trace(
+	    broker->sim, "broker %u %s", broker->index, mute ? "acknowledges nothing" : "acknowledges again");
 	broker->mute = mute;
 	if (!mute)
 		go_on(broker);

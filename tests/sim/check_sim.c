@@ -83,7 +83,8 @@ on_completion(struct producer *p, const struct completion *c)
 		break;
 	case TG_CANCELLED:
 		if (e->given != 0 || !e->cancelled)
-			fail_entry(p, e, e->given != 0 ? "cancelled, and a socket got it" : "nobody cancelled it");
+			fail_entry(
+			    p, e, e->given != 0 ? "cancelled, and a socket got it" : "nobody cancelled it");
 		break;
 	default:
 		fail_entry(p, e, "no such outcome");
@@ -125,14 +126,14 @@ check_publish(struct sim *sim, struct link *link, const struct lane *lane, const
 
 	if (message->expiry_ms != (entry->expiry_ms == 0 ? 0 : entry->expiry_ms - waited_ms))
 		sim_fail(sim, "lane %llu: record %llu says %u ms to the broker, of %u ms and after %llu ms",
-		    (unsigned long long)lane->id, (unsigned long long)position, message->expiry_ms, entry->expiry_ms,
-		    (unsigned long long)waited_ms);
+		    (unsigned long long)lane->id, (unsigned long long)position, message->expiry_ms,
+		    entry->expiry_ms, (unsigned long long)waited_ms);
 	if (!link_is_writable(link))
 		sim_fail(sim, "link %u is given a record: %s, writable %d, blocked %d", link->id,
 		    link_state_word(link->state), link->writable, link->conn.blocked);
 	if (link_waited_for(link) >= link->window)
-		sim_fail(sim, "link %u is given a record: %u outstanding, window %u", link->id, link_waited_for(link),
-		    link->window);
+		sim_fail(sim, "link %u is given a record: %u outstanding, window %u", link->id,
+		    link_waited_for(link), link->window);
 	if (sim->pool_config.order == ORDER_BY_NONE)
 		return;
 	for (uint64_t n = lane->slot_head; n != lane->slot_tail; n++) {
@@ -175,11 +176,13 @@ check_on_resolve(void *watcher, void *owner)
 
 	watch->attempts++;
 	if (broker->open && broker->prober != link)
-		sim_fail(sim, "broker %u: link %u tries though its breaker is open and link %u probes", broker_number(broker),
-		    link->id, broker->prober->id);
-	if (watch->failed_ns != 0 && since < watch->wait_ns && sim->broker_ready_ns[broker_number(broker)] < watch->failed_ns)
-		sim_fail(sim, "broker %u: link %u tries again %.3f ms after failure %u: at least %.3f", broker_number(broker),
-		    link->id, (double)since / 1e6, broker->failures, (double)watch->wait_ns / 1e6);
+		sim_fail(sim, "broker %u: link %u tries though its breaker is open and link %u probes",
+		    broker_number(broker), link->id, broker->prober->id);
+	if (watch->failed_ns != 0 && since < watch->wait_ns &&
+	    sim->broker_ready_ns[broker_number(broker)] < watch->failed_ns)
+		sim_fail(sim, "broker %u: link %u tries again %.3f ms after failure %u: at least %.3f",
+		    broker_number(broker), link->id, (double)since / 1e6, broker->failures,
+		    (double)watch->wait_ns / 1e6);
 }
 
 /* K12 */
@@ -193,12 +196,14 @@ check_suspect(struct sim *sim, const struct link *link)
 	sim->suspects++;
 	/* A link whose broker unblocks at once is checked again all the same. */
 	int blocked = strncmp(link->why, "the broker says", 15) == 0;
-	int slow = strncmp(link->why, "slow:", 5) == 0 && link->outstanding > 0 && link->base < link->health.slow_mark &&
-	    sim->w.now_ns - link->health.slow_ns >= SIM_MS(health->ack_timeout_ms) / 2;
-	if (!blocked && !slow && silent_ns < SIM_MS(health->idle_ms + health->probe_misses * health->probe_timeout_ms) &&
+	int slow = strncmp(link->why, "slow:", 5) == 0 && link->outstanding > 0 &&
+		   link->base < link->health.slow_mark &&
+		   sim->w.now_ns - link->health.slow_ns >= SIM_MS(health->ack_timeout_ms) / 2;
+	if (!blocked && !slow &&
+	    silent_ns < SIM_MS(health->idle_ms + health->probe_misses * health->probe_timeout_ms) &&
 	    (link->outstanding == 0 || stuck_ns < SIM_MS(health->ack_timeout_ms)))
-		sim_fail(sim, "link %u is left after %.3f ms of silence and %.3f ms without progress: %s", link->id,
-		    (double)silent_ns / 1e6, (double)stuck_ns / 1e6, link->why);
+		sim_fail(sim, "link %u is left after %.3f ms of silence and %.3f ms without progress: %s",
+		    link->id, (double)silent_ns / 1e6, (double)stuck_ns / 1e6, link->why);
 }
 
 /* K8, K9 */
@@ -232,8 +237,10 @@ check_link(struct sim *sim, struct link *link, uint32_t failed_now)
 	/* It may have been the first of the links that failed in this step. */
 	uint32_t before = failed_now > 0 ? failed_now - 1 : 0;
 	/* A close over a message counts for nothing, and costs no wait (blame.h). */
-	watch->wait_ns = link->failed == counted || link->apart ? 0
-								  : half_step_ns(sim, link->broker->failures > before ? link->broker->failures - before : 1);
+	watch->wait_ns =
+	    link->failed == counted || link->apart
+		? 0
+		: half_step_ns(sim, link->broker->failures > before ? link->broker->failures - before : 1);
 }
 
 static int
@@ -254,7 +261,8 @@ check_words(struct sim *sim)
 
 	/* A link that fills up in the turn in which it has emptied has taken records. */
 	if (takes_records(pool) != pool->writable)
-		sim_fail(sim, "%s takes records, and the pool thinks otherwise", pool->writable ? "no link" : "a link");
+		sim_fail(sim, "%s takes records, and the pool thinks otherwise",
+		    pool->writable ? "no link" : "a link");
 	if (pool->writable && !pool->writable_shown)
 		sim_fail(sim, "a link takes records, and the pool's word says no");
 	if (!pool->writable && pool->writable_shown && sim->w.now_ns - pool->unwritable_ns > WORD_LATE)
@@ -311,15 +319,16 @@ check_step(struct sim *sim)
 		uint32_t failed_now = 0;
 		struct link *link;
 		for (uint32_t l = 0; l < broker->link_count; l++)
-			failed_now += broker->links[l].count.failures != sim->watch[broker->links[l].id].failures;
+			failed_now +=
+			    broker->links[l].count.failures != sim->watch[broker->links[l].id].failures;
 		for (uint32_t l = 0; (link = broker_link(broker, l)) != NULL; l++) {
 			check_link(sim, link, failed_now);
 			outstanding += link_waited_for(link);
 		}
 	}
 	if (outstanding != sim->shard.outstanding)
-		sim_fail(sim, "%llu messages outstanding, the shard counts %llu", (unsigned long long)outstanding,
-		    (unsigned long long)sim->shard.outstanding);
+		sim_fail(sim, "%llu messages outstanding, the shard counts %llu",
+		    (unsigned long long)outstanding, (unsigned long long)sim->shard.outstanding);
 	if (sim->shard.count.lanes_quarantined != 0)
 		sim_fail(sim, "a lane was quarantined");
 	check_breakers(sim);
@@ -336,8 +345,10 @@ check_end(struct sim *sim)
 			if (p->ledger[k].outcome == 0)
 				fail_entry(p, &p->ledger[k], "no completion");
 		if (p->head_checked != p->sq.tail)
-			sim_fail(sim, "lane %llu: all is finished, and sq_head is not sq_tail", (unsigned long long)p->id);
+			sim_fail(sim, "lane %llu: all is finished, and sq_head is not sq_tail",
+			    (unsigned long long)p->id);
 	}
 	if (sim->shard.outstanding != 0)
-		sim_fail(sim, "%llu messages are still outstanding", (unsigned long long)sim->shard.outstanding);
+		sim_fail(
+		    sim, "%llu messages are still outstanding", (unsigned long long)sim->shard.outstanding);
 }

@@ -19,12 +19,12 @@ struct framed {
 
 struct driver_session {
 	struct session session;
-	uint64_t next;       /* sequence number */
-	uint32_t unanswered; /* counted against the driver's own window */
+	uint64_t next;         /* sequence number */
+	uint32_t unanswered;   /* counted against the driver's own window */
 	struct framed *framed; /* a queue */
 	uint32_t first, count, capacity;
-	uint64_t oldest;    /* sim->sums_up: the oldest unanswered one, */
-	uint8_t *answered;  /* and whether each one was answered */
+	uint64_t oldest;   /* sim->sums_up: the oldest unanswered one, */
+	uint8_t *answered; /* and whether each one was answered */
 };
 
 static struct sim *
@@ -118,7 +118,8 @@ sim_publish(struct session *session, uint64_t seq, const struct message *message
 		sim_fail(sim, "sequence number %llu where %llu is next", (unsigned long long)seq,
 		    (unsigned long long)s->next);
 	check_publish(sim, link, producer->lane, message);
-	if ((message->topic_len == 1 && message->topic[0] == TOPIC_REFUSED[0]) || sim->brokers[broker_number(link->broker)].refuses) {
+	if ((message->topic_len == 1 && message->topic[0] == TOPIC_REFUSED[0]) ||
+	    sim->brokers[broker_number(link->broker)].refuses) {
 		producer_entry(producer, message->position)->refused = 1;
 		rejection->code = REJECT_TOPIC;
 		rejection->text = "such a topic is not allowed";
@@ -132,14 +133,15 @@ sim_publish(struct session *session, uint64_t seq, const struct message *message
 			abort();
 		s->answered[s->next] = 0;
 	}
-	remember(s, &(struct framed){
-	    .start = out_end(out), .position = message->position, .producer = producer });
+	remember(
+	    s, &(struct framed){ .start = out_end(out), .position = message->position, .producer = producer });
 	out_copy(out, &wire, sizeof(wire));
 	out_copy(out, message->topic, message->topic_len);
 	out_body(out, message->body, message->body_len);
 	s->next++;
 	s->unanswered++;
-	return sim->brokers[broker_number(link->broker)].ack_mode == ACK_NONE ? DRIVER_PUBLISHED_NO_ACK : DRIVER_PUBLISHED;
+	return sim->brokers[broker_number(link->broker)].ack_mode == ACK_NONE ? DRIVER_PUBLISHED_NO_ACK
+									      : DRIVER_PUBLISHED;
 }
 
 /* The socket has taken that much of the connection's bytes. */
@@ -153,8 +155,10 @@ driver_sim_written(void *watcher, void *owner, uint64_t written)
 		struct framed *framed = &s->framed[s->first++];
 		struct entry *entry = producer_entry(framed->producer, framed->position);
 		entry->given++;
-		if (order_load_relaxed_64(&framed->producer->map.daemon->sq_sent) < entry->position + entry->size)
-			sim_fail(watcher, "lane %llu: a byte of record %llu was written before sq_sent passed it",
+		if (order_load_relaxed_64(&framed->producer->map.daemon->sq_sent) <
+		    entry->position + entry->size)
+			sim_fail(watcher,
+			    "lane %llu: a byte of record %llu was written before sq_sent passed it",
 			    (unsigned long long)framed->producer->id, (unsigned long long)entry->position);
 	}
 }

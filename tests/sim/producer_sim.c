@@ -261,7 +261,8 @@ burst(struct producer *p)
 			timeout = (uint32_t)chance_between(&sim->chance, 10, 5000);
 		if (p->own_timeout > 0 && chance_hit(&sim->chance, p->own_timeout))
 			expiry = (uint32_t)chance_between(&sim->chance, 10, 20000);
-		if (publish(p, chance_hit(&sim->chance, p->cancel / 4) ? TOPIC_REFUSED : p->topic, len, timeout, expiry) != 0) {
+		if (publish(p, chance_hit(&sim->chance, p->cancel / 4) ? TOPIC_REFUSED : p->topic, len, timeout,
+			expiry) != 0) {
 			p->wrong_times++;
 			if (p->reads_every_ns != 0 || !wait_for_room(p))
 				return;

@@ -80,7 +80,8 @@ configure(struct sim *sim, unsigned brokers)
 		    .share_cap = 50 },
 	};
 	for (unsigned i = 0; i < brokers; i++) {
-		snprintf(sim->names[i], sizeof(sim->names[i]), "broker-%u:%u", i % SIM_BROKERS, i % SIM_BROKERS + 1);
+		snprintf(
+		    sim->names[i], sizeof(sim->names[i]), "broker-%u:%u", i % SIM_BROKERS, i % SIM_BROKERS + 1);
 		sim->broker_configs[i] = (struct config_broker){
 			.address = { .text = sim->names[i], .host = sim->names[i], .port = (uint16_t)(i + 1) },
 			.weight = 1,
@@ -109,7 +110,8 @@ sim_init(struct sim *sim, uint64_t seed, unsigned brokers)
 void
 sim_start(struct sim *sim)
 {
-	if (shard_init(&sim->shard, &sim->w.world, &sim->config) != 0 || front_init(&sim->front, &sim->shard) != 0)
+	if (shard_init(&sim->shard, &sim->w.world, &sim->config) != 0 ||
+	    front_init(&sim->front, &sim->shard) != 0)
 		sim_fail(sim, "out of memory for the shard");
 	sim->shard.checking = 1;
 	sim->shard.expedited = 0; /* one thread: a fence does, and costs no system call */
@@ -201,8 +203,9 @@ sim_settle(struct sim *sim, uint64_t ns)
 				    "lane %llu (%s): record %llu, given %u times, %u arrivals, acked %u, deadline %.3f s, "
 				    "has no completion",
 				    (unsigned long long)p->id, lane_place_word(p->lane->place),
-				    (unsigned long long)p->ledger[k].position, p->ledger[k].given, p->ledger[k].arrivals,
-				    p->ledger[k].acked, (double)(p->ledger[k].deadline_ns - SIM_START_NS) / 1e9);
+				    (unsigned long long)p->ledger[k].position, p->ledger[k].given,
+				    p->ledger[k].arrivals, p->ledger[k].acked,
+				    (double)(p->ledger[k].deadline_ns - SIM_START_NS) / 1e9);
 	}
 	sim_fail(sim, "everything is finished, and %llu messages are outstanding",
 	    (unsigned long long)sim->shard.outstanding);
@@ -218,7 +221,8 @@ sim_fini(struct sim *sim)
 	if (sim->shard.lane_count != 0)
 		sim_fail(sim, "%u lanes are left", sim->shard.lane_count);
 	if (sim->shard.timers.count > sim->shard.timers.reserved)
-		sim_fail(sim, "%u timers are set, room is for %u", sim->shard.timers.count, sim->shard.timers.reserved);
+		sim_fail(sim, "%u timers are set, room is for %u", sim->shard.timers.count,
+		    sim->shard.timers.reserved);
 	shard_fini(&sim->shard);
 	world_sim_fini(&sim->w);
 	for (unsigned i = 0; i < SIM_BROKERS; i++)

@@ -28,8 +28,8 @@
 #include <stdint.h>
 
 #define SIM_BROKERS 4u
-#define SIM_MS(n) ((uint64_t)(n) * NS_PER_MS)
-#define SIM_S(n) SIM_MS((n) * 1000)
+#define SIM_MS(n) ((uint64_t)(n)*NS_PER_MS)
+#define SIM_S(n) SIM_MS((n)*1000)
 
 struct sim;
 
@@ -44,13 +44,13 @@ struct entry {
 	uint32_t size;
 	uint32_t key;
 	uint32_t expiry_ms; /* 0: none */
-	uint32_t arrivals; /* at any broker */
-	uint32_t given;    /* attempts of which a socket got a byte, minus those the broker reported as not
+	uint32_t arrivals;  /* at any broker */
+	uint32_t given;     /* attempts of which a socket got a byte, minus those the broker reported as not
 	 * kept */
 	uint8_t acked, nacked, refused, cancelled;
 	uint8_t closed_over; /* connections that a broker closed because it came */
-	uint8_t outcome; /* 0: not finished */
-	uint8_t broker;  /* which acknowledged it first */
+	uint8_t outcome;     /* 0: not finished */
+	uint8_t broker;      /* which acknowledged it first */
 };
 
 /* ---- producers ---- */
@@ -82,7 +82,7 @@ struct producer {
 	uint32_t body_low, body_high;
 	uint32_t keys; /* that its messages have in turn; 0: one */
 	double cancel, own_timeout, large;
-	const char *topic; /* of what it publishes by itself */
+	const char *topic;       /* of what it publishes by itself */
 	uint64_t reads_every_ns; /* completions; 0: whenever it is awake */
 	uint64_t stop_ns;        /* publishes no more from then on */
 	uint64_t generation;     /* of its timer */
@@ -117,23 +117,23 @@ struct sim_broker {
 	enum ack_mode ack_mode;
 	uint64_t ack_ns;
 	double nack, again;
-	int frozen;  /* the application does nothing; its TCP lives */
-	int blocked; /* has said so, and does not read */
-	int mute;    /* answers probes, acknowledges nothing */
+	int frozen;         /* the application does nothing; its TCP lives */
+	int blocked;        /* has said so, and does not read */
+	int mute;           /* answers probes, acknowledges nothing */
 	int leaves_at_once; /* its first frame asks the client to leave */
-	uint64_t slow_ns;  /* reads one message per this time; 0: without delay */
-	uint32_t window;   /* tells it to clients; 0: does not */
-	uint32_t places;   /* connections it accepts; further ones are reset at their first bytes; 0: no
+	uint64_t slow_ns;   /* reads one message per this time; 0: without delay */
+	uint32_t window;    /* tells it to clients; 0: does not */
+	uint32_t places;    /* connections it accepts; further ones are reset at their first bytes; 0: no
 	 * limit */
-	uint32_t tells;    /* hosts it announces to clients, a bit for each */
-	int leaderless;    /* refuses every message for now, and says so */
-	int refuses;       /* its protocol's rules allow nothing */
+	uint32_t tells;     /* hosts it announces to clients, a bit for each */
+	int leaderless;     /* refuses every message for now, and says so */
+	int refuses;        /* its protocol's rules allow nothing */
 	TAILQ_HEAD(app_list, app) apps;
 	struct app_list ending; /* over, and referred to by events */
-	uint64_t stored;   /* messages that arrived */
-	uint64_t firsts;   /* of them, those that no broker had received before */
-	uint64_t accepted; /* connections */
-	uint64_t closed_over; /* of them, those it closed because of a message */
+	uint64_t stored;        /* messages that arrived */
+	uint64_t firsts;        /* of them, those that no broker had received before */
+	uint64_t accepted;      /* connections */
+	uint64_t closed_over;   /* of them, those it closed because of a message */
 };
 
 /* ---- the whole ---- */
@@ -168,7 +168,7 @@ struct sim {
 	uint64_t bells;
 	int doorbell_posted;
 	uint32_t credit; /* the driver's own window; 0: none */
-	int sums_up; /* the driver says EV_ACK_UPTO for the oldest unanswered message, as most drivers do */
+	int sums_up;     /* the driver says EV_ACK_UPTO for the oldest unanswered message, as most drivers do */
 	int tells_numbers; /* brokers tell of others by number, not by name */
 	struct link_watch watch[SIM_BROKERS * 64];
 	uint64_t broker_ready_ns[SIM_BROKERS];
@@ -232,8 +232,7 @@ int producer_publish_to(struct producer *producer, const char *topic);
 int producer_publish(struct producer *producer, uint32_t body_len, uint32_t timeout_ms);
 
 /* … that is of use for so long. 0: for ever. */
-int producer_publish_for(
-    struct producer *producer, uint32_t body_len, uint32_t timeout_ms, uint32_t expiry_ms);
+int producer_publish_for(struct producer *producer, uint32_t body_len, uint32_t timeout_ms, uint32_t expiry_ms);
 /* Its publish is over: rings if the daemon sleeps. */
 void producer_ring(struct producer *producer);
 void producer_close(struct producer *producer);

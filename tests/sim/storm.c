@@ -172,7 +172,11 @@ setup(struct storm *storm, struct config_broker *address)
 		.links = LINKS,
 		.broker_count = 1,
 		.brokers = address,
-		.breaker = { .failures = 3, .retry_ms = 500, .retry_max_ms = 10000, .slow_start_ms = 5000, .share_cap = 50 } };
+		.breaker = { .failures = 3,
+		    .retry_ms = 500,
+		    .retry_max_ms = 10000,
+		    .slow_start_ms = 5000,
+		    .share_cap = 50 } };
 	storm->pools = calloc(HOSTS, sizeof(*storm->pools));
 	storm->brokers = calloc(HOSTS, sizeof(*storm->brokers));
 	storm->attempts = calloc(HOSTS * LINKS, sizeof(*storm->attempts));
@@ -180,11 +184,12 @@ setup(struct storm *storm, struct config_broker *address)
 		abort();
 	for (uint32_t h = 0; h < HOSTS; h++) {
 		struct broker *broker = &storm->brokers[h];
-		storm->pools[h] = (struct pool){
-			.shard = &storm->shard,
+		storm->pools[h] = (struct pool){ .shard = &storm->shard,
 			.config = &storm->config,
-			.peers = { .shard = &storm->shard, .config = &storm->config, .list = broker, .count = 1 } };
-		*broker = (struct broker){ .peers = &storm->pools[h].peers, .config = address, .link_count = LINKS };
+			.peers = {
+			    .shard = &storm->shard, .config = &storm->config, .list = broker, .count = 1 } };
+		*broker =
+		    (struct broker){ .peers = &storm->pools[h].peers, .config = address, .link_count = LINKS };
 		broker->links = calloc(LINKS, sizeof(*broker->links));
 		if (broker->links == NULL)
 			abort();
@@ -205,7 +210,8 @@ setup(struct storm *storm, struct config_broker *address)
 static void
 run(struct result *result, int jitter)
 {
-	struct config_broker address = { .address = { .text = (char *)(uintptr_t) "broker:1883" }, .weight = 1 };
+	struct config_broker address = { .address = { .text = (char *)(uintptr_t) "broker:1883" },
+		.weight = 1 };
 	struct storm storm = { .jitter = jitter, .result = result };
 
 	memset(result, 0, sizeof(*result));
@@ -243,14 +249,15 @@ main(int argc, char **argv)
 	if (argc > 1 && strcmp(argv[1], "--csv") == 0) {
 		printf("ms,arrivals_jitter,drops_jitter,ready_jitter,arrivals_plain,drops_plain,ready_plain\n");
 		for (uint32_t b = 0; b < BUCKETS; b++)
-			printf("%u,%u,%u,%u,%u,%u,%u\n", b * BUCKET_MS, with.arrivals[b], with.drops[b], with.ready[b],
-			    without.arrivals[b], without.drops[b], without.ready[b]);
+			printf("%u,%u,%u,%u,%u,%u,%u\n", b * BUCKET_MS, with.arrivals[b], with.drops[b],
+			    with.ready[b], without.arrivals[b], without.drops[b], without.ready[b]);
 		return 0;
 	}
-	printf("%u links, %u accepts a second: with jitter at most %u arrivals in %u ms, %u dropped, %u ready after %llu ms\n",
+	printf(
+	    "%u links, %u accepts a second: with jitter at most %u arrivals in %u ms, %u dropped, %u ready after %llu ms\n",
 	    HOSTS * LINKS, ACCEPTS_A_MS * 1000, with.peak, BUCKET_MS, with.dropped, with.ready_links,
 	    (unsigned long long)with.done_ms - DOWN_MS);
-	printf("without: at most %u arrivals in %u ms, %u dropped, %u ready after %llu ms\n", without.peak, BUCKET_MS,
-	    without.dropped, without.ready_links, (unsigned long long)without.done_ms - DOWN_MS);
+	printf("without: at most %u arrivals in %u ms, %u dropped, %u ready after %llu ms\n", without.peak,
+	    BUCKET_MS, without.dropped, without.ready_links, (unsigned long long)without.done_ms - DOWN_MS);
 	return with.ready_links == HOSTS * LINKS && with.peak * 4 < without.peak ? 0 : 1;
 }

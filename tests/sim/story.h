@@ -13,11 +13,11 @@
 
 #include <cmocka.h>
 
-#define assert_between(low, value, high)                                                                           \
-	do {                                                                                                       \
-		double value_ = (double)(value);                                                                   \
-		if (value_ < (double)(low) || value_ > (double)(high))                                             \
-			fail_msg("%s is %g, not in %g ... %g", #value, value_, (double)(low), (double)(high));     \
+#define assert_between(low, value, high)                                                                       \
+	do {                                                                                                   \
+		double value_ = (double)(value);                                                               \
+		if (value_ < (double)(low) || value_ > (double)(high))                                         \
+			fail_msg("%s is %g, not in %g ... %g", #value, value_, (double)(low), (double)(high)); \
 	} while (0)
 
 /* Before the tests: SIM_TEST is the filter of their names, and a thousand lanes have two descriptors each. */

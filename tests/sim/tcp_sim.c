@@ -14,8 +14,9 @@ tcp_post(struct conn *conn, uint64_t at_ns, enum event_type type, unsigned flow,
 	struct sim_world *w = conn->host->world;
 
 	conn->events++;
-	sim_push(w, &(struct event){
-	    .at_ns = at_ns, .order = w->event_order++, .type = type, .flow = flow, .what = conn, .n = n });
+	sim_push(w,
+	    &(struct event){
+		.at_ns = at_ns, .order = w->event_order++, .type = type, .flow = flow, .what = conn, .n = n });
 }
 
 /* ---- flows ---- */
@@ -115,7 +116,8 @@ arm(struct conn *conn, unsigned way)
 	f->timer++;
 	f->timing = f->next != f->first;
 	if (f->timing)
-		tcp_post(conn, conn->host->world->now_ns + tcp_backed_off(RTO_NS, f->backoff), EVENT_RTO, way, f->timer);
+		tcp_post(conn, conn->host->world->now_ns + tcp_backed_off(RTO_NS, f->backoff), EVENT_RTO, way,
+		    f->timer);
 }
 
 static void
@@ -391,7 +393,8 @@ on_persist(struct conn *conn, unsigned way, uint64_t generation)
 	f->backoff++;
 	if (passes(host) && passes(host))
 		tcp_post(conn, host->world->now_ns + 2 * tcp_travel(host), EVENT_WINDOW, way, 0);
-	tcp_post(conn, host->world->now_ns + tcp_backed_off(PERSIST_NS, f->backoff), EVENT_PERSIST, way, f->timer);
+	tcp_post(
+	    conn, host->world->now_ns + tcp_backed_off(PERSIST_NS, f->backoff), EVENT_PERSIST, way, f->timer);
 }
 
 static void

@@ -19,13 +19,13 @@ enum event_type {
 	EVENT_SYN,
 	EVENT_SYN_ACK,
 	EVENT_REFUSED,
-	EVENT_SEGMENT,  /* flow, n: number of the segment */
-	EVENT_ACK,      /* flow, n: offset */
-	EVENT_FAST,     /* flow, n: number of the segment that is missing */
-	EVENT_RTO,      /* flow, n: the timer's generation */
-	EVENT_PERSIST,  /* flow, n: the timer's generation */
-	EVENT_WINDOW,   /* flow: the receiver has room again, or answers a probe */
-	EVENT_RESET,    /* to the end that reads the flow */
+	EVENT_SEGMENT, /* flow, n: number of the segment */
+	EVENT_ACK,     /* flow, n: offset */
+	EVENT_FAST,    /* flow, n: number of the segment that is missing */
+	EVENT_RTO,     /* flow, n: the timer's generation */
+	EVENT_PERSIST, /* flow, n: the timer's generation */
+	EVENT_WINDOW,  /* flow: the receiver has room again, or answers a probe */
+	EVENT_RESET,   /* to the end that reads the flow */
 	EVENT_FIN,
 	EVENT_READABLE, /* tell the reader of the flow */
 	EVENT_WRITABLE,
@@ -79,7 +79,7 @@ struct conn {
 	uint32_t syns;
 	int connecting, connected, want_write, telling_writable;
 	int client_open, host_open;
-	int client_reset;  /* the error of the client's next call */
+	int client_reset; /* the error of the client's next call */
 	int in_backlog;
 	int listed;
 	void *app;

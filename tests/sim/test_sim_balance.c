@@ -28,8 +28,8 @@ weighted_is_within_a_percent_by_record(void **state)
 	sim_run_for(&sim, SIM_S(7));
 	assert_true(stored(&sim) > 100000);
 	for (unsigned i = 0; i < 3; i++)
-		assert_between(100.0 * weights[i] / 8 - 1, 100.0 * (double)sim.brokers[i].stored / (double)stored(&sim),
-		    100.0 * weights[i] / 8 + 1);
+		assert_between(100.0 * weights[i] / 8 - 1,
+		    100.0 * (double)sim.brokers[i].stored / (double)stored(&sim), 100.0 * weights[i] / 8 + 1);
 	end_all_delivered(&sim, SIM_S(1));
 }
 

@@ -24,15 +24,15 @@ at_work(struct sim *sim, struct link **link, struct lane **lane)
 	assert_null(pool_check(sim->pool));
 }
 
-#define BREAKS(check, object, member, value, words)         \
-	do {                                                \
-		const typeof(member) was = (member);        \
-		(member) = (value);                         \
-		const char *broken = check(object);         \
-		assert_non_null(broken);                    \
-		assert_non_null(strstr(broken, words));     \
-		(member) = was;                             \
-		assert_null(check(object));                 \
+#define BREAKS(check, object, member, value, words)     \
+	do {                                            \
+		const typeof(member) was = (member);    \
+		(member) = (value);                     \
+		const char *broken = check(object);     \
+		assert_non_null(broken);                \
+		assert_non_null(strstr(broken, words)); \
+		(member) = was;                         \
+		assert_null(check(object));             \
 	} while (0)
 
 static void

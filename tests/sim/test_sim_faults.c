@@ -180,14 +180,15 @@ vanished_is_left_in_three_seconds(void **state)
 	for (uint64_t seed = 1; seed <= 6; seed++)
 		for (unsigned order = 0; order < 2; order++) {
 			enum config_order o = order == 0 ? ORDER_BY_LANE : ORDER_BY_NONE;
-			double idle = detection_ms(seed, 0, 0, o), trickle = detection_ms(seed, SIM_MS(1000), 1, o);
+			double idle = detection_ms(seed, 0, 0, o),
+			       trickle = detection_ms(seed, SIM_MS(1000), 1, o);
 			double full = detection_ms(seed, SIM_MS(2), 8, o);
 			worst[0] = idle > worst[0] ? idle : worst[0];
 			worst[1] = trickle > worst[1] ? trickle : worst[1];
 			worst[2] = full > worst[2] ? full : worst[2];
 		}
-	print_message("left after at most: idle %.0f ms, trickle %.0f ms, saturated %.0f ms\n", worst[0], worst[1],
-	    worst[2]);
+	print_message("left after at most: idle %.0f ms, trickle %.0f ms, saturated %.0f ms\n", worst[0],
+	    worst[1], worst[2]);
 	/* Half a second of the three is for the broker that takes over. */
 	for (unsigned i = 0; i < 3; i++)
 		assert_between(1500, worst[i], 2550);

@@ -30,7 +30,7 @@ enum reply_type {
 	REPLY_WINDOW,
 	REPLY_LEAVING,
 	REPLY_UNUSABLE, /* refuses a message, and the connection is of no use */
-	REPLY_CLOSING, /* closes over a message, and does not say which */
+	REPLY_CLOSING,  /* closes over a message, and does not say which */
 	REPLY_ENDPOINT, /* value: a port of its cluster; count: its index in the list */
 };
 

@@ -88,8 +88,12 @@ pop(struct sim_world *w)
 void
 sim_at(struct sim_world *w, uint64_t at_ns, void (*fire)(void *arg, uint64_t n), void *arg, uint64_t n)
 {
-	sim_push(w, &(struct event){
-	    .at_ns = at_ns, .order = w->event_order++, .type = EVENT_CALL, .what = arg, .n = n, .fire = fire });
+	sim_push(w, &(struct event){ .at_ns = at_ns,
+			.order = w->event_order++,
+			.type = EVENT_CALL,
+			.what = arg,
+			.n = n,
+			.fire = fire });
 }
 
 void
@@ -115,7 +119,8 @@ on_resolved(struct lookup *lookup)
 	in->sin_port = htons((uint16_t)(host->index + 1));
 	if (lookup->handlers != NULL) {
 		if (host->lookup_fails)
-			lookup->handlers->resolved(lookup->owner, NULL, 0, "temporary failure in name resolution");
+			lookup->handlers->resolved(
+			    lookup->owner, NULL, 0, "temporary failure in name resolution");
 		else
 			lookup->handlers->resolved(lookup->owner, &address, 1, NULL);
 	}
@@ -260,8 +265,7 @@ secret(struct world *world, void *bytes, size_t len)
 }
 
 static void *
-resolve(struct world *world, const struct address *address, const struct sock_handlers *handlers,
-    void *owner)
+resolve(struct world *world, const struct address *address, const struct sock_handlers *handlers, void *owner)
 {
 	struct sim_world *w = (struct sim_world *)world;
 	struct lookup *lookup = calloc(1, sizeof(*lookup));
@@ -272,11 +276,12 @@ resolve(struct world *world, const struct address *address, const struct sock_ha
 		w->on_resolve(w->watcher, owner);
 	assert(address->port >= 1 && address->port <= SIM_HOSTS);
 	*lookup = (struct lookup){
-		.world = w, .handlers = handlers, .owner = owner, .host = &w->hosts[address->port - 1] };
+		.world = w, .handlers = handlers, .owner = owner, .host = &w->hosts[address->port - 1]
+	};
 	sim_push(w, &(struct event){ .at_ns = w->now_ns + lookup->host->lookup_ns,
-	    .order = w->event_order++,
-	    .type = EVENT_RESOLVED,
-	    .what = lookup });
+			.order = w->event_order++,
+			.type = EVENT_RESOLVED,
+			.what = lookup });
 	return lookup;
 }
 

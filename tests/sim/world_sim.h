@@ -61,8 +61,8 @@ struct host {
 	const struct host_handlers *handlers;
 	unsigned index;
 	enum host_port port;
-	int vanished;  /* nothing passes, either way */
-	double loss;   /* of segments, each way */
+	int vanished; /* nothing passes, either way */
+	double loss;  /* of segments, each way */
 	int lookup_fails;
 	uint64_t lookup_ns; /* a name look-up takes so long */
 	uint64_t latency_ns;

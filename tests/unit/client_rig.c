@@ -42,7 +42,9 @@ int
 publish(struct setup *s, size_t body_len, uint32_t flags)
 {
 	static char body[16384];
-	struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = body, .body_len = body_len, .flags = flags };
+	struct tg_message m = {
+		.topic = "t", .topic_len = TG_NUL, .body = body, .body_len = body_len, .flags = flags
+	};
 
 	return tg_publish(s->lane, &m, NULL);
 }

@@ -106,7 +106,8 @@ expand_drivers(const char *from, char *to, size_t size)
 	}
 	len += (size_t)snprintf(to, size, "%.*s", (int)(at - from), from);
 	for (unsigned i = 0; driver_list[i] != NULL; i++)
-		len += (size_t)snprintf(to + len, size - len, "%s\"%s\"", i == 0                     ? ""
+		len += (size_t)snprintf(to + len, size - len, "%s\"%s\"",
+		    i == 0                       ? ""
 		    : driver_list[i + 1] == NULL ? " or "
 						 : ", ",
 		    driver_list[i]->name);

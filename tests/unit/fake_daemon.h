@@ -43,7 +43,7 @@ enum fake_lie {
 	LIE_NOT_EMPTY,
 	LIE_HANG_UP,
 	LIE_ABI_UNREAD, /* another ABI, then a close that leaves the request unread: a reset comes first */
-	LIE_LATE, /* the answer is kept until the next request */
+	LIE_LATE,       /* the answer is kept until the next request */
 };
 
 struct fake_lane {
@@ -69,11 +69,11 @@ struct fake {
 	pthread_mutex_t lock; /* everything below */
 	enum fake_mode mode;
 	enum fake_lie lie;
-	int error;       /* answer LANE_OPEN and LANE_RETURN with this error */
-	unsigned flags;  /* of the lanes' headers */
+	int error;        /* answer LANE_OPEN and LANE_RETURN with this error */
+	unsigned flags;   /* of the lanes' headers */
 	int64_t clock_ns; /* how far its clock is ahead */
-	unsigned rings;  /* doorbells heard */
-	unsigned closes; /* LANE_CLOSE heard */
+	unsigned rings;   /* doorbells heard */
+	unsigned closes;  /* LANE_CLOSE heard */
 	uint64_t last_close;
 	int hang_up, stopping;
 	int takes_back; /* LANE_RETURN is answered, with the flags of the moment */

@@ -13,10 +13,9 @@
 static struct config_limits
 limits_of(uint32_t lanes, uint32_t lanes_per_user)
 {
-	return (struct config_limits){ .lanes = lanes,
-		.clients = 100,
-		.memory_bytes = 1 << 20,
-		.lanes_per_user = lanes_per_user };
+	return (struct config_limits){
+		.lanes = lanes, .clients = 100, .memory_bytes = 1 << 20, .lanes_per_user = lanes_per_user
+	};
 }
 
 /* Takes lanes until one is refused, and says how many it got. */
@@ -105,9 +104,13 @@ refusal_of_a_share_names_what_is_free_and_fits_a_frame(void **state)
 	one = account_hold(&accounts, 4294967294u);
 	for (int what = 0; what < ACCOUNT_KINDS; what++) {
 		uint64_t total = account_total(&accounts, (enum account_what)what);
-		no = (struct account_no){ .what = (enum account_what)what, .limit = "limits.memory_bytes",
-			.value = UINT64_C(17592186044416), .used = UINT64_C(17592186044416), .more = UINT64_C(2147483648),
-			.free = UINT64_C(17592186044416), .of_what_is_free = 1 };
+		no = (struct account_no){ .what = (enum account_what)what,
+			.limit = "limits.memory_bytes",
+			.value = UINT64_C(17592186044416),
+			.used = UINT64_C(17592186044416),
+			.more = UINT64_C(2147483648),
+			.free = UINT64_C(17592186044416),
+			.of_what_is_free = 1 };
 		assert_true(total > 0);
 		assert_true(strlen(account_no_text(one, &no, text, sizeof(text))) < sizeof(text) - 1);
 	}

@@ -94,11 +94,9 @@ open_lane(struct world_of_one *w, struct pool *pool, uint64_t sq_bytes)
 	struct lane_header header = { .lane_id = ++shard->lane_ids };
 	struct lane_map *map = &client_maps[header.lane_id % CLIENT_MAPS];
 	lane_map_fini(map);
-	const struct lane_memory memory = { .geo = geo,
-		.ring = lane_ring_make(map, &geo),
-		.answers = -1,
-		.old_answers = -1,
-		.bell = -1 };
+	const struct lane_memory memory = {
+		.geo = geo, .ring = lane_ring_make(map, &geo), .answers = -1, .old_answers = -1, .bell = -1
+	};
 	assert_true(memory.ring >= 0);
 	assert_int_equal(lane_new(&lane, &header, pool, &w->client, &memory), 0);
 	assert_int_equal(lane_map_answers(map, lane->answers, LANE_READ, 0), 0);

@@ -85,7 +85,9 @@ memory_with_a_record(int fds[FRAME_FDS])
 	sq_producer_init(&sq, &map, 0);
 	struct record *record = sq_reserve(&sq, record_bytes(1, 0, 0, 0), &error);
 	assert_non_null(record);
-	*record = (struct record){ .size = (uint32_t)record_bytes(1, 0, 0, 0), .check = record_check(0), .topic_len = 1 };
+	*record = (struct record){
+		.size = (uint32_t)record_bytes(1, 0, 0, 0), .check = record_check(0), .topic_len = 1
+	};
 	memcpy(record + 1, "t", 1);
 	sq_commit(&sq, record->size);
 	sq_publish(&sq);
@@ -114,7 +116,8 @@ lane_of_a_client_that_has_gone_keeps_its_identity(void **state)
 	memory_with_a_record(fds);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
 	int doorbell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	struct client *client = client_adopt(&s->loop.front, &s->loop.uv, pair[0], doorbell, 77, 1001, 1001, "t");
+	struct client *client =
+	    client_adopt(&s->loop.front, &s->loop.uv, pair[0], doorbell, 77, 1001, 1001, "t");
 	assert_non_null(client);
 	frame_init(&request, FRAME_LANE_RETURN, 1);
 	assert_int_equal(attach_return(client, &request, fds), 0);
@@ -136,7 +139,8 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(lane_of_a_client_that_has_gone_keeps_its_identity, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+		    lane_of_a_client_that_has_gone_keeps_its_identity, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

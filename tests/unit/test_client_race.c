@@ -62,7 +62,9 @@ no_wakeup_is_lost_and_every_byte_arrives(void **state)
 	int use_fd = -1, n;
 
 	for (int i = 0; i < 3000; i++) {
-		struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = "a", .body_len = 1, .tag = (uint64_t)i };
+		struct tg_message m = {
+			.topic = "t", .topic_len = TG_NUL, .body = "a", .body_len = 1, .tag = (uint64_t)i
+		};
 
 		sync_in_time(s->lane, &m);
 		sum += 'a';
@@ -152,7 +154,8 @@ racer_sleep(struct racer *r, struct fake_lane *lane, unsigned heard)
 		if (now > deadline)
 			return 0;
 		/* The second look of wake.h. */
-		seen = r->s->fake.flags != 0 && now > begin + WAKE_SECOND_LOOK_MS && sq_consumer_refresh(&lane->sq) > 0;
+		seen = r->s->fake.flags != 0 && now > begin + WAKE_SECOND_LOOK_MS &&
+		       sq_consumer_refresh(&lane->sq) > 0;
 		sched_yield();
 	}
 	wake_rise(&lane->asleep);
@@ -279,7 +282,9 @@ worker_run(void *arg)
 {
 	struct worker *w = arg;
 	struct tg_client_options options = { .socket = w->fake->path };
-	struct tg_message wrong = { .topic = "t", .topic_len = TG_NUL, .body = "", .body_len = 100000 + w->base };
+	struct tg_message wrong = {
+		.topic = "t", .topic_len = TG_NUL, .body = "", .body_len = 100000 + w->base
+	};
 	struct tg_client *own;
 	struct tg_completion c;
 	char number[32];

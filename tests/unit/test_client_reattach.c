@@ -150,8 +150,8 @@ static void
 every_call_finds_the_next_daemon(void **state)
 {
 	struct setup *s = *state;
-	static void (*const calls[])(struct tg_lane *) = { call_cancel, call_writable, call_outstanding, call_batch,
-		call_commit };
+	static void (*const calls[])(
+	    struct tg_lane *) = { call_cancel, call_writable, call_outstanding, call_batch, call_commit };
 
 	assert_int_equal(publish(s, 10, 0), 0); /* the cancelled message */
 	for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {

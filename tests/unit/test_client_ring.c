@@ -52,8 +52,12 @@ teardown(void **state)
 static int
 publish(struct setup *s, const char *topic, const void *body, size_t len, uint64_t tag, uint32_t flags)
 {
-	struct tg_message m = { .topic = topic, .topic_len = topic != NULL ? TG_NUL : 0,
-		.body = body, .body_len = len, .tag = tag, .flags = flags };
+	struct tg_message m = { .topic = topic,
+		.topic_len = topic != NULL ? TG_NUL : 0,
+		.body = body,
+		.body_len = len,
+		.tag = tag,
+		.flags = flags };
 
 	return tg_publish(s->lane, &m, NULL);
 }
@@ -378,8 +382,9 @@ static void
 reservation_is_written_in_place(void **state)
 {
 	struct setup *s = *state;
-	struct tg_message m = { .topic = "topic", .topic_len = TG_NUL, .key = "key", .key_len = 3, .body_len = 1000,
-		.tag = 5 };
+	struct tg_message m = {
+		.topic = "topic", .topic_len = TG_NUL, .key = "key", .key_len = 3, .body_len = 1000, .tag = 5
+	};
 	struct tg_completion c;
 	struct record r;
 	const uint8_t *bytes;
@@ -592,7 +597,9 @@ bad_words_break_the_lane_and_nothing_else(void **state)
 		struct tg_lane *lane;
 		struct fake_lane *peer;
 		struct tg_lane_options small = { .ring_bytes = LANE_SQ_MIN };
-		struct tg_message m = { .topic = "t", .topic_len = TG_NUL, .body = body, .body_len = sizeof(body) };
+		struct tg_message m = {
+			.topic = "t", .topic_len = TG_NUL, .body = body, .body_len = sizeof(body)
+		};
 
 		assert_int_equal(tg_lane_open(s->client, &lane, "events", &small), 0);
 		peer = fake_lane(&s->fake);

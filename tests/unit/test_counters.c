@@ -46,8 +46,8 @@ manual_lists_each_counter_and_nothing_else(void **state)
 	for (const char *at = section; (at = strstr(at, "\n.It Li ")) != NULL; at++)
 		items++;
 	for (const struct counter *counter = counters; counter->name != NULL; counter++, known++) {
-		snprintf(item, sizeof(item), "\n.It Li %s.%s\n%s %s\n", counter_scope_word(counter->scope), counter->name,
-		    counter->unit, counter->help);
+		snprintf(item, sizeof(item), "\n.It Li %s.%s\n%s %s\n", counter_scope_word(counter->scope),
+		    counter->name, counter->unit, counter->help);
 		if (strstr(section, item) == NULL)
 			fail_msg("the manual's section COUNTERS lacks:%s", item);
 	}

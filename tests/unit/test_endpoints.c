@@ -62,9 +62,10 @@ setup(void **state)
 	};
 	for (unsigned i = 0; i < 2; i++) {
 		assert_int_equal(address_parse(&rig->configs[i].address, texts[i], 4222, &why), 0);
-		rig->brokers[i] = (struct broker){
-			.peers = &rig->pool.peers, .config = &rig->configs[i], .links = &rig->links[i], .link_count = 1
-		};
+		rig->brokers[i] = (struct broker){ .peers = &rig->pool.peers,
+			.config = &rig->configs[i],
+			.links = &rig->links[i],
+			.link_count = 1 };
 		rig->links[i] =
 		    (struct link){ .shard = &rig->shard, .broker = &rig->brokers[i], .state = LINK_BACKOFF };
 		endpoints_init(&rig->brokers[i].endpoints, 0);

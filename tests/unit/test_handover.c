@@ -97,7 +97,8 @@ id_is_a_siphash_of_the_position(void **state)
 		struct siphash mine = message_id(&message), theirs;
 		size_t len;
 		assert_int_equal(EVP_MAC_init(ctx, (const uint8_t *)&key, sizeof(key), params), 1);
-		assert_int_equal(EVP_MAC_update(ctx, (const uint8_t *)&message.position, sizeof(message.position)), 1);
+		assert_int_equal(
+		    EVP_MAC_update(ctx, (const uint8_t *)&message.position, sizeof(message.position)), 1);
 		assert_int_equal(EVP_MAC_final(ctx, (uint8_t *)&theirs, &len, sizeof(theirs)), 1);
 		assert_int_equal(len, sizeof(theirs));
 		assert_memory_equal(&mine, &theirs, sizeof(mine));

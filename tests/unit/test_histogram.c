@@ -159,8 +159,7 @@ json_carries_enough_to_add_it_up_again(void **state)
 	assert_true(
 	    (uint64_t)json_integer_value(json_object_get(object, "p99.9")) == histogram_percentile(&h, 99.9));
 	buckets = json_object_get(object, "buckets");
-	json_array_foreach(buckets, i, pair)
-	{
+	json_array_foreach (buckets, i, pair) {
 		uint64_t upper = (uint64_t)json_integer_value(json_array_get(pair, 0));
 		json_int_t n = json_integer_value(json_array_get(pair, 1));
 

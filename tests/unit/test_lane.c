@@ -108,7 +108,8 @@ geometry_defaults_rounds_and_limits(void **state)
 		assert_int_equal(geo.sq_bytes, cases[i].got_sq);
 		assert_int_equal(geo.cq_entries, cases[i].got_cq);
 		assert_int_equal(lane_geometry_check(&geo), 0);
-		assert_int_equal(lane_memfd_bytes(&geo), 2 * 4096 + geo.sq_bytes + 32 * (uint64_t)geo.cq_entries);
+		assert_int_equal(
+		    lane_memfd_bytes(&geo), 2 * 4096 + geo.sq_bytes + 32 * (uint64_t)geo.cq_entries);
 		assert_true(lane_max_record(&geo) <= geo.sq_bytes / 2);
 	}
 }
@@ -202,7 +203,8 @@ ring_that_could_be_punched_or_has_holes_is_refused(void **state)
 
 	assert_int_equal(lane_map_ring(&map, fd, &geo, LANE_WRITE, 1), 0);
 	assert_int_equal(lane_ring_check(fd, &geo), -TG_EBROKEN); /* not sealed */
-	assert_int_equal(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * LANE_PAGE, LANE_PAGE), 0);
+	assert_int_equal(
+	    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * LANE_PAGE, LANE_PAGE), 0);
 	/* As many pages behind its end, so that a count of them shows nothing. */
 	(void)fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)lane_ring_bytes(&geo), LANE_PAGE);
 	assert_int_equal(lane_ring_seal(fd), 0);
@@ -434,8 +436,8 @@ bad_geometry_is_never_mapped(void **state)
 	struct lane_geometry geo = smallest();
 	int fd = lane_ring_create(&geo);
 	const struct lane_geometry bad[] = { { 0, 0 }, { geo.sq_bytes, 0 }, { 0, geo.cq_entries },
-		{ geo.sq_bytes * 2, geo.cq_entries },
-		{ geo.sq_bytes + 1, geo.cq_entries }, { UINT64_MAX, UINT32_MAX } };
+		{ geo.sq_bytes * 2, geo.cq_entries }, { geo.sq_bytes + 1, geo.cq_entries },
+		{ UINT64_MAX, UINT32_MAX } };
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		struct lane_map map;

@@ -145,7 +145,9 @@ static void
 limits_of_a_later_info_hold_on(void **state)
 {
 	struct driver_rejection rejection;
-	struct message message = { .topic = (const uint8_t *)"t", .topic_len = 1, .body = (const uint8_t *)"xxxx", .body_len = 4 };
+	struct message message = {
+		.topic = (const uint8_t *)"t", .topic_len = 1, .body = (const uint8_t *)"xxxx", .body_len = 4
+	};
 	struct rig rig;
 
 	up(&rig, "nats", "jetstream = false;");
@@ -318,7 +320,8 @@ garbled_bytes_are_refused(void **state)
 static void
 connection_of_other_settings_is_refused(void **state)
 {
-	static const char *const others[] = { "vhost = \"v\";", "vhost = \"/v\";", "heartbeat_s = 9;", "channels = 5;" };
+	static const char *const others[] = { "vhost = \"v\";", "vhost = \"/v\";", "heartbeat_s = 9;",
+		"channels = 5;" };
 	uint8_t bytes[1000];
 	struct rig rig;
 

@@ -59,7 +59,8 @@ static size_t
 converse(size_t len, size_t write_cut, size_t read_cut, size_t step)
 {
 	static uint8_t out[BIG], in[BIG], back[BIG], seen[BIG];
-	struct iovec message[3] = { { out, 1 }, { out + 1, len / 3 }, { out + 1 + len / 3, len - 1 - len / 3 } };
+	struct iovec message[3] = { { out, 1 }, { out + 1, len / 3 },
+		{ out + 1 + len / 3, len - 1 - len / 3 } };
 	size_t sent = 0, decrypted = 0, in_len = 0, answered = 0;
 	int secured = 0;
 
@@ -83,7 +84,8 @@ converse(size_t len, size_t write_cut, size_t read_cut, size_t step)
 		assert_int_equal(sent, decrypted);
 		if (SSL_is_init_finished(rig.server) && answered < len) {
 			size_t n = 0;
-			assert_int_equal(SSL_write_ex(rig.server, back + answered, least(len - answered, 5000), &n), 1);
+			assert_int_equal(
+			    SSL_write_ex(rig.server, back + answered, least(len - answered, 5000), &n), 1);
 			answered += n;
 		}
 	}
@@ -183,7 +185,8 @@ a_bounded_read_leaves_the_rest_to_the_socket(void **state)
 			assert_int_equal(errno, EAGAIN);
 			/* All records but the last, which is cut, have come out. */
 			size_t taken = BIO_number_read(rig.sock.to_client);
-			assert_true(in_len + 17000 + 4000 + (taken / 16384 + 1) * 64 >= taken || in_len == sizeof(in));
+			assert_true(
+			    in_len + 17000 + 4000 + (taken / 16384 + 1) * 64 >= taken || in_len == sizeof(in));
 		}
 		assert_memory_equal(in, back, sizeof(back));
 		disconnect_rig();
@@ -195,7 +198,7 @@ static void
 a_key_update_is_answered_when_the_socket_has_room(void **state)
 {
 	uint8_t in[8], seen[8];
-	struct iovec iov = { (void *)(uintptr_t)"after", 5 };
+	struct iovec iov = { (void *)(uintptr_t) "after", 5 };
 	size_t n;
 
 	start("1.3");
@@ -237,7 +240,8 @@ the_end_comes_after_the_data(void **state)
 		else if (how == 1)
 			rig.sock.eof = 1;
 		else
-			BIO_write(rig.sock.to_client, "\x17\x03\x03\x00\x20 this was never encrypted       ", 37);
+			BIO_write(
+			    rig.sock.to_client, "\x17\x03\x03\x00\x20 this was never encrypted       ", 37);
 		assert_int_equal(tls_read(rig.tls, in, sizeof(in)), 4);
 		assert_true(tls_has_ended(rig.tls));
 		ssize_t end = tls_read(rig.tls, in, sizeof(in));
@@ -255,7 +259,7 @@ the_end_comes_after_the_data(void **state)
 static void
 a_broken_socket_says_its_errno(void **state)
 {
-	struct iovec iov = { (void *)(uintptr_t)"x", 1 };
+	struct iovec iov = { (void *)(uintptr_t) "x", 1 };
 	char in[16];
 
 	start("1.3");

@@ -28,7 +28,8 @@ refusals_have_words(void **state)
 	connect_rig(NAME);
 	BIO_write(rig.sock.to_client, "HTTP/1.1 400 Bad Request\r\n\r\n", 28);
 	assert_int_equal(tls_handshake(rig.tls), -1);
-	assert_string_equal(tls_why(rig.tls), "handshake: what the broker says is no TLS; is this its TLS port?");
+	assert_string_equal(
+	    tls_why(rig.tls), "handshake: what the broker says is no TLS; is this its TLS port?");
 	disconnect_rig();
 
 	certificate_write("strange.pem", "strange.key", "strange", 30);
@@ -138,8 +139,8 @@ a_renewal_that_fails_changes_nothing(void **state)
 
 	start("1.3");
 	certificate_write("client.pem", "client.key", "client", 30);
-	rig.config.cert_file = (char *)(uintptr_t)"client.pem";
-	rig.config.key_file = (char *)(uintptr_t)"client.key";
+	rig.config.cert_file = (char *)(uintptr_t) "client.pem";
+	rig.config.key_file = (char *)(uintptr_t) "client.key";
 	assert_int_equal(tls_context_reload(rig.context, &error), 1);
 	certificate_write("client.pem", "other.key", "client", 30);
 	assert_int_equal(tls_context_reload(rig.context, &error), -TG_EINVAL);
@@ -188,13 +189,14 @@ a_renewed_key_is_as_private_as_the_first(void **state)
 
 	start("1.3");
 	certificate_write("client.pem", "client.key", "client", 30);
-	rig.config.cert_file = (char *)(uintptr_t)"client.pem";
-	rig.config.key_file = (char *)(uintptr_t)"client.key";
+	rig.config.cert_file = (char *)(uintptr_t) "client.pem";
+	rig.config.key_file = (char *)(uintptr_t) "client.key";
 	assert_int_equal(chmod("client.key", 0604), 0);
 	assert_int_equal(tls_context_reload(rig.context, &error), -TG_EINVAL);
 	assert_string_equal(error.key, "key_file");
-	assert_string_equal(error.why, "client.key has mode 0604, which lets every user at it: no rights for others are "
-				       "allowed (chmod o= client.key)");
+	assert_string_equal(error.why,
+	    "client.key has mode 0604, which lets every user at it: no rights for others are "
+	    "allowed (chmod o= client.key)");
 	assert_int_equal(chmod("client.key", 0600), 0);
 	assert_int_equal(tls_context_reload(rig.context, &error), 1);
 	stop();
@@ -203,8 +205,8 @@ a_renewed_key_is_as_private_as_the_first(void **state)
 static unsigned char offered[32];
 
 static int
-note_alpn(SSL *ssl, const unsigned char **chosen, unsigned char *len, const unsigned char *list, unsigned list_len,
-    void *owner)
+note_alpn(SSL *ssl, const unsigned char **chosen, unsigned char *len, const unsigned char *list,
+    unsigned list_len, void *owner)
 {
 	memcpy(offered, list, least(list_len, sizeof(offered)));
 	*chosen = list + 1;

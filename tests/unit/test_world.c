@@ -39,7 +39,8 @@ close_world(struct world *world, uv_loop_t *loop)
 static struct address
 address_of(const char *host)
 {
-	return (struct address){ .text = (char *)(uintptr_t)host, .host = (char *)(uintptr_t)host, .port = 1883 };
+	return (
+	    struct address){ .text = (char *)(uintptr_t)host, .host = (char *)(uintptr_t)host, .port = 1883 };
 }
 
 /* Names that wait for their name servers as well as those that need none. */
@@ -178,7 +179,9 @@ do_jobs(int threads)
 	struct world *world = world_uv_new(&loop, NULL, NULL);
 	assert_non_null(world);
 	for (unsigned i = 0; i < JOBS; i++) {
-		jobs[i] = (struct counted_job){ .job = { .run = run_counted, .done = done_counted }, .ran = &ran, .done = &done };
+		jobs[i] = (struct counted_job){
+			.job = { .run = run_counted, .done = done_counted }, .ran = &ran, .done = &done
+		};
 		world->ops->work(world, &jobs[i].job);
 	}
 	assert_int_equal(done, 0); /* never from within */

@@ -75,8 +75,8 @@ enter_folder(void **state)
 int
 leave_folder(void **state)
 {
-	static const char *const files[] = { "server.pem", "server.key", "strange.pem", "strange.key", "client.pem",
-		"client.key", "other.key" };
+	static const char *const files[] = { "server.pem", "server.key", "strange.pem", "strange.key",
+		"client.pem", "client.key", "other.key" };
 
 	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++)
 		unlink(files[i]);
@@ -91,9 +91,10 @@ start(const char *newest)
 
 	memset(&rig, 0, sizeof(rig));
 	certificate_write("server.pem", "server.key", NAME, 30);
-	rig.config = (struct config_tls){
-		.enabled = 1, .verify = 1, .ca_file = (char *)(uintptr_t)"server.pem", .min_version = TLS1_2_VERSION
-	};
+	rig.config = (struct config_tls){ .enabled = 1,
+		.verify = 1,
+		.ca_file = (char *)(uintptr_t) "server.pem",
+		.min_version = TLS1_2_VERSION };
 	assert_int_equal(tls_context_new(&rig.context, &rig.config, "mqtt", &error), 0);
 	rig.server_context = SSL_CTX_new(TLS_server_method());
 	SSL_CTX_set_max_proto_version(rig.server_context, version);

@@ -50,7 +50,16 @@ static const char start_help[] = "run against a tidegated and a broker of its ow
 #undef BROKER
 
 /* The subcommands, and in which of them an option has a meaning. */
-enum { IN_ENQUEUE = 1, IN_THROUGHPUT = 2, IN_LATENCY = 4, IN_SPAWN = 8, IN_IDLE = 16, IN_PACED = 32, IN_ALL = 63, IN_COMPARE = 64 };
+enum {
+	IN_ENQUEUE = 1,
+	IN_THROUGHPUT = 2,
+	IN_LATENCY = 4,
+	IN_SPAWN = 8,
+	IN_IDLE = 16,
+	IN_PACED = 32,
+	IN_ALL = 63,
+	IN_COMPARE = 64
+};
 #define IN_DIRECT (IN_THROUGHPUT | IN_LATENCY | IN_SPAWN | IN_PACED)
 
 static const struct {
@@ -353,10 +362,14 @@ int
 main(int argc, char **argv)
 {
 	const struct subcommand *s;
-	struct bench_options options = {
-		.pool = "bench", .size = 128, .processes = 1, .batch = 32, .pace_ms = 10, .rate = 200, .lanes = 1000,
-		.links = 1
-	};
+	struct bench_options options = { .pool = "bench",
+		.size = 128,
+		.processes = 1,
+		.batch = 32,
+		.pace_ms = 10,
+		.rate = 200,
+		.lanes = 1000,
+		.links = 1 };
 	struct stage stage = { 0 };
 	int status;
 

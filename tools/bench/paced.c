@@ -24,7 +24,8 @@
 #define CLIENTS_MAX 8
 #define STUCK_MS 30000
 #define UNDER_WAY_MAX 65536u /* a power of two: messages of one publisher that wait for an answer */
-#define GOLDEN 0.61803398875 /* multiples of it, less their integers, are spread evenly for any number of them */
+#define GOLDEN \
+	0.61803398875 /* multiples of it, less their integers, are spread evenly for any number of them */
 
 struct context {
 	const struct bench_options *options;
@@ -110,8 +111,8 @@ publish(const struct load_client *client, void *object)
 	int64_t n;
 
 	if (self.published - atomic_load(&self.answered) >= UNDER_WAY_MAX)
-		return client_fail("%u messages wait for an answer: the rate is more than the broker takes",
-		    UNDER_WAY_MAX);
+		return client_fail(
+		    "%u messages wait for an answer: the rate is more than the broker takes", UNDER_WAY_MAX);
 	if (client->fd == NULL && collect(client, object, 0) != 0)
 		return -1; /* one of those that the library's thread took has failed */
 	for (;;) {
@@ -204,13 +205,15 @@ measure(const struct bench_options *o, const struct load_client *client, struct 
 }
 
 static void
-show(const struct bench_options *o, const struct load_client *const *clients, struct series *series, size_t count)
+show(const struct bench_options *o, const struct load_client *const *clients, struct series *series,
+    size_t count)
 {
 	char cells[6][UNITS_TEXT];
 	double base = 0;
 	size_t i;
 
-	printf("%s%s: %llu processes x %llu messages/s of %llu bytes, medians of %llu rounds; CPU per message\n",
+	printf(
+	    "%s%s: %llu processes x %llu messages/s of %llu bytes, medians of %llu rounds; CPU per message\n",
 	    o->protocol->name, o->ca_file != NULL ? ", TLS" : "", (unsigned long long)o->processes,
 	    (unsigned long long)o->rate, (unsigned long long)o->size, (unsigned long long)o->rounds);
 	printf("%-14s %12s %12s %12s %16s %10s %10s\n", "", "publishers", "tidegated", "broker",
@@ -239,8 +242,8 @@ show(const struct bench_options *o, const struct load_client *const *clients, st
 }
 
 static int
-print_json(
-    const struct bench_options *o, const struct load_client *const *clients, struct series *series, size_t count)
+print_json(const struct bench_options *o, const struct load_client *const *clients, struct series *series,
+    size_t count)
 {
 	json_t *list = json_array();
 	size_t i;

@@ -119,8 +119,8 @@ start_daemon(struct stage *stage, const struct bench_options *options)
 	    "limits = { lanes = 20000; lanes_per_client = 20000; };\n"
 	    "pools = ( {\n  name = \"%s\"; protocol = \"%s\";\n"
 	    "  brokers = ( { address = \"127.0.0.1:%u\"; } ); links = %" PRIu64 ";\n%s  %s\n} );\n",
-	    stage->socket, stage->folder, options->pool, options->protocol->name, stage->port, options->links, tls,
-	    options->unconfirmed ? options->protocol->unconfirmed : options->protocol->settings);
+	    stage->socket, stage->folder, options->pool, options->protocol->name, stage->port, options->links,
+	    tls, options->unconfirmed ? options->protocol->unconfirmed : options->protocol->settings);
 	if (len < 0 || (size_t)len >= sizeof(text))
 		return -1;
 	if (stage_write(stage, "tidegated.conf", config, text) != 0)
@@ -140,7 +140,8 @@ start_all(struct stage *stage, const struct bench_options *options)
 	    await(stage, broker->program, &stage->broker, broker_ready, options) != 0)
 		return -1;
 	/* It would take core messages too, and the server would be measured storing them. */
-	if (strcmp(broker->name, "nats") == 0 && !options->unconfirmed && stage_make_stream(stage, options) != 0)
+	if (strcmp(broker->name, "nats") == 0 && !options->unconfirmed &&
+	    stage_make_stream(stage, options) != 0)
 		return -1;
 	if (start_daemon(stage, options) != 0)
 		return -1;

@@ -140,7 +140,8 @@ stage_start_rabbitmq(struct stage *stage, const struct bench_options *options)
 		cli_error("--start: %s: %s", folders[0], strerror(errno));
 		return -1;
 	}
-	if (write_config(stage, options, config) != 0 || stage_write(stage, "plugins", plugins,
+	if (write_config(stage, options, config) != 0 ||
+	    stage_write(stage, "plugins", plugins,
 		strcmp(options->protocol->name, "stomp") == 0 ? "[rabbitmq_stomp].\n" : "[].\n") != 0)
 		return -1;
 	snprintf(text[0], sizeof(text[0]), "HOME=%s", stage->folder);

@@ -39,8 +39,9 @@ complain_connect(const char *path, int error)
 		    path);
 		break;
 	case EPROTOTYPE:
-		cli_error("%s: this is not an admin socket; the one that producers use? -s or TIDEGATE_ADMIN names the "
-			  "\"admin\" of tidegated's configuration",
+		cli_error(
+		    "%s: this is not an admin socket; the one that producers use? -s or TIDEGATE_ADMIN names the "
+		    "\"admin\" of tidegated's configuration",
 		    path);
 		break;
 	case EAGAIN:

@@ -18,8 +18,8 @@ struct ask {
 	int fd;
 	char *buffer;
 	size_t start, len, size; /* bytes received: [start, start + len) */
-	int patient; /* the caller will ask_again(): a hang-up is said so */
-	int lost;    /* the daemon has hung up, or does not answer */
+	int patient;             /* the caller will ask_again(): a hang-up is said so */
+	int lost;                /* the daemon has hung up, or does not answer */
 };
 
 /* As ask_open, but silent when no daemon accepts: while one daemon takes over from another. */

@@ -313,12 +313,14 @@ struct identity {
 static int
 identify(struct ask *ask, struct identity *identity)
 {
-	json_t *answer = ask_once(ask, json_pack("{s:s}", "cmd", "status")), *status = json_object_get(answer, "status");
+	json_t *answer = ask_once(ask, json_pack("{s:s}", "cmd", "status")),
+	       *status = json_object_get(answer, "status");
 
 	if (answer == NULL)
 		return -1;
 	identity->pid = json_integer_value(json_object_get(status, "pid"));
-	identity->started_ns = (int64_t)clock_now_ns() - json_integer_value(json_object_get(status, "uptime_ms")) * 1000000;
+	identity->started_ns =
+	    (int64_t)clock_now_ns() - json_integer_value(json_object_get(status, "uptime_ms")) * 1000000;
 	json_decref(answer);
 	return 0;
 }
@@ -433,8 +435,10 @@ run_upgrade(struct ask *ask, const struct settings *s, const struct command *com
 			return flush_output();
 		}
 		if (serving != 0 && !under_way) {
-			cli_error("the new daemon (process %lld) did not take over; process %lld goes on: its log "
-				  "says why", (long long)pid, (long long)serving);
+			cli_error(
+			    "the new daemon (process %lld) did not take over; process %lld goes on: its log "
+			    "says why",
+			    (long long)pid, (long long)serving);
 			return CLI_FAILED;
 		}
 		clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);

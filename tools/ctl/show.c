@@ -324,7 +324,8 @@ show_brokers(const struct sample *sample, FILE *out)
 	json_array_foreach (json_object_get(sample->answer, "brokers"), i, row) {
 		if (number(row, "links_elsewhere") > 0) {
 			char text[80];
-			snprintf(text, sizeof(text), "%" PRIu64 " of its links at addresses of its cluster (see links)",
+			snprintf(text, sizeof(text),
+			    "%" PRIu64 " of its links at addresses of its cluster (see links)",
 			    number(row, "links_elsewhere"));
 			cause(out, string(row, "pool"), string(row, "address"), text);
 		}
@@ -380,7 +381,8 @@ show_links(const struct sample *sample, FILE *out)
 		table_cellf(&table, PAINT_NONE, "%" PRIu64, number(row, "id"));
 		table_cell(&table, PAINT_NONE, string(row, "pool"));
 		if (string(row, "endpoint")[0] != '\0')
-			table_cellf(&table, PAINT_WARN, "%s at %s", string(row, "broker"), string(row, "endpoint"));
+			table_cellf(
+			    &table, PAINT_WARN, "%s at %s", string(row, "broker"), string(row, "endpoint"));
 		else
 			table_cell(&table, PAINT_NONE, string(row, "broker"));
 		if (!sample->rates) {
@@ -484,8 +486,8 @@ show_lanes(const struct sample *sample, FILE *out)
 void
 show_users(const struct sample *sample, FILE *out)
 {
-	static const struct table_column columns[] = { { "USER", 1 }, { "CONNECTIONS", 1 }, { "LANES", 1 }, { "ORPHANS", 1 },
-		{ "MEMORY", 1 }, { "DESCRIPTORS", 1 }, { "REFUSED", 1 } };
+	static const struct table_column columns[] = { { "USER", 1 }, { "CONNECTIONS", 1 }, { "LANES", 1 },
+		{ "ORPHANS", 1 }, { "MEMORY", 1 }, { "DESCRIPTORS", 1 }, { "REFUSED", 1 } };
 	struct table table;
 	size_t i;
 	json_t *row;

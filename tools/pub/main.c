@@ -43,7 +43,8 @@ static const struct cli_option option_table[] = {
 	{ "whole-file", OPT_WHOLE, NULL, "each file is one message" },
 	{ "retain", OPT_RETAIN, NULL, "MQTT: the broker keeps it for later subscribers" },
 	{ "timeout", OPT_TIMEOUT, "MS", "how long to try to deliver each message [the pool's]" },
-	{ "expiry", OPT_EXPIRY, "MS", "how long each message is of use; brokers drop it after that [for ever]" },
+	{ "expiry", OPT_EXPIRY, "MS",
+	    "how long each message is of use; brokers drop it after that [for ever]" },
 	{ "wait", OPT_WAIT, "MS", "give up after this long [never]" },
 	{ "rate", OPT_RATE, "N/s", "publish at most this many messages a second" },
 	{ "ring", OPT_RING, "BYTES", "size of the lane's ring; a message may take half of it" },
@@ -275,7 +276,8 @@ main(int argc, char **argv)
 	if (pub.interrupted)
 		report_interrupted(&pub);
 	if (pub.stranded)
-		cli_error("gave up: tidegated has been away for %.1f s; the outcomes of the unanswered messages are not known",
+		cli_error(
+		    "gave up: tidegated has been away for %.1f s; the outcomes of the unanswered messages are not known",
 		    (double)pub.away_ms / 1000);
 	if (pub.timed_out)
 		cli_error("gave up after %llu ms (--wait)", (unsigned long long)settings.pub.wait_ms);

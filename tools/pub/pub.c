@@ -9,8 +9,8 @@
 #include <string.h>
 
 #define TICK_MS 200
-#define AWAY_GRACE_MS 3000u /* past a deadline that a daemon would have kept */
-#define AWAY_STOPPED_MS 1000u /* longer than a restart takes */
+#define AWAY_GRACE_MS 3000u                   /* past a deadline that a daemon would have kept */
+#define AWAY_STOPPED_MS 1000u                 /* longer than a restart takes */
 #define RATE_BURST_NS (100 * CLOCK_NS_PER_MS) /* a stalled run catches up this much, no more */
 
 /*
@@ -371,7 +371,8 @@ is_stranded(struct pub *pub, uint64_t now)
 	if (pub_stop)
 		return info.away_ms >= AWAY_STOPPED_MS;
 	over_ns = pub->accepted_ns + deadline_ns_of(pub->options, &info);
-	if (over_ns < pub->idle_ns) /* so that the end of the input does not end it while a daemon is about to answer */
+	if (over_ns <
+	    pub->idle_ns) /* so that the end of the input does not end it while a daemon is about to answer */
 		over_ns = pub->idle_ns;
 	return now >= over_ns + AWAY_GRACE_MS * CLOCK_NS_PER_MS;
 }

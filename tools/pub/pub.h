@@ -56,9 +56,9 @@ struct pub {
 	int reading;                       /* more input may come */
 	int broken;                        /* the lane is of no more use */
 	int timed_out;
-	int stranded;     /* the daemon is away, and waiting for it is over */
-	uint64_t away_ms; /* for how long it was */
-	uint64_t idle_ns; /* since when there was nothing to do but to wait for it */
+	int stranded;         /* the daemon is away, and waiting for it is over */
+	uint64_t away_ms;     /* for how long it was */
+	uint64_t idle_ns;     /* since when there was nothing to do but to wait for it */
 	int interrupted;      /* stopped by pub_stop before the input's end */
 	uint64_t next_number; /* of the message after the last one accepted or skipped */
 

@@ -23,10 +23,10 @@ struct behaviour {
 #undef TEXT
 #undef CHOICE
 	/* Derived, so that a good broker pays nothing for all this: */
-	bool rejects; /* any of reject, reject-every, reject-topic */
-	bool counts;  /* any of stall-after, close-after, reset-after */
+	bool rejects;        /* any of reject, reject-every, reject-topic */
+	bool counts;         /* any of stall-after, close-after, reset-after */
 	struct faults rules; /* of faults */
-	char *user;   /* of auth */
+	char *user;          /* of auth */
 	char *password;
 	size_t password_len;
 };

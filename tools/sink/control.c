@@ -89,8 +89,7 @@ control_stats(const struct sink *sink, bool with_connections)
 	const struct conn *conn;
 	uint64_t pending = 0;
 
-	TAILQ_FOREACH(conn, &sink->conns, all)
-	{
+	TAILQ_FOREACH (conn, &sink->conns, all) {
 		if (conn->control)
 			continue;
 		pending += conn->answers_tail - conn->answers_head;
@@ -133,8 +132,8 @@ changed(struct sink *sink, enum behaviour_id id)
 						  : -1;
 
 	if (which >= 0)
-		TAILQ_FOREACH(conn, &sink->conns, all)
-	conn_rearm(conn, which);
+		TAILQ_FOREACH (conn, &sink->conns, all)
+			conn_rearm(conn, which);
 	server_apply(sink);
 }
 
@@ -202,8 +201,8 @@ command_resume(struct sink *sink, char *argument)
 	struct conn *conn;
 
 	sink->behaviour.stall = sink->behaviour.freeze = sink->behaviour.mute = 0;
-	TAILQ_FOREACH(conn, &sink->conns, all)
-	conn_rearm(conn, 0);
+	TAILQ_FOREACH (conn, &sink->conns, all)
+		conn_rearm(conn, 0);
 	server_apply(sink);
 	return ok();
 }
@@ -215,9 +214,9 @@ command_listen(struct sink *sink, char *argument)
 
 	sink->behaviour.refuse = 0;
 	server_apply(sink);
-	TAILQ_FOREACH(listener, &sink->listeners, all)
-	if (listener->fd < 0)
-		return answer("error cannot listen on %s again", listener->name);
+	TAILQ_FOREACH (listener, &sink->listeners, all)
+		if (listener->fd < 0)
+			return answer("error cannot listen on %s again", listener->name);
 	return ok();
 }
 
@@ -230,9 +229,9 @@ command_garbage(struct sink *sink, char *argument)
 
 	if (behaviour_parse_number(argument, 1, most, &bytes) < 0)
 		return answer("error garbage: \"%.100s\": want a number from 1 to %" PRIu64, argument, most);
-	TAILQ_FOREACH(conn, &sink->conns, all)
-	if (!conn->control && conn->end == CONN_STAYS)
-		conn_garbage(conn, bytes);
+	TAILQ_FOREACH (conn, &sink->conns, all)
+		if (!conn->control && conn->end == CONN_STAYS)
+			conn_garbage(conn, bytes);
 	return ok();
 }
 
@@ -241,9 +240,9 @@ end_all(struct sink *sink, enum conn_end how)
 {
 	struct conn *conn;
 
-	TAILQ_FOREACH(conn, &sink->conns, all)
-	if (!conn->control)
-		conn_end(conn, how);
+	TAILQ_FOREACH (conn, &sink->conns, all)
+		if (!conn->control)
+			conn_end(conn, how);
 }
 
 static char *
@@ -254,9 +253,9 @@ command_disconnect(struct sink *sink, char *argument)
 
 	if (*argument && behaviour_parse_number(argument, 0, 65535, &code) < 0)
 		return answer("error disconnect: \"%.100s\": want a code from 0 to 65535", argument);
-	TAILQ_FOREACH(conn, &sink->conns, all)
-	if (!conn->control && conn->end == CONN_STAYS && conn->protocol->farewell)
-		conn->protocol->farewell(conn, (uint32_t)code);
+	TAILQ_FOREACH (conn, &sink->conns, all)
+		if (!conn->control && conn->end == CONN_STAYS && conn->protocol->farewell)
+			conn->protocol->farewell(conn, (uint32_t)code);
 	end_all(sink, CONN_FLUSH);
 	return ok();
 }

@@ -383,10 +383,9 @@ server_apply(struct sink *sink)
 	struct listener *listener;
 	struct conn *conn;
 
-	TAILQ_FOREACH(listener, &sink->listeners, all)
-	listener_apply(sink, listener);
-	TAILQ_FOREACH(conn, &sink->conns, all)
-	{
+	TAILQ_FOREACH (listener, &sink->listeners, all)
+		listener_apply(sink, listener);
+	TAILQ_FOREACH (conn, &sink->conns, all) {
 		conn_continue(conn);
 		server_dirty(sink, conn);
 	}
@@ -398,9 +397,9 @@ timeout_ms(const struct sink *sink)
 	uint64_t next = UINT64_MAX;
 	const struct conn *conn;
 
-	LIST_FOREACH(conn, &sink->timed, timed)
-	if (conn->wake_ns < next)
-		next = conn->wake_ns;
+	LIST_FOREACH (conn, &sink->timed, timed)
+		if (conn->wake_ns < next)
+			next = conn->wake_ns;
 	if (sink->accept_again_ns && sink->accept_again_ns < next)
 		next = sink->accept_again_ns;
 	if (sink->tick_ns && sink->tick_ns < next)
@@ -418,8 +417,7 @@ check_keepalives(struct sink *sink)
 	struct conn *conn;
 	bool any = false;
 
-	TAILQ_FOREACH(conn, &sink->conns, all)
-	{
+	TAILQ_FOREACH (conn, &sink->conns, all) {
 		if (!conn->idle_limit_ns || conn->end != CONN_STAYS)
 			continue;
 		any = true;
@@ -441,9 +439,9 @@ run_timers(struct sink *sink)
 {
 	struct conn *conn;
 
-	LIST_FOREACH(conn, &sink->timed, timed)
-	if (conn->wake_ns <= sink->now_ns)
-		server_dirty(sink, conn);
+	LIST_FOREACH (conn, &sink->timed, timed)
+		if (conn->wake_ns <= sink->now_ns)
+			server_dirty(sink, conn);
 	if (sink->accept_again_ns && sink->accept_again_ns <= sink->now_ns) {
 		sink->accept_again_ns = 0;
 		server_apply(sink);
@@ -488,9 +486,9 @@ listener_of(struct sink *sink, const void *pointer)
 {
 	struct listener *listener;
 
-	TAILQ_FOREACH(listener, &sink->listeners, all)
-	if (listener == pointer)
-		return listener;
+	TAILQ_FOREACH (listener, &sink->listeners, all)
+		if (listener == pointer)
+			return listener;
 	return NULL;
 }
 

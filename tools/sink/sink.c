@@ -16,21 +16,21 @@
 #include <unistd.h>
 
 /* OPTION(name, argument, help): options that are not behaviours and cannot be changed later. */
-#define OPTIONS                                                                                         \
+#define OPTIONS                                                                                          \
 	OPTION(protocol, "NAME", "the protocol: mqtt (3.1.1 and 5), amqp (0-9-1), nats, redis or stomp") \
-	OPTION(listen, "ADDR[,ADDR...]",                                                                \
-	    "HOST:PORT, [V6]:PORT or unix:/PATH; port 0 picks a free one, which is printed")            \
-	OPTION(record, "FILE", "append a line to FILE for each message, before it is answered")         \
-	OPTION(record_format, "FORMAT", "full (all columns, the default) or body (the body alone)")     \
-	OPTION(no_record, NULL, "record nothing")                                                       \
-	OPTION(control, "unix:/PATH", "take commands there while running")                              \
-	OPTION(tell, "unix:/PATH", "client mode: send the command to a running sink, print its answer") \
-	OPTION(seed, "N", "seed of --garbage, for a repeatable run; default: the clock")                \
-	OPTION(tls_cert, "FILE", "speak TLS with this certificate chain (PEM); needs --tls-key")          \
-	OPTION(tls_key, "FILE", "its private key")                                                      \
-	OPTION(tls_ca, "FILE", "want a certificate of every client, by one of these CAs")               \
-	OPTION(quiet, NULL, "do not log connections that end badly")                                    \
-	OPTION(help, NULL, "this text")                                                                 \
+	OPTION(listen, "ADDR[,ADDR...]",                                                                 \
+	    "HOST:PORT, [V6]:PORT or unix:/PATH; port 0 picks a free one, which is printed")             \
+	OPTION(record, "FILE", "append a line to FILE for each message, before it is answered")          \
+	OPTION(record_format, "FORMAT", "full (all columns, the default) or body (the body alone)")      \
+	OPTION(no_record, NULL, "record nothing")                                                        \
+	OPTION(control, "unix:/PATH", "take commands there while running")                               \
+	OPTION(tell, "unix:/PATH", "client mode: send the command to a running sink, print its answer")  \
+	OPTION(seed, "N", "seed of --garbage, for a repeatable run; default: the clock")                 \
+	OPTION(tls_cert, "FILE", "speak TLS with this certificate chain (PEM); needs --tls-key")         \
+	OPTION(tls_key, "FILE", "its private key")                                                       \
+	OPTION(tls_ca, "FILE", "want a certificate of every client, by one of these CAs")                \
+	OPTION(quiet, NULL, "do not log connections that end badly")                                     \
+	OPTION(help, NULL, "this text")                                                                  \
 	OPTION(version, NULL, "the version")
 
 enum option_id {
@@ -283,8 +283,8 @@ start(struct sink *sink, const struct settings *settings)
 		r = server_listen(sink, settings->control, &protocol_control);
 	if (r < 0)
 		return r == -2 ? 2 : 1;
-	TAILQ_FOREACH(listener, &sink->listeners, all)
-	printf("listening %s %s\n", listener->protocol->name, listener->name);
+	TAILQ_FOREACH (listener, &sink->listeners, all)
+		printf("listening %s %s\n", listener->protocol->name, listener->name);
 	fflush(stdout);
 	return 0;
 }

@@ -126,7 +126,7 @@ struct conn {
 	int fd;
 	struct ssl_st *ssl; /* NULL: in the clear */
 	bool secured;       /* its handshake is counted */
-	uint32_t events; /* registered with epoll; 0 with in_epoll unset: not registered */
+	uint32_t events;    /* registered with epoll; 0 with in_epoll unset: not registered */
 	bool in_epoll;
 	uint64_t number; /* 1, 2, … since the start */
 	char peer[64];

@@ -63,9 +63,10 @@ nats_open(struct conn *conn)
 	    "INFO "
 	    "{\"server_id\":\"tidegate-sink\",\"server_name\":\"tidegate-sink\",\"version\":\"2.9.0\","
 	    "\"proto\":1,"
-	    "\"headers\":true,\"jetstream\":true,%s%s\"max_payload\":%" PRIu64 ",\"client_id\":%" PRIu64 "} \r\n",
-	    behaviour->auth ? "\"auth_required\":true," : "",
-	    conn->sink->tls ? "\"tls_required\":true," : "", (uint64_t)behaviour->max_packet, conn->number);
+	    "\"headers\":true,\"jetstream\":true,%s%s\"max_payload\":%" PRIu64 ",\"client_id\":%" PRIu64
+	    "} \r\n",
+	    behaviour->auth ? "\"auth_required\":true," : "", conn->sink->tls ? "\"tls_required\":true," : "",
+	    (uint64_t)behaviour->max_packet, conn->number);
 	put_text(conn, info);
 }
 
@@ -75,9 +76,8 @@ nats_open(struct conn *conn)
 static size_t
 put_head(const struct nats *nats, char *to, size_t size, const char *verb, const struct answer *answer)
 {
-	return (size_t)snprintf(
-	    to, size, "%s %.*s%.*s %s", verb, (int)nats->inbox_len, nats->inbox, (int)ANSWER_TOKEN_MAX,
-	    (const char *)answer->token, nats->sid);
+	return (size_t)snprintf(to, size, "%s %.*s%.*s %s", verb, (int)nats->inbox_len, nats->inbox,
+	    (int)ANSWER_TOKEN_MAX, (const char *)answer->token, nats->sid);
 }
 
 /* A description as a JSON string without its quotes; characters that would need escapes are left out. */
@@ -107,7 +107,7 @@ nats_answer(struct conn *conn, const struct answer *answer)
 	}
 	put_head(nats, head, sizeof(head), "MSG", answer);
 	if (answer->kind == ANSWER_API) {
-		snprintf(body, sizeof(body), 
+		snprintf(body, sizeof(body),
 		    "{\"type\":\"io.nats.jetstream.api.v1.stream_names_response\",\"total\":0,\"streams\":null}");
 	} else if (answer->code) {
 		plain(text, sizeof(text), behaviour->reason ? behaviour->reason : "rejected as told");
