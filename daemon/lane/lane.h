@@ -322,6 +322,13 @@ int lane_admit_next(struct lane *lane);
 /* Completes a slot that is not to be sent any more. Returns whether it was one. */
 int lane_finish_unsent(struct lane *lane, struct slot *slot);
 
+/* Gives the memory back; its size is still told. */
+void lane_unmap(struct lane *lane);
+
+/* The account has back what a lane costs beside its memory, when it is closed; and the memory, when it is freed. */
+void lane_refund_closed(struct lane *lane);
+void lane_refund_freed(struct lane *lane);
+
 /* Gives most of a sleeping lane's table back, if its records are all released. */
 void lane_slots_shrink(struct lane *lane);
 
