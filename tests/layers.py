@@ -171,7 +171,7 @@ class Report:
 
 
 def over(what, places, ceiling):
-    """The lines for places of which `ceiling` are allowed: what is wrong, and what to note."""
+    """The lines for places of which `ceiling` are allowed: the faults, and the notes."""
     if len(places) > ceiling:
         return [f"{what}: {len(places)}, {ceiling} allowed", *("  " + place for place in places)], []
     if len(places) < ceiling:

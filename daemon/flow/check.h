@@ -24,7 +24,7 @@ const char *lane_check(const struct lane *lane);
 /* L4: lanes' references match the entries of the pool's links that name them. */
 const char *pool_check(struct pool *pool);
 
-/* All of a shard's. Logs the first that is broken and aborts: what follows would not be explained by it. */
+/* All of a shard's. Logs the first that is broken and aborts. */
 void shard_check(struct shard *shard);
 
 #endif

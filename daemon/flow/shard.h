@@ -30,7 +30,7 @@
 
 TAILQ_HEAD(link_list, link);
 
-/* What the shard has its front do (daemon/front/front.c). Both may be NULL. */
+/* The steps that a shard has its front do (daemon/front/front.c). Both may be NULL. */
 struct shard_events {
 	void *owner;
 	void (*turn)(void *owner);  /* a turn begins, and the shard is not paused */

@@ -156,7 +156,7 @@ struct lane_memory {
 #define LANE_SWEEP_SLOTS 4096u
 
 /*
- * What lanes tell those who serve their clients (daemon/front/front.c). The shard has one table for all its lanes.
+ * Reports of lanes to the front, which serves their clients (daemon/front/front.c). The shard has one table for all its lanes.
  * Without a front there are no clients, and .freed may be NULL.
  */
 struct lane_events {

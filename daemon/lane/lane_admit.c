@@ -98,7 +98,7 @@ lane_admit_next(struct lane *lane)
 	return admit_next(lane);
 }
 
-/* ---- what is not sent ---- */
+/* ---- not sent ---- */
 
 int
 lane_finish_unsent(struct lane *lane, struct slot *slot)

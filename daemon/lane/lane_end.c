@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* ---- what goes back ---- */
+/* ---- memory and charges ---- */
 
 void
 lane_unmap(struct lane *lane)

@@ -1,4 +1,4 @@
-/* What a pool's links show their brokers: certificates and passwords, read again before each connection. */
+/* The credentials of a pool's links: certificates and passwords, read again before each connection. */
 #include "broker.h"
 
 #include "daemon/base/log.h"

@@ -116,7 +116,7 @@ enum link_back {
 };
 
 /*
- * What a link tells those above it. A link knows a lane by its pointer and a record by the lane's number for it, and
+ * Reports of a link to the folders above. A link knows a lane by its pointer and a record by the lane's number for it, and
  * looks into neither. seq is the entry's number on the link. One table for the whole daemon (daemon/flow/pool.c).
  */
 struct link_events {
@@ -176,7 +176,7 @@ struct link_connection {
 	uint8_t *held; /* bytes the driver has not consumed */
 	size_t held_len;
 
-	/* what the broker has said */
+	/* said by the broker */
 	uint64_t max_body; /* 0: no limit known */
 	uint64_t
 	    idle_ns; /* silence after which it is probed: idle_ms, or less if the broker's keep-alive asks */
@@ -193,7 +193,7 @@ struct link_connection {
 	uint32_t ack_ms8;     /* smoothed time to an answer, in eighths of a millisecond */
 };
 
-/* What the detectors go by (link_health.c): zeroed when a connection's handshake begins. */
+/* The state of the detectors (link_health.c): zeroed when a connection's handshake begins. */
 struct link_health {
 	uint64_t last_read_ns;
 	uint64_t last_progress_ns; /* last answer, or since when something is outstanding */

@@ -129,7 +129,7 @@ def qpid(folder, version):
 
 @recipe("0.20.0", "cargo")
 def rumqttd(folder, version):
-    """MQTT 3.1.1 and 5. Without --locked: what its lock file names does not build with a current rustc."""
+    """MQTT 3.1.1 and 5. Without --locked: the packages in its lock file do not build with a current rustc."""
     run("cargo", "install", "--quiet", "--root", folder, f"rumqttd@{version}", cwd=folder, CARGO_TARGET_DIR=str(folder / "target"))
     shutil.rmtree(folder / "target")
 
