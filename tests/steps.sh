@@ -84,7 +84,7 @@ step_pytest() {
 	temporary=$(mktemp -d /tmp/tg.XXXXXX)
 	"${launch[@]}" /usr/bin/python3 -m pytest -p no:cacheprovider -q -rfE --durations=8 --basetemp="$temporary" \
 		--junitxml="$logs/$report.xml" "$@" || status=$?
-	rm -rf "$temporary"
+	rm -rf "$temporary" || status=1 # a program that a test left behind still writes there
 	return "$status"
 }
 

@@ -444,6 +444,17 @@ class Daemon:
             settings)))
         self.process = None
         self.starts = 0
+        box.at_end(self.end_successor)
+
+    def end_successor(self):
+        """Ends a daemon that took over from ours, by the pid that it tells."""
+        if self.process is None or (self.process.alive() and "event=upgraded" not in self.process.text()):
+            return
+        wait_for(lambda: not self.process.alive(), "the end of the daemon that was replaced", 20)
+        if not self.answers():
+            return
+        os.kill(self.ctl("status")["status"]["pid"], signal.SIGTERM)
+        wait_for(lambda: not self.answers(), "the last daemon's end", 20)
 
     def start(self, ready=True, **options):
         self.launch(**options)

@@ -353,7 +353,6 @@ def test_upgraded_daemon_sends_the_manager_the_missing_messages(box, daemon, sin
     d = daemon(pool([sink]))
     d.stop()
     manager = Manager(box, d, reads=False).start()
-    Upgraded(box, d)
     held = Producer(box, d, number=1, count=10, lanes=32, words=["-O", "1", "-L"])
     wait_for(lambda: len(d.rows("lanes")) == 32, "the lanes")
     Process(box, "upgrade", [program("tidegatectl"), "-s", d.admin, "upgrade"])

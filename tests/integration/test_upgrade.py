@@ -24,23 +24,16 @@ UPGRADES = 100 if FULL else 5
 
 
 class Upgraded:
-    """The process that serves now, found by what it says; ended by its own pid."""
+    """The process that serves now, found by what it says."""
 
     def __init__(self, box, daemon):
         self.box, self.daemon = box, daemon
-        box.at_end(self.end)
 
     def pid(self):
         return self.daemon.ctl("status")["status"]["pid"]
 
     def upgrade(self):
         return self.box.run(program("tidegatectl"), "-s", self.daemon.admin, "upgrade")
-
-    def end(self):
-        if self.daemon.answers():
-            pid = self.pid()
-            os.kill(pid, signal.SIGTERM)
-            wait_for(lambda: not self.daemon.answers(), "the last daemon's end", 20)
 
 
 def load(box, d, count, rate=4000, **options):
@@ -354,7 +347,6 @@ def test_daemon_that_is_told_to_stop_does_not_hand_over(box, daemon):
     """A SIGTERM during an upgrade stops the new daemon, too."""
     sink = Sink(box, options=["--ack-delay", "2000"]).start()  # so that the upgrade waits for an answer
     d = daemon(pool([sink]))
-    Upgraded(box, d)
     producer = Producer(box, d, number=1, count=100, batch=8)
     wait_for(lambda: sum(link["outstanding"] for link in d.rows("links")) == 100, "all of them on their way")
     os.kill(d.process.pid, signal.SIGUSR2)
