@@ -108,7 +108,7 @@ append(struct out *out, struct model *model)
 	case 2:
 		out_body(out, bytes, len);
 		break;
-	default:
+	default: {
 		/* More than is needed in the end, as framing asks for. */
 		uint32_t more = len > 0 && roll(2) ? roll(OUT_BLOCK) : 0;
 		uint8_t *space = out_space(out, len + more);
@@ -118,6 +118,7 @@ append(struct out *out, struct model *model)
 		if (more > 0)
 			out_trim(out, more);
 		break;
+	}
 	}
 	model_append(model, bytes, len);
 }
