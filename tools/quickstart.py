@@ -221,7 +221,7 @@ class Demo:
     @staticmethod
     def find(build, name):
         for path in [build / "daemon" / name, *sorted((build / "tools").rglob(name))]:
-            if path.is_file() and ".libs" not in path.parts:
+            if path.is_file() and os.access(path, os.X_OK) and ".libs" not in path.parts:
                 return path
         raise Failure(f"{name} was not built in {build}")
 

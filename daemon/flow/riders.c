@@ -168,9 +168,6 @@ rider_has_share(const struct link *link, const struct lane *lane)
 {
 	if (lane->late >= LANE_LATE_MAX || lane->inflight >= link->window_wide)
 		return 0;
-	/* An eighth is for the others: their answers are what shows that one lane's messages are late. */
-	if (link->bound_count > 1 && lane_waited_for(lane) >= link->window - link->window / 8)
-		return 0;
 	/* Without late messages answers come as fast as the broker works: there is nothing to keep for others. */
 	if (link->late == 0 || link_waited_for(link) < link->window / 2 || lane_waited_for(lane) == 0)
 		return 1;

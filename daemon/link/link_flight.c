@@ -301,17 +301,6 @@ on_unsure(struct link *link, const struct driver_event *event)
 }
 
 static void
-on_mute(struct link *link, const struct driver_event *event)
-{
-	struct inflight *entry = outstanding(link, event->seq);
-
-	if (entry == NULL || entry->late)
-		return;
-	link_become_late(link, event->seq, entry);
-	progress(link);
-}
-
-static void
 on_again(struct link *link, const struct driver_event *event, enum link_back how)
 {
 	struct inflight *entry = outstanding(link, event->seq);
@@ -376,9 +365,6 @@ link_on_driver_event(void *owner, const struct driver_event *event)
 		break;
 	case EV_LOST:
 		on_again(link, event, LINK_BACK_FAILED);
-		break;
-	case EV_MUTE:
-		on_mute(link, event);
 		break;
 	case EV_UNSURE:
 		on_unsure(link, event);

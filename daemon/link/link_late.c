@@ -9,8 +9,7 @@
  *                newest fills half of the ring, the oldest are set aside (struct aside), and the ring goes on
  *   the window   an entry is late when one was answered that was sent LATE_ACKS times the smoothed time to an
  *                answer after it, LATE_MIN_MS at least. A late entry no longer counts against the window. It
- *                is still answered if an answer comes, and completed at its deadline. A driver that has asked the
- *                broker may know it earlier (EV_MUTE)
+ *                is still answered if an answer comes, and completed at its deadline
  *   the driver   keeps what is unanswered in its own way, for a span of messages (driver.h). At the end of that,
  *                the link drains, and connects again at once; the lanes send what was never answered anew
  *   the link     silence of the broker about one lane's messages, while it answers probes, is no reason to
@@ -18,8 +17,7 @@
  *   the message  is sent again after stall_timeout_ms, once on a connection, if the pool resends; an answer to
  *                either counts
  *   the lane     has at most a window of unanswered messages, LANE_LATE_MAX late ones, and, while the link has
- *                late ones and more than half of its window is in use, its share of the window. Beside others it never
- *                has more than seven eighths
+ *                late ones and more than half of its window is in use, its share of the window
  *
  * The smoothed time is TCP's estimator (RFC 6298: an eighth of each new sample).
  */

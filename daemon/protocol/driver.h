@@ -19,8 +19,8 @@
  *
  * Sequence numbers. The link numbers the messages it publishes on a session 0, 1, 2 … and knows
  * nothing of packet ids, delivery tags or reply subjects; the driver maps between the two. Every
- * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, EV_AGAIN, EV_LOST, EV_UNSURE
- * (EV_MUTE is none: an answer may still follow), or by the link itself when the connection fails, or when the last byte is written and the message was
+ * published seq is answered by exactly one of EV_ACK, EV_ACK_UPTO, EV_NACK, EV_AGAIN, EV_LOST, EV_UNSURE,
+ * or by the link itself when the connection fails, or when the last byte is written and the message was
  * DRIVER_PUBLISHED_NO_ACK. The driver must tolerate any input: it never asserts on the broker's
  * bytes, and an answer to a seq that is not outstanding is its own to detect (EV_FATAL or ignored,
  * as the protocol says).
@@ -102,7 +102,6 @@ enum driver_event_type {
 	EV_NACK,     /* seq: rejected; code, text */
 	EV_AGAIN,    /* seq: not taken, and certainly not kept: send it again, here or elsewhere */
 	EV_LOST, /* seq: its answer will never come, and it may have been kept: the pool's on_failure decides */
-	EV_MUTE, /* seq: as far as the broker knows its answer will never come: it leaves the window, and is waited for */
 	EV_UNSURE,    /* seq: the broker has it and cannot promise to keep it: TG_UNKNOWN, not sent again; code,
 	               * reference */
 	EV_BLOCKED,   /* the broker asks for silence: unwritable, alive; text */

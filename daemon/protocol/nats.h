@@ -109,6 +109,7 @@ struct nats_session {
 	uint64_t next;   /* one more than the last framed seq */
 	uint64_t outstanding;
 	struct nats_pending *pending; /* by seq & mask */
+	uint32_t window;
 	uint32_t mask;
 	uint64_t max_payload; /* headers and body together */
 	uint64_t seed;        /* of the hashes */

@@ -13,7 +13,7 @@
  *
  * The server says nothing about a subject that no stream takes and others listen to: it has handed the message
  * on. So JetStream is asked about unanswered messages after a silence, too. If no stream takes the subject as
- * far as it knows, the answer will never come (EV_MUTE); a mapping of subjects or another domain's stream may
+ * far as it knows, the answer will never come (EV_LOST); a mapping of subjects or another domain's stream may
  * have taken it all the same. Any other result of such a question means nothing: a stream may be slow.
  *
  * Others may listen on a subject too and answer to its reply subject. A second answer is dropped. Of one that is no
@@ -384,7 +384,7 @@ no_stream(struct nats_session *nats, uint64_t seq, struct out *out)
 
 /*
  * The question is answered. none: no stream takes the subject, or the user may not ask. Messages that were in
- * doubt at the time of the question are rejected; unanswered ones hold up no others any more.
+ * doubt at the time of the question are rejected; unanswered ones are not waited for any more.
  */
 static int
 asked(struct nats_session *nats, struct nats_subject *subject, int none, struct out *out)
@@ -403,7 +403,7 @@ asked(struct nats_session *nats, struct nats_subject *subject, int none, struct 
 			if (none && hash == subject->hash && (word & NATS_ASKED) != 0)
 				nack_odd(nats, seq);
 			else if (none && hash == subject->hash && seq < silent && (word & NATS_DENIED) == 0)
-				driver_emit(&nats->base, EV_MUTE, seq); /* it waits on */
+				give_back(nats, seq, EV_LOST);
 			else if (hash == subject->hash)
 				*word_of(nats, seq) &= ~NATS_ASKED;
 		} else if (hash != subject->hash) {

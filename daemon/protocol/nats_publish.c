@@ -288,8 +288,8 @@ nats_publish(struct session *session, uint64_t seq, const struct message *messag
 	struct nats_session *nats = nats_session(session);
 	struct frame frame = { .token = nats->first_token + seq };
 
-	/* The window is the link's, which knows what no longer counts in it. */
-	if (nats->state != NATS_UP || nats->next - nats->oldest > nats->mask)
+	if (nats->state != NATS_UP || nats->outstanding >= nats->window ||
+	    nats->next - nats->oldest > nats->mask)
 		return DRIVER_FULL;
 	/* The earlier frames are in order. */
 	uint64_t hash = nats_hash(nats, message->topic, message->topic_len);

@@ -29,6 +29,7 @@ nats_open(struct session *session)
 	nats->msg_id = settings->jetstream && settings->msg_id;
 	nats->state = NATS_WAIT_INFO;
 	nats->max_payload = UINT64_MAX;
+	nats->window = session->params->window > 0 ? session->params->window : 1;
 	struct siphash words = session_words(session, 0), more = session_words(session, 1);
 	inbox_make(nats->inbox, words.word[0]);
 	nats->seed = words.word[1] | 1;
@@ -36,7 +37,7 @@ nats_open(struct session *session)
 	nats->question = more.word[1];
 	/* Sixteen windows, of 16 bytes a message: answers that come out of order, or never, leave holes that the next
 	 * ones need not wait for. */
-	uint64_t room = session->params->window * (nats->jetstream ? UINT64_C(16) : UINT64_C(1));
+	uint64_t room = nats->window * (nats->jetstream ? UINT64_C(16) : UINT64_C(1));
 	uint32_t capacity = window_power_of_two(room > 1024 ? room : 1024);
 	nats->mask = capacity - 1;
 	nats->pending = calloc(capacity, sizeof(*nats->pending));

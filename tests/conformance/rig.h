@@ -6,7 +6,7 @@
  * of acknowledgements are spelled out one by one.
  *
  *   up | alive | blocked "…" | unblocked | leaving | tls | window N | max-body N | keepalive N |
- *   endpoint "…" | ack SEQ delivered|sent [reference=N] | nack SEQ CODE "…" | again SEQ | lost SEQ | mute SEQ |
+ *   endpoint "…" | ack SEQ delivered|sent [reference=N] | nack SEQ CODE "…" | again SEQ | lost SEQ |
  *   unsure SEQ CODE reference=N |
  *   fatal protocol|refused|closed|unusable|settings|again|answered|message CODE "…" | unheard ["…"]
  */

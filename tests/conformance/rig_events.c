@@ -142,7 +142,7 @@ digest_event(struct rig *rig, const struct driver_event *event)
 	if (event->type == EV_UNSURE)
 		what[3] = event->reference;
 	if (event->type == EV_NACK || event->type == EV_AGAIN || event->type == EV_LOST ||
-	    event->type == EV_MUTE || event->type == EV_UNSURE)
+	    event->type == EV_UNSURE)
 		what[1] += rig->base;
 	rig_digest_add(&rig->said, what, sizeof(what));
 	rig_digest_add(&rig->said, event->text, event->text_len);
@@ -205,11 +205,6 @@ rig_on_event(void *owner, const struct driver_event *event)
 	case EV_LOST:
 		one_answer(rig, event);
 		rig_say(rig, "lost %lu", seq);
-		return;
-	case EV_MUTE:
-		if (event->seq >= rig->next || !rig->waits[event->seq])
-			rig_broken(rig, "seq %lu is mute, and waits for nothing", event->seq);
-		rig_say(rig, "mute %lu", seq);
 		return;
 	case EV_UNSURE:
 		one_answer(rig, event);

@@ -451,10 +451,18 @@ class Daemon:
         if self.process is None or (self.process.alive() and "event=upgraded" not in self.process.text()):
             return
         wait_for(lambda: not self.process.alive(), "the end of the daemon that was replaced", 20)
-        if not self.answers():
-            return
-        os.kill(self.ctl("status")["status"]["pid"], signal.SIGTERM)
-        wait_for(lambda: not self.answers(), "the last daemon's end", 20)
+        told = set()
+
+        def has_ended():
+            if not self.answers():
+                return True
+            status = self.box.run(program("tidegatectl"), "-s", self.admin, "--json", "status")
+            if status.returncode == 0 and (pid := json.loads(status.stdout)["status"]["pid"]) not in told:
+                told.add(pid)
+                os.kill(pid, signal.SIGTERM)
+            return False
+
+        wait_for(has_ended, "the last daemon's end", 20)
 
     def start(self, ready=True, **options):
         self.launch(**options)

@@ -285,9 +285,7 @@ unanswered_messages_leave_the_window(unsigned brokers, uint32_t count)
 	assert_between(0, outstanding, count / 2 + 50);
 	stop_producers(&sim);
 	sim_settle(&sim, SIM_S(60));
-	/* Those beyond a window were never sent. */
-	assert_int_equal(silent->done.outcome[TG_UNKNOWN] + silent->done.outcome[TG_EXPIRED], count);
-	assert_true(silent->done.outcome[TG_UNKNOWN] > count / 2);
+	assert_int_equal(silent->done.outcome[TG_UNKNOWN], count);
 	for (unsigned i = 0; i < GOOD; i++)
 		check_unhurt(sim.producers[i]);
 	assert_int_equal(sim.failed, 0);
@@ -303,7 +301,6 @@ unanswered_message_leaves_the_window(void **state)
 static void
 unanswered_messages_by_the_hundred_leave_the_window(void **state)
 {
-	unanswered_messages_leave_the_window(1, 1200);
 	unanswered_messages_leave_the_window(1, 400);
 	unanswered_messages_leave_the_window(2, 400);
 }
