@@ -66,7 +66,7 @@ on_completion(struct producer *p, const struct completion *c)
 		break;
 	case TG_REJECTED:
 		if (!e->nacked && !e->refused && e->closed_over < 2)
-			fail_entry(p, e, "rejected, and nobody has");
+			fail_entry(p, e, "rejected, and neither a broker nor the driver has");
 		if (!e->nacked && e->closed_over == 0 && e->given != 0)
 			fail_entry(p, e, "rejected by the driver, and a socket got it before");
 		break;
@@ -83,8 +83,9 @@ on_completion(struct producer *p, const struct completion *c)
 		break;
 	case TG_CANCELLED:
 		if (e->given != 0 || !e->cancelled)
-			fail_entry(
-			    p, e, e->given != 0 ? "cancelled, and a socket got it" : "nobody cancelled it");
+			fail_entry(p, e,
+			    e->given != 0 ? "cancelled, and a socket got it"
+					  : "its producer did not cancel it");
 		break;
 	default:
 		fail_entry(p, e, "no such outcome");
